@@ -1,0 +1,44 @@
+# Every target installs what it needs into .venv by itself. Another interpreter: make PYTHON=python3.12 test
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+# The editable install is repeated only when the project's metadata or the pinned versions change.
+# pip >= 21.3: the first that installs a pyproject.toml project in editable mode.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "error: '$(PYTHON)' is not Python >= 3.10: name one that is, as in make PYTHON=python3.12 demo" >&2; exit 1; }
+	@echo "Installing into .venv: some minutes the first time, torch is large."
+	$(PYTHON) -m venv .venv
+	$(PIP) install 'pip>=21.3'
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.installed ## train a small pair on the bundled digits, print its table, fill runs/demo/
+	$(BIN)/feature-gan-kd train --output-dir runs/demo --resume
+
+test: .venv/.installed ## run the tests
+	$(BIN)/pytest
+
+test-slow: .venv/.installed ## run the long tests that `make test` leaves out
+	$(BIN)/pytest -m slow
+
+check: .venv/.installed ## lint, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/.installed ## mend formatting and what the linter can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove caches and build leftovers; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -path ./runs -prune -o -type d -name __pycache__ -exec rm -rf {} +

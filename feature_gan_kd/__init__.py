@@ -1,0 +1,26 @@
+"""Online adversarial knowledge distillation of feature maps for timm models and any torch module."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.topology import Edge
+
+if TYPE_CHECKING:
+    from feature_gan_kd.distiller import OnlineAdversarialDistiller
+    from feature_gan_kd.loop import History
+
+__version__ = "0.1.0"
+__all__ = ["DistillConfig", "Edge", "History", "OnlineAdversarialDistiller", "UserError", "__version__"]
+
+# torch and timm load with the first use of these: `--help` and bad options must answer at once.
+_LAZY = {"OnlineAdversarialDistiller": "feature_gan_kd.distiller", "History": "feature_gan_kd.loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

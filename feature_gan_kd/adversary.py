@@ -1,0 +1,191 @@
+"""Discriminators and transfer layers, built from the shapes of two feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.topology import Edge
+
+MapShape = tuple[int, int, int]
+"""Channels, height, width of a feature map."""
+
+
+class Discriminator(nn.Module):
+    """Conv - BatchNorm - LeakyReLU - Conv - Sigmoid: one answer in (0, 1) per image (paper, section 3).
+
+    Kernel, stride and width are ours, the paper does not state them: the first convolution looks at 3x3
+    patches with stride 2 (1x1 where the map is that small) and narrows to at most `width` channels, so that the
+    cost stays small beside the networks; the second covers what is left of the grid.
+
+    Args:
+        shape: (channels, height, width) of the maps it judges.
+        width: channels between the two convolutions, at most.
+    """
+
+    def __init__(self, shape: MapShape, width: int = 128) -> None:
+        super().__init__()
+        channels, height, grid_width = shape
+        hidden = min(channels, width)
+        small = min(height, grid_width) < 2
+        self.shape = shape
+        self.conv1 = (
+            nn.Conv2d(channels, hidden, kernel_size=1, bias=False)
+            if small
+            else nn.Conv2d(channels, hidden, kernel_size=3, stride=2, padding=1, bias=False)
+        )
+        self.norm = BatchStatisticsNorm(hidden)
+        rest = (height, grid_width) if small else ((height + 1) // 2, (grid_width + 1) // 2)
+        self.conv2 = nn.Conv2d(hidden, 1, kernel_size=rest)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Answers (batch,) in (0, 1), float32 or wider, for maps (batch, channels, height, width)."""
+        hidden = F.leaky_relu(self.norm(self.conv1(feature_map)), 0.2)
+        answer = self.conv2(hidden).flatten(1).mean(1)
+        return torch.sigmoid(answer.to(torch.promote_types(answer.dtype, torch.float32)))
+
+
+class BatchStatisticsNorm(nn.Module):
+    """Batch normalisation by the statistics of the whole batch, those of all processes together.
+
+    A discriminator is only ever asked in training, so there are no running averages: asking it changes nothing
+    in it. `nn.BatchNorm2d` would see each process's share alone and `nn.SyncBatchNorm` does not run on CPU.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised (batch, channels, height, width), of the same shape."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = wide.new_full((1,), x.numel() / x.shape[1])
+        sums = all_reduce(torch.cat([count, wide.sum((0, 2, 3))]))
+        mean = (sums[1:] / sums[0]).view(1, -1, 1, 1)
+        centred = wide - mean
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / sums[0]
+        scale = self.weight / torch.sqrt(variance + self.eps)
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+
+
+def build_links(
+    edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]], seed: int, *, adversarial: bool
+) -> list[Link]:
+    """One link per edge and tap.
+
+    Args:
+        edges: who teaches whom.
+        shapes: per network the shapes of its maps; peers are matched tap by tap.
+        seed: of their first weights.
+        adversarial: with discriminators.
+
+    Raises:
+        UserError: where source and learner have different numbers of taps.
+    """
+    links = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for edge in edges:
+            learner, source = shapes[edge.learner], shapes[edge.source]
+            if len(learner) != len(source):
+                raise UserError(
+                    f"feature_layers: network {edge.learner} has {len(learner)} tapped layers and its source "
+                    f"{edge.source} has {len(source)}: name as many for both"
+                )
+            for tap, (own, other) in enumerate(zip(learner, source, strict=True)):
+                links.append(Link(edge, tap, own, other, Discriminator if adversarial else None))
+    return links
+
+
+def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
+    """The learner's transfer layer T_k: identity where the channels match, else 1x1 convolution and norm.
+
+    The paper has it only where the maps differ in channels (section 3.2). It belongs to the learner and brings
+    its map into the source's space; the source's map is never changed by a learnable layer (ours).
+    """
+    if learner[0] == source[0]:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(learner[0], source[0], kernel_size=1, bias=False), BatchStatisticsNorm(source[0]))
+
+
+class Link(nn.Module):
+    """One source's map as a lesson for one learner: the transfer layer and the discriminator of an edge.
+
+    Args:
+        edge: who teaches whom.
+        tap: position of the tap in both networks.
+        learner: shape of the learner's map.
+        source: shape of the source's map.
+        discriminator: makes the discriminator for maps of a shape; None makes none (direct alignment).
+    """
+
+    def __init__(
+        self,
+        edge: Edge,
+        tap: int,
+        learner: MapShape,
+        source: MapShape,
+        discriminator: Callable[[MapShape], nn.Module] | None = Discriminator,
+    ) -> None:
+        super().__init__()
+        self.edge = edge
+        self.tap = tap
+        self.learner_shape = learner
+        self.source_shape = source
+        # Different grids meet at the smaller one (ours).
+        self.grid = (min(learner[1], source[1]), min(learner[2], source[2]))
+        self.transfer = build_transfer(learner, source)
+        self.discriminator = None if discriminator is None else discriminator((source[0], *self.grid))
+
+    def maps(self, learner_map: Tensor, source_map: Tensor) -> tuple[Tensor, Tensor]:
+        """The learner's map brought into the source's space, and the source's, on one grid.
+
+        Args:
+            learner_map: (batch, channels, height, width) of the learner; gradient flows.
+            source_map: the same of the source; detached.
+
+        Returns:
+            Fake and real map, both (batch, source's channels, *grid).
+
+        Raises:
+            UserError: where a map has other channels or a smaller grid than the wiring was built for.
+        """
+        _check_shape(learner_map, self.learner_shape, self.edge.learner)
+        _check_shape(source_map, self.source_shape, self.edge.source)
+        return self.transfer(pool_to(learner_map, self.grid)), pool_to(source_map.detach(), self.grid)
+
+
+def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
+    """The learner's transfer layer T_k: identity where the channels match, else 1x1 convolution and norm.
+
+    The paper has it only where the maps differ in channels (section 3). It belongs to the learner and brings its
+    map into the source's space; the source's map is never changed by a learnable layer (ours).
+    """
+    if learner[0] == source[0]:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(learner[0], source[0], kernel_size=1, bias=False), BatchStatisticsNorm(source[0]))
+
+
+def pool_to(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The map average-pooled to `grid`; unchanged where it has that grid already."""
+    if tuple(feature_map.shape[-2:]) == grid:
+        return feature_map
+    return F.adaptive_avg_pool2d(feature_map, grid)
+
+
+def _check_shape(feature_map: Tensor, expected: MapShape, network: int) -> None:
+    channels, height, width = feature_map.shape[1:]
+    if channels != expected[0] or height < expected[1] or width < expected[2]:
+        raise UserError(
+            f"network {network}: its feature map is {channels}x{height}x{width}, the wiring was built for "
+            f"{'x'.join(map(str, expected))}: give the size of the images as image_size"
+        )

@@ -1,0 +1,141 @@
+"""What happens beside the training: the progress line, the metrics file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from tqdm import tqdm
+
+Record = dict[str, Any]
+
+
+class Callback(Protocol):
+    """Hears of a run's events; only the main process calls it."""
+
+    def on_start(self, step: int, total: int) -> None:
+        """The run begins, or goes on, at update `step` of `total`."""
+
+    def on_step(self, step: int) -> None:
+        """Update number `step` (from 1) is done. No metrics: they stay on the device."""
+
+    def on_metrics(self, record: Record) -> None:
+        """Means of the metrics since the last record, rates and speed."""
+
+    def on_epoch(self, record: Record) -> None:
+        """An epoch is done and evaluated."""
+
+    def on_end(self) -> None:
+        """The run is over or interrupted."""
+
+
+class ProgressLine:
+    """One live line on a terminal; a plain line per epoch elsewhere.
+
+    Args:
+        stream: where to write.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.bar: tqdm[Any] | None = None
+
+    def on_start(self, step: int, total: int) -> None:
+        """Opens the line."""
+        if self.live:
+            self.bar = tqdm(total=total, initial=step, file=self.stream, unit="step", dynamic_ncols=True)
+
+    def on_step(self, step: int) -> None:
+        """Moves the line on."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_metrics(self, record: Record) -> None:
+        """Shows speed, losses and the discriminators' answers."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(_short(record), refresh=False)
+
+    def on_epoch(self, record: Record) -> None:
+        """Prints the epoch's line."""
+        accuracy = "  ".join(f"{value:.2f}" for value in record["accuracy"])
+        line = (
+            f"epoch {record['epoch']}/{record['epochs']}  top-1 % {accuracy}  ensemble {record['ensemble']:.2f}  "
+            f"{_short(record)}  left {_clock(record['seconds_left'])}"
+        )
+        if self.bar is not None:
+            self.bar.write(line, file=self.stream)
+        else:
+            print(line, file=self.stream, flush=True)
+
+    def on_end(self) -> None:
+        """Closes the line."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class JsonLines:
+    """Writes every record as one line of JSON.
+
+    Args:
+        path: of the file; lines are added at its end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_start(self, step: int, total: int) -> None:
+        """Drops what an interrupted run wrote after the checkpoint at `step`."""
+        if self.path.exists():
+            kept = [line for line in read_records(self.path) if line["step"] <= step]
+            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def on_step(self, step: int) -> None:
+        """Nothing: metrics come with `on_metrics`."""
+
+    def on_metrics(self, record: Record) -> None:
+        """Writes a step's record."""
+        self._write({"event": "step", **record})
+
+    def on_epoch(self, record: Record) -> None:
+        """Writes an epoch's record."""
+        self._write({"event": "epoch", **record})
+
+    def on_end(self) -> None:
+        """Nothing: every line is on its way to the disk."""
+
+    def _write(self, record: Record) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a metrics file; a last line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def _short(record: Record) -> str:
+    words = [f"{record['images_per_second']:.0f} img/s"]
+    for name, label in (("cross_entropy", "CE"), ("logit", "KL"), ("adversarial", "G"), ("discriminator", "D")):
+        values = [value for key, value in record["metrics"].items() if key.split("/")[0] == name]
+        if values:
+            words.append(f"{label} " + "/".join(f"{value:.2f}" for value in values))
+    for name in ("real", "fake"):
+        values = [value for key, value in record["metrics"].items() if key.split("/")[0] == name]
+        if values:
+            words.append(f"{name} " + "/".join(f"{value:.2f}" for value in values))
+    return "  ".join(words)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,206 @@
+"""Checkpoints on disk: atomic, verified before anything is loaded, safetensors and JSON only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from feature_gan_kd.errors import UserError
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_META = "state.json"
+
+
+@dataclass
+class Checkpoint:
+    """A state in two halves.
+
+    Attributes:
+        tensors: per component (`network-0`, `optimizer-logit`, ...) its tensors by name, on CPU.
+        meta: everything else, as JSON values.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    meta: dict[str, Any]
+
+
+def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> None:
+    """Writes a checkpoint that is either wholly there or not at all.
+
+    Everything goes into a temporary folder beside `folder` and to the disk, the manifest with a hash per file
+    last; then the folder takes its name.
+
+    Args:
+        checkpoint: what to write.
+        folder: its final place; replaced where it exists.
+        signature: what a reader must agree with (networks, their order, shapes).
+
+    Raises:
+        UserError: where the disk cannot hold it; nothing else is touched then.
+    """
+    temporary = folder.with_name(f".{folder.name}.writing")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, tensors in checkpoint.tensors.items():
+            # save_file refuses views and shared storage: write own, contiguous copies.
+            own = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+            save_file(own, temporary / f"{name}.safetensors")
+        (temporary / _META).write_text(json.dumps(checkpoint.meta))
+        files = sorted(path for path in temporary.iterdir())
+        for path in files:
+            _to_disk(path)
+        manifest = {
+            "format": FORMAT,
+            "signature": signature,
+            "files": {path.name: _hash(path) for path in files},
+        }
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _to_disk(temporary / _MANIFEST)
+        _replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{folder}: the checkpoint could not be written ({error}); those before it are unharmed"
+        ) from None
+
+
+def load(folder: Path, signature: Mapping[str, Any]) -> Checkpoint:
+    """Reads a checkpoint after checking all of it: format, files, hashes and signature.
+
+    Raises:
+        UserError: in one line, for anything that is not as it was written or belongs to other networks.
+    """
+    manifest = _read_json(folder / _MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise UserError(f"{folder / _MANIFEST}: is no manifest of a checkpoint: use another checkpoint")
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{folder}: its format is {manifest.get('format')!r}, this version reads {FORMAT}: upgrade")
+    _check_signature(folder, manifest.get("signature"), signature)
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file() or path.is_symlink():
+            raise UserError(f"{path}: is missing from the checkpoint: use an earlier one")
+        if _hash(path) != expected:
+            raise UserError(f"{path}: differs from what was written (its hash is wrong): use an earlier checkpoint")
+    meta = _read_json(folder / _META)
+    tensors = {}
+    for name in manifest["files"]:
+        if name.endswith(".safetensors"):
+            try:
+                tensors[name.removesuffix(".safetensors")] = load_file(folder / name)
+            except SafetensorError as error:
+                raise UserError(f"{folder / name}: is no safetensors file ({error}): use an earlier one") from None
+    return Checkpoint(tensors, meta)
+
+
+def newest(parent: Path) -> list[Path]:
+    """The finished checkpoints `step-N` in a folder, newest first."""
+    found = [path for path in parent.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and what broken writes left behind."""
+    for path in newest(parent)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in parent.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimiser's state as tensors by name (`position.key`) and its groups' settings as JSON values."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{position}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for position, values in state["state"].items()
+        for key, value in values.items()
+        if value is not None
+    }
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
+    return tensors, groups
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """The inverse of `optimizer_state`, for an optimiser of the same parameters in the same order."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        position, key = name.split(".", 1)
+        parameter = parameters[int(position)]
+        if value.shape == parameter.shape:
+            # In the parameter's memory order: fused optimisers go by memory and do not look at strides.
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        state.setdefault(int(position), {})[key] = value
+    own = optimizer.state_dict()["param_groups"]
+    merged = [{**mine, **saved, "params": mine["params"]} for mine, saved in zip(own, groups, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": merged})
+
+
+def _check_signature(folder: Path, saved: Any, expected: Mapping[str, Any]) -> None:
+    expected = json.loads(json.dumps(expected))
+    if saved == expected:
+        return
+    saved = saved if isinstance(saved, dict) else {}
+    for key, value in expected.items():
+        if saved.get(key) != value:
+            raise UserError(
+                f"{folder}: was written for {key} {_short(saved.get(key))}, this run has {_short(value)}: "
+                "resume with the networks and settings it was started with"
+            )
+    raise UserError(f"{folder}: was written by other networks: resume with those it was started with")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}): use an earlier checkpoint") from None
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    _to_disk(temporary)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.rename(folder)
+    _to_disk(folder.parent)

@@ -1,0 +1,326 @@
+"""Every setting of a run: one frozen, validated dataclass, from which the command line's options are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from feature_gan_kd.errors import UserError, closest
+
+MethodName = Literal["afd", "logit", "dml", "vanilla", "feature", "l1", "l1-only", "l2", "l2-only", "zero-gradient"]
+RecipeName = Literal["auto", "paper", "finetune"]
+Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
+
+# The steps of the paper's CIFAR-100 run, for which its learning rates are stated: 300 epochs of 50,000 images
+# in batches of 128.
+PAPER_STEPS = 300 * math.ceil(50_000 / 128)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weights of the loss terms: what a method is. Cross-entropy always has weight 1.
+
+    Attributes:
+        temperature: T of the logit term (paper, section 3: T = 3).
+        logit_weight: of T^2 KL(source || learner), in the logit loss.
+        adversarial_weight: of the learner's adversarial term, in the feature loss.
+        l1_weight: of the mean absolute difference of the maps, in the feature loss.
+        l2_weight: of the mean squared difference of the maps, in the feature loss.
+        feature_update: the extractors' Adam steps even where the feature loss is zero, so that only its weight
+            decay acts: the control that the paper lacks (ours).
+    """
+
+    temperature: float = 3.0
+    logit_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    l1_weight: float = 0.0
+    l2_weight: float = 0.0
+    feature_update: bool = False
+
+    @property
+    def has_feature_loss(self) -> bool:
+        """Whether any term compares feature maps."""
+        return self.adversarial_weight > 0 or self.l1_weight > 0 or self.l2_weight > 0
+
+    @property
+    def updates_extractors(self) -> bool:
+        """Whether the extractors have an optimiser of their own."""
+        return self.has_feature_loss or self.feature_update
+
+
+METHODS: dict[MethodName, Objective] = {
+    "afd": Objective(logit_weight=1, adversarial_weight=1),
+    "logit": Objective(logit_weight=1),
+    "dml": Objective(logit_weight=1, temperature=1),
+    "vanilla": Objective(),
+    "feature": Objective(adversarial_weight=1),
+    "l1": Objective(logit_weight=1, l1_weight=1),
+    "l1-only": Objective(l1_weight=1),
+    "l2": Objective(logit_weight=1, l2_weight=1),
+    "l2-only": Objective(l2_weight=1),
+    "zero-gradient": Objective(logit_weight=1, feature_update=True),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimisers and schedules; times are fractions of the run. The defaults are the paper's (section 4)."""
+
+    optimizer: str = "momentum"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    scheduler: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    warmup: float = 0.0
+    adversarial_optimizer: Literal["adam", "adamw"] = "adam"
+    adversarial_lr: float = 2e-5
+    adversarial_weight_decay: float = 0.1
+    adversarial_milestones: tuple[float, ...] = (0.25, 0.5)
+    discriminator_lr: float = 2e-5
+    discriminator_weight_decay: float = 0.1
+
+
+RECIPES: dict[RecipeName, Recipe] = {
+    "paper": Recipe(),
+    # Ours: pretrained weights are kept close, so no coupled decay pulls them to zero and the steps are small.
+    "finetune": Recipe(lr=0.01, scheduler="cosine", warmup=0.05, adversarial_weight_decay=0.0),
+}
+
+
+def _bounded(
+    default: Any, *, at_least: float | None = None, above: float | None = None, at_most: float | None = None
+) -> Any:
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
+    return field(default=default, metadata={key: bound for key, bound in bounds.items() if bound is not None})
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Every setting of a run. `None` means: as the method or the recipe has it.
+
+    Raises:
+        UserError: at construction, for a value of the wrong type or outside its bounds.
+    """
+
+    method: MethodName = "afd"
+    """Which loss terms act: afd (logits and adversarial maps, the paper), logit (KL, T = 3), dml (KL, T = 1),
+    vanilla (each alone), feature (adversarial only), l1/l2 (direct alignment, with KL), l1-only/l2-only,
+    zero-gradient (KL, and the adversarial Adam with its decay but no gradient)."""
+    temperature: float | None = _bounded(None, above=0)
+    """T of the logit term [method's: 3, dml 1]."""
+    logit_weight: float | None = _bounded(None, at_least=0)
+    """Weight of the logit term [method's]."""
+    adversarial_weight: float | None = _bounded(None, at_least=0)
+    """Weight of the adversarial term [method's]."""
+    l1_weight: float | None = _bounded(None, at_least=0)
+    """Weight of the L1 difference of the maps [method's]."""
+    l2_weight: float | None = _bounded(None, at_least=0)
+    """Weight of the L2 difference of the maps [method's]."""
+
+    epochs: int = _bounded(300, at_least=1)
+    """Passes over the training images."""
+    batch_size: int = _bounded(128, at_least=2)
+    """Images in one update, over all processes and accumulation steps together."""
+    accumulation_steps: int = _bounded(1, at_least=1)
+    """Parts that a process divides its share of a batch into, to fit memory."""
+    seed: int = _bounded(0, at_least=0, at_most=2**31 - 1)
+    """Seed of the weights, the order of the images, their augmentation and dropout."""
+
+    recipe: RecipeName = "auto"
+    """Defaults of the settings below: paper (from scratch), finetune (pretrained), auto (by --pretrained)."""
+    optimizer: str | None = None
+    """timm's name of the optimiser of the logit loss [paper: momentum, i.e. SGD with momentum 0.9]."""
+    lr: float | None = _bounded(None, above=0)
+    """Its learning rate [paper 0.1, finetune 0.01]."""
+    momentum: float | None = _bounded(None, at_least=0, at_most=1)
+    """Its momentum [0.9]."""
+    weight_decay: float | None = _bounded(None, at_least=0)
+    """Its weight decay, on every parameter [1e-4]."""
+    scheduler: Literal["multistep", "cosine"] | None = None
+    """Its schedule [paper multistep, finetune cosine]."""
+    milestones: tuple[float, ...] | None = _bounded(None, above=0, at_most=1)
+    """Fractions of the run at which multistep multiplies the rate by 0.1 [0.5 0.75]."""
+    warmup: float | None = _bounded(None, at_least=0, at_most=0.9)
+    """Fraction of the run over which the rate rises from zero [paper 0, finetune 0.05]."""
+    adversarial_optimizer: Literal["adam", "adamw"] | None = None
+    """Optimiser of extractors and discriminators; adam couples the decay (L2), adamw decouples it [adam]."""
+    adversarial_lr: float | None = _bounded(None, above=0)
+    """Learning rate of the extractors' adversarial optimiser [2e-5]."""
+    adversarial_weight_decay: float | None = _bounded(None, at_least=0)
+    """Its weight decay [paper 0.1, finetune 0]."""
+    adversarial_milestones: tuple[float, ...] | None = _bounded(None, above=0, at_most=1)
+    """Fractions of the run at which both adversarial rates are multiplied by 0.1 [0.25 0.5]."""
+    discriminator_lr: float | None = _bounded(None, above=0)
+    """Learning rate of the discriminators [2e-5]."""
+    discriminator_weight_decay: float | None = _bounded(None, at_least=0)
+    """Weight decay of the discriminators [0.1]."""
+    scale_adversarial_lr: bool = False
+    """Multiply both adversarial rates by 117,300 / steps of this run: Adam moves a weight by at most its rate a
+    step, so a run shorter than the paper's has hardly an adversarial term without it."""
+    clip_grad: float | None = _bounded(None, above=0)
+    """Largest norm of a network's logit gradient [no clipping]."""
+
+    image_size: int | None = _bounded(None, at_least=8)
+    """Side of the square images in pixels [the networks' own]."""
+    augmentation: Augmentation = "auto"
+    """Training augmentation [auto: crop-flip up to 96 pixels (padding 1/8 of the side), above it resized-crop with
+    flip; crop for the bundled digits, which flipping would change]."""
+    image_column: str | None = None
+    """Column of the images [found by its type]."""
+    label_column: str | None = None
+    """Column of the labels [found by its type]."""
+    train_split: str | None = None
+    """Split to train on [train]."""
+    eval_split: str | None = None
+    """Split to evaluate on [test, else validation, else a fifth of the training split]."""
+    max_train_samples: int | None = _bounded(None, at_least=2)
+    """Use only the first so many training images."""
+    max_eval_samples: int | None = _bounded(None, at_least=1)
+    """Use only the first so many evaluation images."""
+    workers: int = _bounded(0, at_least=0)
+    """Processes that decode images, where the data set is not held in memory."""
+
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Arithmetic of the forward and backward passes."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    channels_last: bool = True
+    """Keep images and convolutions in channels-last memory order."""
+    log_every: int = _bounded(50, at_least=1)
+    """Steps between two lines of metrics."""
+    checkpoint_every: int | None = _bounded(None, at_least=1)
+    """Steps between two checkpoints [one at the end of each epoch]."""
+    keep_last: int = _bounded(2, at_least=1)
+    """Checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for spec in dataclasses.fields(self):
+            value = _coerce(getattr(self, spec.name), hints[spec.name])
+            object.__setattr__(self, spec.name, value)
+            _check(spec.name, value, hints[spec.name], spec.metadata)
+        if self.accumulation_steps > self.batch_size:
+            raise UserError(
+                f"accumulation_steps: {self.accumulation_steps} parts of a batch of {self.batch_size} images: "
+                "at most one part per image"
+            )
+
+    @property
+    def objective(self) -> Objective:
+        """The method's loss weights with this config's own in their place."""
+        return _overridden(METHODS[self.method], self)
+
+    @property
+    def recipe_settings(self) -> Recipe:
+        """The recipe's settings with this config's own in their place (`auto` reads as `paper`)."""
+        return _overridden(RECIPES["paper" if self.recipe == "auto" else self.recipe], self)
+
+    def replace(self, **changes: Any) -> DistillConfig:
+        """A copy with some settings changed.
+
+        Raises:
+            UserError: for a setting that does not exist (the closest names are given) or a bad value.
+        """
+        known = [spec.name for spec in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                near = closest(name, known)
+                hint = f", the closest are {near}" if near else ""
+                raise UserError(f"config: there is no setting {name!r}{hint}")
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(self))))
+
+    def defining(self) -> dict[str, Any]:
+        """The settings that decide the weights of a run; a resumed run must have the same."""
+        return {key: value for key, value in self.to_dict().items() if key not in _RUNTIME}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: for an unknown key or a bad value.
+        """
+        return cls().replace(**values)
+
+
+# Settings that may change between the parts of one run.
+_RUNTIME = ("workers", "log_every", "checkpoint_every", "keep_last", "compile")
+
+Settings = typing.TypeVar("Settings", Objective, Recipe)
+
+
+def _overridden(base: Settings, config: DistillConfig) -> Settings:
+    own = {spec.name: getattr(config, spec.name, None) for spec in dataclasses.fields(base)}
+    return dataclasses.replace(base, **{name: value for name, value in own.items() if value is not None})
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """Lists become tuples (JSON has none) and whole numbers become floats where a float is expected."""
+    allowed = _alternatives(hint)
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(value, tuple):
+        return tuple(float(item) if type(item) is int else item for item in value)
+    return float(value) if type(value) is int and float in allowed and int not in allowed else value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Union
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(type(item) is float for item in value)
+    return type(value) is hint
+
+
+def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, float]) -> None:
+    if not any(_matches(value, one) for one in _alternatives(hint)):
+        raise UserError(f"{name}: {value!r} is not allowed, expected {_describe(hint)}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            continue
+        low, above, high = bounds.get("at_least"), bounds.get("above"), bounds.get("at_most")
+        finite = math.isfinite(number)
+        if (
+            not finite
+            or (low is not None and number < low)
+            or (above is not None and number <= above)
+            or (high is not None and number > high)
+        ):
+            raise UserError(f"{name}: {value!r} is not allowed, expected {_describe_bounds(bounds)}")
+
+
+def _describe(hint: Any) -> str:
+    words: list[str] = []
+    for one in _alternatives(hint):
+        if typing.get_origin(one) is Literal:
+            words.extend(str(choice) for choice in typing.get_args(one))
+        elif typing.get_origin(one) is tuple:
+            words.append("a list of numbers")
+        else:
+            names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+            words.append(names.get(one, "nothing (None)"))
+    return " or ".join(words)
+
+
+def _describe_bounds(bounds: Mapping[str, float]) -> str:
+    words = {"at_least": "at least", "above": "above", "at_most": "at most"}
+    return "a finite number " + " and ".join(f"{words[key]} {bound:g}" for key, bound in bounds.items())

@@ -1,0 +1,6 @@
+"""Data sets of any origin as normalised batches: order and augmentation depend on (seed, epoch, image) alone."""
+
+from feature_gan_kd.data.batches import ImageSource as ImageSource
+from feature_gan_kd.data.opening import Data as Data
+from feature_gan_kd.data.opening import open_data as open_data
+from feature_gan_kd.data.opening import open_evaluation as open_evaluation

@@ -1,0 +1,140 @@
+"""Encoded images of any kind to pixels of one size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feature_gan_kd.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Images that a thread decodes at once: handing over each small image costs as much as decoding it.
+_TASK = 100
+
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+def with_channels(image: Image, channels: int) -> Image:
+    """An image of any PIL mode as RGB (3 channels) or L (1 channel).
+
+    Alpha is dropped, as timm does; 16-bit grey values are divided by 256; of an animation the first frame counts.
+    """
+    import PIL.Image
+
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        image = PIL.Image.fromarray(grey.astype(np.uint8))
+    elif image.mode == "F":
+        image = image.convert("L")
+    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def fitted(image: Image, size: int) -> Image:
+    """The largest centred square of the image, resized (bicubic) to `size` pixels where it has another size."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    if image.size == (size, size):
+        return image
+    return PIL.ImageOps.fit(image, (size, size), method=PIL.Image.Resampling.BICUBIC)
+
+
+def as_pixels(image: Image, channels: int) -> Pixels:
+    """uint8 `(H, W, channels)` of an RGB or L image."""
+    return np.array(image).reshape(image.height, image.width, channels)
+
+
+def decode(value: Any, channels: int, where: str) -> Image:
+    """Opens one image of an undecoded `datasets` image column, as RGB or L.
+
+    Args:
+        value: `{"bytes": ..., "path": ...}` as the column holds it.
+        channels: 3 or 1, see `with_channels`.
+        where: names the image in an error.
+
+    Raises:
+        UserError: where the image is missing or cannot be decoded.
+    """
+    from datasets import Image as ImageFeature
+
+    if value is None:
+        raise UserError(f"images: {where} is missing: remove the row")
+    try:
+        return with_channels(ImageFeature().decode_example(value), channels)
+    except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"images: {where} cannot be decoded ({reason}): mend or remove it") from error
+
+
+def decode_all(
+    values: Iterable[list[Any]], names: Sequence[str], size: int, channels: int
+) -> tuple[Tensor, int]:
+    """Decodes images into one tensor.
+
+    Args:
+        values: undecoded images, in lists of any length, N in all.
+        names: N names for errors.
+        size: side in pixels, see `fitted`.
+        channels: 1 or 3.
+
+    Returns:
+        The pixels, uint8 `(N, size, size, channels)`, and how many images had another size.
+
+    Raises:
+        UserError: naming the first image that cannot be decoded.
+    """
+    pixels = np.empty((len(names), size, size, channels), dtype=np.uint8)
+
+    def fill(begin: int, part: list[Any]) -> int:
+        others = 0
+        for index, value in enumerate(part, begin):
+            image = decode(value, channels, names[index])
+            others += image.size != (size, size)
+            pixels[index] = as_pixels(fitted(image, size), channels)
+        return others
+
+    begin = resized = 0
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for part in values:  # a list at a time, so that no more than one is held beside the result
+            starts = range(0, len(part), _TASK)
+            places, tasks = [begin + at for at in starts], [part[at : at + _TASK] for at in starts]
+            resized += sum(threads.map(fill, places, tasks))
+            begin += len(part)
+    return torch.from_numpy(pixels), resized
+
+
+def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 `(N, H, W, C)`, of pixel values scaled to [0, 1].
+
+    The deviation is at least 1/255, so that a channel of one value can be normalised.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(pixels.shape[-1]):
+        counts = torch.zeros(256, dtype=torch.float64)
+        for part in pixels[..., channel].split(4096):
+            counts += torch.bincount(part.reshape(-1), minlength=256)
+        share = counts / counts.sum()
+        centre = float((share * values).sum())
+        mean.append(centre)
+        std.append(max(float((share * (values - centre) ** 2).sum()) ** 0.5, 1 / 255))
+    return tuple(mean), tuple(std)
+
+
+def fingerprint(images: Tensor, labels: Tensor) -> str:
+    """SHA-256 of the shape and the values of images and labels, as hexadecimal digits."""
+    digest = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}".encode())
+    digest.update(images.contiguous().numpy())
+    digest.update(labels.contiguous().numpy())
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""From what the user named to two sources of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.data.batches import CropFlip, ImageSource, MemoryImages, Normalisation
+from feature_gan_kd.data.draws import permutation
+from feature_gan_kd.data.images import decode_all
+from feature_gan_kd.data.loaders import LoaderBatches
+from feature_gan_kd.data.sources import Part, choose_evaluation, choose_parts
+from feature_gan_kd.data.streams import StreamedImages, TableItems, TorchItems, Views
+from feature_gan_kd.data.table import Table, read_table
+from feature_gan_kd.errors import UserError
+
+# Decoded images that are held in memory, at most, per split.
+MEMORY_LIMIT = 4 * 2**30
+# Larger images are cropped at random sizes, as is usual for ImageNet.
+SMALL = 96
+
+Labelled = Table | TorchItems | LoaderBatches
+"""What a part is after its columns are found and before its images are decoded."""
+Source = MemoryImages | StreamedImages | LoaderBatches
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and evaluation images of one run.
+
+    Attributes:
+        train: training images.
+        evaluation: evaluation images.
+        class_names: by class index, where the data have names.
+        num_classes: number of classes; None where the data do not say.
+        mean: per channel, of pixels in [0, 1]: what the images are normalised with.
+        std: likewise.
+        notes: lines that tell the user what was chosen.
+        fingerprint: of the training images and labels; of the data set's origin where they are not in memory.
+    """
+
+    train: ImageSource
+    evaluation: ImageSource
+    class_names: list[str] | None
+    num_classes: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: list[str]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How images are to come out."""
+
+    config: DistillConfig
+    views: Views
+    augment: CropFlip | None
+
+
+def open_data(
+    train_data: Any,
+    eval_data: Any,
+    config: DistillConfig,
+    *,
+    image_size: int,
+    in_chans: int,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    num_classes: int | None = None,
+) -> Data:
+    """Opens the training and the evaluation images.
+
+    Args:
+        train_data: None (the bundled digits), a hub name, a local folder (parquet, image folder, `save_to_disk`), a
+            parquet or arrow file, a `Dataset` or `DatasetDict` of `datasets`, a map-style torch `Dataset`, or a
+            torch `DataLoader`, which is used as it is.
+        eval_data: likewise; None takes the split `config.eval_split`, else test, else validation, else a fixed fifth
+            of the training split, of each class alike, which is then not trained on.
+        config: names columns and splits, the augmentation, the limits and the workers.
+        image_size: side of the square images in pixels.
+        in_chans: 3 (RGB) or 1 (grey).
+        mean: per channel, of pixels in [0, 1]; None for the training images' own.
+        std: likewise.
+        num_classes: classes of the networks; bounds the labels where the data do not say how many they have.
+
+    Raises:
+        UserError: for data, columns, splits, labels or images that cannot be used; the line says which and where.
+    """
+    if in_chans not in (1, 3):
+        raise UserError(f"in_chans: images have 1 or 3 channels, the networks take {in_chans}")
+    notes: list[str] = []
+    train_part, eval_part = choose_parts(train_data, eval_data, config)
+    form = _form(config, image_size, in_chans, flip=train_data is not None)
+    train = _labelled(train_part, form, notes, None, num_classes)
+    if eval_part is None:
+        train, evaluation = _held_out(train, notes)
+    else:
+        evaluation = _labelled(eval_part, form, notes, train, num_classes)
+    train = _limited(train, config.max_train_samples, "max_train_samples")
+    evaluation = _limited(evaluation, config.max_eval_samples, "max_eval_samples")
+    _check_training(train)
+    train_source, eval_source = _source(train, form, notes), _source(evaluation, form, notes)
+    own = train_source.statistics() if mean is None or std is None else (mean, std)
+    normalise = Normalisation(mean or own[0], std or own[1], config.channels_last)
+    train_source.normalise = eval_source.normalise = normalise
+    return Data(
+        train=train_source,
+        evaluation=eval_source,
+        class_names=train.class_names,
+        num_classes=train.num_classes,
+        mean=normalise.mean,
+        std=normalise.std,
+        notes=notes,
+        fingerprint=train_source.fingerprint(),
+    )
+
+
+def open_evaluation(
+    eval_data: Any,
+    config: DistillConfig,
+    *,
+    image_size: int,
+    in_chans: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    num_classes: int | None = None,
+) -> ImageSource:
+    """Opens images to evaluate on; see `open_data` for arguments and errors."""
+    if in_chans not in (1, 3):
+        raise UserError(f"in_chans: images have 1 or 3 channels, the networks take {in_chans}")
+    form = _form(config, image_size, in_chans, flip=False)
+    labelled = _labelled(choose_evaluation(eval_data, config), form, [], None, num_classes)
+    source = _source(_limited(labelled, config.max_eval_samples, "max_eval_samples"), form, [])
+    source.normalise = Normalisation(mean, std, config.channels_last)
+    return source
+
+
+def _form(config: DistillConfig, size: int, channels: int, *, flip: bool) -> _Form:
+    kind = config.augmentation
+    if kind == "auto":
+        kind = "resized-crop" if size > SMALL else "crop-flip" if flip else "crop"
+    augment = CropFlip(size // 8, flip=kind == "crop-flip") if kind in ("crop", "crop-flip") else None
+    return _Form(config, Views(size, channels, resized_crop=kind == "resized-crop"), augment)
+
+
+def _labelled(part: Part, form: _Form, notes: list[str], train: Labelled | None, num_classes: int | None) -> Labelled:
+    """Finds columns and classes of a part; `train` is given for an evaluation part, which shares its classes."""
+    if type(part.data).__module__.startswith("datasets."):
+        return read_table(part, form.config, notes, train if isinstance(train, Table) else None)
+    names = _declared_names(part.data)
+    known = train.num_classes if train is not None else len(names) if names else None
+    if train is not None and names and known is not None and len(names) != known:
+        raise UserError(f"labels: split {part.split!r} has {len(names)} classes, the training split {known}")
+    classes = known if known is not None else num_classes
+    if isinstance(part.data, DataLoader):
+        notes.append(f"split {part.split!r}: batches as the DataLoader gives them; batch_size is not used")
+        return LoaderBatches(part.data, form.views.channels, names, classes, part.split)
+    if len(part.data) == 0:
+        raise UserError(f"data: split {part.split!r} is empty")
+    notes.append(f"split {part.split!r}: {len(part.data)} images of a torch {type(part.data).__name__}")
+    return TorchItems(part.data, form.views, names, classes, part.split, torch.arange(len(part.data)))
+
+
+def _declared_names(data: Any) -> list[str] | None:
+    """The class names that a torch data set carries, as torchvision's do, or the one that it wraps."""
+    while not hasattr(data, "classes") and hasattr(data, "dataset"):
+        data = data.dataset
+    names = getattr(data, "classes", None)
+    return [str(name) for name in names] if names else None
+
+
+def _held_out(train: Labelled, notes: list[str]) -> tuple[Labelled, Labelled]:
+    """A fixed fifth of the training images for evaluation, of each class alike where the labels are known."""
+    if isinstance(train, LoaderBatches):
+        raise UserError("eval_data: a DataLoader has no other split: give images to evaluate on")
+    order = permutation(len(train), 0, 0)
+    classes = train.labels[order] if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64)
+    chosen = [group[: (len(group) + 2) // 5] for group in (order[classes == k] for k in classes.unique())]
+    held = torch.cat(chosen).sort().values
+    kept = torch.ones(len(train), dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
+    if len(held) == 0:
+        raise UserError(f"data: split {train.split!r} has {len(train)} images, too few to hold out a fifth")
+    notes.append(f"no split to evaluate on: {len(held)} of the {len(train)} images of {train.split!r} are held out")
+    return train.select(kept), train.select(held)
+
+
+def _limited(part: Labelled, limit: int | None, option: str) -> Labelled:
+    if limit is None or limit >= len(part):
+        return part
+    if isinstance(part, LoaderBatches):
+        raise UserError(f"{option}: a DataLoader is used as it is: limit its data set instead")
+    return part.select(torch.arange(limit))
+
+
+def _check_training(train: Labelled) -> None:
+    if len(train) < 2:
+        raise UserError(f"data: split {train.split!r} has 1 image to train on, at least 2 are needed")
+    if isinstance(train, Table) and len(train.labels.unique()) == 1:
+        only = int(train.labels[0])
+        raise UserError(
+            f"labels: all {len(train)} images to train on are of class {only}, at least 2 classes are needed"
+        )
+
+
+def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:
+    if isinstance(part, LoaderBatches):
+        return part
+    views, workers = form.views, form.config.workers
+    if isinstance(part, TorchItems):
+        return StreamedImages(part, views, form.augment if part.holds_pictures() else None, workers)
+    if views.resized_crop or len(part) * views.size**2 * views.channels > MEMORY_LIMIT:
+        notes.append(f"split {part.split!r}: decoded as it is read, in {workers} worker processes")
+        return StreamedImages(TableItems(part, views), views, form.augment, workers)
+    names = [part.where(row) for row in range(len(part))]
+    pixels, resized = decode_all(part.undecoded(), names, views.size, views.channels)
+    if resized:
+        notes.append(
+            f"split {part.split!r}: {resized} of {len(part)} images resized to {views.size} x {views.size} "
+            "(largest centred square, bicubic)"
+        )
+    return MemoryImages(pixels, part.labels, form.augment)

@@ -1,0 +1,207 @@
+"""What the user named, to a training part and an evaluation part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.utils.data
+
+from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.errors import UserError
+
+BUNDLED = Path(__file__).parent.parent / "bundled" / "digits.parquet"
+_EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
+_FILES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one role.
+
+    Attributes:
+        data: a `datasets.Dataset`, a map-style torch `Dataset` or a `DataLoader`.
+        split: its name, for messages.
+    """
+
+    data: Any
+    split: str
+
+
+def choose_parts(train_data: Any, eval_data: Any, config: DistillConfig) -> tuple[Part, Part | None]:
+    """The training part, and the evaluation part or None where the data have no split for it.
+
+    Raises:
+        UserError: for data that are not there or of a kind that cannot be read, and for a split not there.
+    """
+    opened = _opened(BUNDLED if train_data is None else train_data)
+    if isinstance(opened, Mapping):
+        name = _train_split(opened, config.train_split)
+        train = Part(opened[name], name)
+        if eval_data is None:
+            taken = _eval_split(opened, config.eval_split, exclude=name)
+            return train, Part(opened[taken], taken) if taken else None
+    else:
+        train = Part(opened, "train")
+        if eval_data is None:
+            if config.eval_split is not None:
+                raise UserError(f"eval_split: the data have one split only, there is no {config.eval_split!r}")
+            return train, None
+    return train, choose_evaluation(eval_data, config)
+
+
+def choose_evaluation(eval_data: Any, config: DistillConfig) -> Part:
+    """The evaluation part of data that were named for evaluation (None: the bundled digits).
+
+    Raises:
+        UserError: as `choose_parts`.
+    """
+    opened = _opened(BUNDLED if eval_data is None else eval_data)
+    if not isinstance(opened, Mapping):
+        return Part(opened, "evaluation")
+    taken = _eval_split(opened, config.eval_split, exclude=None)
+    if taken is None and len(opened) > 1:
+        raise UserError(f"eval_split: name the split to evaluate on, there are {', '.join(opened)}")
+    taken = taken or next(iter(opened))
+    return Part(opened[taken], taken)
+
+
+def _train_split(splits: Mapping[str, Any], named: str | None) -> str:
+    if named is not None and named not in splits:
+        raise UserError(f"train_split: there is no split {named!r}; the splits are {', '.join(splits)}")
+    if named is not None:
+        return named
+    if "train" in splits or len(splits) == 1:
+        return "train" if "train" in splits else next(iter(splits))
+    raise UserError(f"train_split: there is no split 'train'; name one of {', '.join(splits)}")
+
+
+def _eval_split(splits: Mapping[str, Any], named: str | None, exclude: str | None) -> str | None:
+    if named is not None and named not in splits:
+        raise UserError(f"eval_split: there is no split {named!r}; the splits are {', '.join(splits)}")
+    return named or next((name for name in _EVAL_SPLITS if name in splits and name != exclude), None)
+
+
+def _opened(data: Any) -> Any:
+    """A mapping of splits, a `datasets.Dataset`, a torch `Dataset` or a `DataLoader`."""
+    if isinstance(data, (str, os.PathLike)):
+        return _loaded(os.fspath(data))
+    if type(data).__module__.startswith("datasets."):
+        if type(data).__name__.startswith("Iterable"):
+            raise UserError("data: a streamed data set has no length and no order to resume: load it whole")
+        return data
+    if isinstance(data, torch.utils.data.IterableDataset):
+        raise UserError("data: an IterableDataset has no order to resume: give a map-style Dataset")
+    if isinstance(data, (torch.utils.data.DataLoader, torch.utils.data.Dataset)):
+        return data
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (list, tuple, dict)):
+        return data
+    raise UserError(
+        f"data: {type(data).__name__} cannot be read: expected a hub name, a folder or file, a Dataset, a "
+        "DatasetDict or a DataLoader"
+    )
+
+
+def _loaded(name: str) -> Any:
+    import datasets
+
+    path = Path(name).expanduser()
+    with _quiet():
+        try:
+            exists = path.exists()
+        except OSError as error:
+            raise UserError(f"data: {name} cannot be read ({error.strerror})") from error
+        if not exists:
+            return _fetched(name)
+        try:
+            if path.is_file():
+                return _file(path)
+            if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+                return datasets.load_from_disk(str(path))
+            return datasets.load_dataset(str(path))
+        except UserError:
+            raise
+        except Exception as error:  # datasets and pyarrow raise a wide family
+            raise UserError(f"data: {name} holds no images that can be read ({_reason(error)})") from error
+
+
+def _file(path: Path) -> Any:
+    import datasets
+
+    if path.suffix not in _FILES:
+        raise UserError(f"data: {path} is of no known kind, expected {' or '.join(_FILES)}, or a folder")
+    return datasets.load_dataset(_FILES[path.suffix], data_files=str(path))
+
+
+def _fetched(name: str) -> Any:
+    """A data set of the hub, or of the hub's local cache."""
+    import datasets
+
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or ".." in name or Path(name).suffix in _FILES:
+        raise UserError(f"data: there is no file or folder {name!r}")
+    try:
+        with _offline_without_network():
+            return datasets.load_dataset(name)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise UserError(f"data: {name!r} is neither a local folder nor a data set of the hub") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"data: {name!r} is no local folder and could not be fetched (no network?): name a local folder, or "
+            f"download it first where there is one with: hf download {name} --repo-type dataset --local-dir DIR"
+        ) from error
+    except Exception as error:
+        raise UserError(f"data: {name!r} could not be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars where nobody watches, and no log lines beside our own."""
+    import datasets
+
+    level, bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(50)
+    if bars and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _offline_without_network() -> Iterator[None]:
+    """Goes straight to the hub's cache where its host has no address: the client would retry for 23 seconds."""
+    import datasets
+    import huggingface_hub.constants as hub
+
+    if "https" in urllib.request.getproxies() or _resolves(urllib.parse.urlsplit(hub.ENDPOINT).hostname):
+        yield
+        return
+    before = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _resolves(host: str | None) -> bool:
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""Accuracy per network and of the ensemble."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.features import evaluating, logits_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a data set gave.
+
+    Attributes:
+        accuracy: top-1 in percent, per network.
+        loss: mean cross-entropy in nats, per network.
+        ensemble: top-1 in percent of the mean of the logits (paper, section 4).
+        images: number of images counted.
+    """
+
+    accuracy: list[float]
+    loss: list[float]
+    ensemble: float
+    images: int
+
+
+def evaluate(
+    networks: Sequence[nn.Module],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
+    autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Evaluation:
+    """Evaluates networks side by side, each image through each network once.
+
+    Args:
+        networks: modules that map images (batch, channels, height, width) to logits.
+        batches: images and labels (batch,), this process's share.
+        add_up: adds a tensor over the processes.
+        autocast: makes the context in which forward passes run.
+
+    Returns:
+        The same figures on every process.
+
+    Raises:
+        UserError: where there is not one image.
+    """
+    totals: Tensor | None = None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for network in networks:
+            stack.enter_context(evaluating(network))
+        for images, labels in batches:
+            with autocast():
+                logits = [logits_of(network(images), f"network {k}").float() for k, network in enumerate(networks)]
+            sums = [len(images), *_sums([*logits, torch.stack(logits).mean(0)], labels)]
+            batch = torch.stack([torch.as_tensor(s, dtype=torch.float64, device=images.device) for s in sums])
+            totals = batch if totals is None else totals + batch
+    if totals is None:
+        totals = torch.zeros(1 + 2 * (len(networks) + 1), dtype=torch.float64)
+    count, *sums = add_up(totals).tolist()
+    if count == 0:
+        raise UserError("evaluation data: there is not one image in it")
+    correct, loss = sums[: len(networks) + 1], sums[len(networks) + 1 :]
+    accuracy = [100 * value / count for value in correct]
+    return Evaluation(accuracy[:-1], [value / count for value in loss[:-1]], accuracy[-1], int(count))
+
+
+def _sums(logits: list[Tensor], labels: Tensor) -> list[Tensor]:
+    correct = [(one.argmax(1) == labels).sum() for one in logits]
+    return correct + [F.cross_entropy(one, labels, reduction="sum") for one in logits]

@@ -1,0 +1,9 @@
+"""Publishing: safetensors, timm's config and a model card, in a folder or on the Hub; and reading them back."""
+
+from feature_gan_kd.export.card import Publication as Publication
+from feature_gan_kd.export.folder import RebuildError as RebuildError
+from feature_gan_kd.export.folder import load_published as load_published
+from feature_gan_kd.export.folder import publish as publish
+from feature_gan_kd.export.folder import publish_bare as publish_bare
+from feature_gan_kd.export.folder import refusal as refusal
+from feature_gan_kd.export.hub import push as push

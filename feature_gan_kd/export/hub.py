@@ -1,0 +1,53 @@
+"""Pushing a network to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from timm.models import push_to_hf_hub
+from torch import nn
+
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.export.card import TAGS, Publication, license_of
+from feature_gan_kd.export.folder import CARD, exportable_copy, one_line, publish, save_arguments
+
+
+def push(
+    network: nn.Module, repo_id: str, publication: Publication, *, private: bool = False, token: str | None = None
+) -> None:
+    """Uploads what `publish` writes, after the same proof.
+
+    Args:
+        network: built by timm.
+        repo_id: `owner/name` on the Hub, or `name` under the token's owner.
+        publication: what config and card say.
+        private: of a repository that does not exist yet.
+        token: of the Hub; None means the one that is logged in.
+
+    Raises:
+        UserError: as `publish`, or where the Hub cannot be reached or refuses.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "network"
+        publish(network, folder, publication)
+        try:
+            push_to_hf_hub(
+                exportable_copy(network, publication),
+                repo_id,
+                commit_message="Add weights and config",
+                token=token,
+                private=private,
+                model_card={"tags": list(TAGS), "license": license_of(network, publication)},
+                **save_arguments(publication),
+            )
+            # timm writes a card of its own, and only where the repository has none.
+            api = HfApi(token=token)
+            name = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+            api.upload_file(path_or_fileobj=folder / CARD, path_in_repo=CARD, repo_id=name)
+        except Exception as error:  # the client raises its own, httpx's and the system's
+            raise UserError(
+                f"{repo_id}: could not be pushed to the Hub ({one_line(error)}): check network, name and token and "
+                "push again; what was exported on this machine stays there"
+            ) from None

@@ -1,0 +1,80 @@
+"""The loss terms: pure functions, tensors in, scalar out. Every one is a mean over the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(source / T) || softmax(learner / T)) (paper, section 3, after Hinton 2015).
+
+    Args:
+        learner_logits: (batch, classes).
+        source_logits: (batch, classes); no gradient reaches it.
+        temperature: T > 0.
+
+    Returns:
+        Scalar, in nats, averaged over the batch.
+    """
+    target = F.log_softmax(source_logits.detach() / temperature, dim=1)
+    answer = F.log_softmax(learner_logits / temperature, dim=1)
+    return F.kl_div(answer, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """[1 - D(source's map)]^2 + [D(learner's map)]^2 (paper, section 3: least squares).
+
+    Args:
+        real: (batch,) answers to the source's maps, in (0, 1).
+        fake: (batch,) answers to the learner's maps, in (0, 1).
+
+    Returns:
+        Scalar, averaged over the batch.
+    """
+    return (1 - real).square().mean() + fake.square().mean()
+
+
+def adversarial(fake: Tensor) -> Tensor:
+    """[1 - D(learner's map)]^2: the learner fools its own discriminator (paper, section 3).
+
+    Args:
+        fake: (batch,) answers to the learner's maps, in (0, 1).
+
+    Returns:
+        Scalar, averaged over the batch.
+    """
+    return (1 - fake).square().mean()
+
+
+def l1(learner_map: Tensor, source_map: Tensor) -> Tensor:
+    """Mean absolute difference of two maps (batch, channels, height, width); the source's is detached.
+
+    Direct alignment: what the paper argues against (section 4).
+    """
+    return F.l1_loss(learner_map, source_map.detach())
+
+
+def l2(learner_map: Tensor, source_map: Tensor) -> Tensor:
+    """Mean squared difference of two maps (batch, channels, height, width); the source's is detached (ours)."""
+    return F.mse_loss(learner_map, source_map.detach())
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the labels.
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,) class indices, or (batch, classes) probabilities.
+
+    Returns:
+        Scalar, in nats, averaged over the batch.
+    """
+    return F.cross_entropy(logits, labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of images whose largest logit is the label's (soft labels: their largest class), as a scalar."""
+    classes = labels if labels.ndim == 1 else labels.argmax(1)
+    return (logits.argmax(1) == classes).to(torch.float32).mean()

@@ -1,0 +1,116 @@
+"""The user's networks: timm names are built, modules are taken as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import feature_gan_kd.models  # noqa: F401  (registers the CIFAR networks with timm)
+from feature_gan_kd.errors import UserError, closest
+
+
+@dataclass
+class Network:
+    """One network as the user gave it.
+
+    Attributes:
+        module: the module itself.
+        name: a short one for folders and lines.
+        architecture: timm's name, or the class of a module that is not timm's.
+        pretrained: whether it began from trained weights.
+        model_args: what timm must be told, besides classes and channels, to build it again.
+    """
+
+    module: nn.Module
+    name: str
+    architecture: str
+    pretrained: bool = False
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """timm's facts on the images it expects (`input_size`, `mean`, `std`, ...); empty for other modules."""
+        cfg = getattr(self.module, "pretrained_cfg", None)
+        return dict(cfg) if isinstance(cfg, dict) else {}
+
+
+def build_networks(
+    models: Sequence[str | nn.Module],
+    *,
+    num_classes: int | None,
+    in_chans: int,
+    pretrained: bool,
+    image_size: int | None,
+    seed: int,
+) -> list[Network]:
+    """Builds what was named and takes what was given.
+
+    Args:
+        models: timm names (also `hf-hub:` and `local-dir:`) or modules.
+        num_classes: of networks built by name; None keeps each one's own.
+        in_chans: input channels of networks built by name.
+        pretrained: load trained weights into networks built by name.
+        image_size: side of the images in pixels; None keeps the networks' own.
+        seed: of the first weights; network k's are a function of (seed, k).
+
+    Raises:
+        UserError: for fewer than two networks, one module twice, an unknown name (the closest are given), weights
+            that cannot be had, or a network that does not take images of that size.
+    """
+    if isinstance(models, (str, nn.Module)) or len(models) < 2:
+        raise UserError("models: one network is given, at least 2 are needed: name a peer for it to learn with")
+    built = []
+    for index, model in enumerate(models):
+        if isinstance(model, nn.Module):
+            architecture = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+            built.append(Network(model, _slug(architecture), architecture))
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed * 1009 + index)
+                built.append(_build(model, num_classes, in_chans, pretrained, image_size))
+    if len({id(network.module) for network in built}) < len(built):
+        raise UserError("models: the same module stands twice: give each place a network of its own (copy.deepcopy)")
+    return built
+
+
+def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None) -> Network:
+    local = ":" in name
+    bare = name.split(".")[0]
+    if not local and not timm.is_model(bare):
+        near = closest(bare, timm.list_models())
+        raise UserError(f"models: timm has no model {name!r}, the closest are {near or 'listed by timm.list_models()'}")
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    extra: dict[str, Any] = {}
+    module = _create(name, pretrained, in_chans=in_chans, **classes)
+    cfg = module.pretrained_cfg
+    if image_size is not None and cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_size:
+        extra = {"img_size": image_size}
+        module = _create(name, pretrained, in_chans=in_chans, **classes, **extra)
+    architecture = cfg.get("architecture") or bare
+    return Network(module, _slug(architecture), architecture, pretrained or local, extra)
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=pretrained or ":" in name, **kwargs)
+    except TypeError as error:
+        raise UserError(
+            f"models: {name} does not take {', '.join(kwargs)} ({error}): choose another size or network"
+        ) from None
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"models: {name} could not be built ({reason}): check the name, the network connection, or train "
+            "without --pretrained"
+        ) from None
+    return module
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "network"

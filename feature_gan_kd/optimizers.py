@@ -1,0 +1,87 @@
+"""The three kinds of optimiser and their schedules, made by timm from the recipe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from feature_gan_kd.config import PAPER_STEPS, DistillConfig
+from feature_gan_kd.errors import UserError, closest
+
+
+def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: DistillConfig) -> Optimizer:
+    """The optimiser of one kind of gradient.
+
+    One optimiser updates the parameters of all networks together: a single multi-tensor update.
+
+    Args:
+        kind: `logit`, `feature` or `discriminator`.
+        parameters: what it updates.
+        config: whose recipe it follows.
+
+    Raises:
+        UserError: for a name that timm does not know.
+    """
+    recipe = config.recipe_settings
+    name = {"logit": recipe.optimizer}.get(kind, recipe.adversarial_optimizer)
+    lr = {"logit": recipe.lr, "feature": recipe.adversarial_lr, "discriminator": recipe.discriminator_lr}[kind]
+    decay = {
+        "logit": recipe.weight_decay,
+        "feature": recipe.adversarial_weight_decay,
+        "discriminator": recipe.discriminator_weight_decay,
+    }[kind]
+    if name not in list_optimizers():
+        near = closest(name, list_optimizers())
+        raise UserError(f"optimizer: timm has no optimiser {name!r}, the closest are {near or 'momentum, adamw'}")
+    extra: dict[str, Any] = {"momentum": recipe.momentum} if kind == "logit" else {}
+    if "fused" in inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters:
+        extra["fused"] = True
+    # The paper decays every parameter; timm would leave biases and norms out.
+    optimizer: Optimizer = create_optimizer_v2(
+        list(parameters), opt=name, lr=lr, weight_decay=decay, filter_bias_and_bn=False, **extra
+    )
+    return optimizer
+
+
+def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, steps: int) -> dict[str, Scheduler]:
+    """A schedule per optimiser, counted in updates; the rate is a function of the update's number alone.
+
+    Args:
+        optimizers: by kind.
+        config: whose recipe they follow; milestones are fractions of the run.
+        steps: updates of the whole run.
+    """
+    recipe = config.recipe_settings
+    factor = PAPER_STEPS / steps if config.scale_adversarial_lr else 1.0
+    schedules = {}
+    for kind, optimizer in optimizers.items():
+        if kind != "logit":
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"] = _base_rate(kind, config) * factor
+        schedules[kind], _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.scheduler if kind == "logit" else "multistep",
+            num_epochs=steps,
+            updates_per_epoch=1,
+            step_on_epochs=False,
+            decay_milestones=[
+                round(fraction * steps)
+                for fraction in (recipe.milestones if kind == "logit" else recipe.adversarial_milestones)
+            ],
+            decay_rate=0.1,
+            warmup_epochs=round(recipe.warmup * steps) if kind == "logit" else 0,
+            warmup_lr=0.0,
+        )
+    return schedules
+
+
+def _base_rate(kind: str, config: DistillConfig) -> float:
+    recipe = config.recipe_settings
+    return recipe.adversarial_lr if kind == "feature" else recipe.discriminator_lr

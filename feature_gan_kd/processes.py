@@ -1,0 +1,58 @@
+"""What several processes share: sums of gradients, averages of buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def process_count() -> int:
+    """The number of processes that train together."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The value added up over all processes, in place."""
+    if process_count() > 1:
+        torch.distributed.all_reduce(value)
+    return value
+
+
+def reduce_gradients(gradients: Sequence[Tensor | None]) -> None:
+    """Adds gradients up over all processes, in place, as one flat bucket per type.
+
+    The project reduces by itself because `DistributedDataParallel` is silent and wrong about a second gradient of
+    one forward pass: it leaves it unequal across processes.
+    """
+    if process_count() == 1:
+        return
+    present = [gradient for gradient in gradients if gradient is not None]
+    for dtype in sorted({gradient.dtype for gradient in present}, key=str):
+        bucket = [gradient for gradient in present if gradient.dtype is dtype]
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        torch.distributed.all_reduce(flat)
+        for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(summed.view(gradient.shape))
+
+
+def average_buffers(networks: Iterable[nn.Module]) -> None:
+    """Makes floating-point buffers (batch normalisation's running statistics) equal: their mean over processes."""
+    if process_count() == 1:
+        return
+    for network in networks:
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                torch.distributed.all_reduce(buffer)
+                buffer /= process_count()
+
+
+def copy_from_first(modules: Iterable[nn.Module]) -> None:
+    """Gives every process the first one's parameters and buffers."""
+    if process_count() == 1:
+        return
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            torch.distributed.broadcast(tensor.data, src=0)

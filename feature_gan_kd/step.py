@@ -1,0 +1,265 @@
+"""The update of the paper: one forward per network, three kinds of gradient, three optimisers, in this order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from feature_gan_kd import losses
+from feature_gan_kd.adversary import Link
+from feature_gan_kd.config import Objective
+from feature_gan_kd.features import TappedNetwork
+from feature_gan_kd.processes import reduce_gradients, sum_over_processes
+from feature_gan_kd.topology import Edge
+
+Metrics = dict[str, Tensor]
+Gradients = list[Tensor | None]
+
+
+@dataclass
+class Update:
+    """One kind of gradient: the parameters that it belongs to, and the optimiser that steps them."""
+
+    parameters: list[nn.Parameter]
+    optimizer: Optimizer
+    clip_groups: list[list[int]] = field(default_factory=list)
+    """Positions in `parameters` whose gradient is clipped together."""
+
+
+@dataclass
+class Forward:
+    """What one pass of every network over the same images gave."""
+
+    logits: list[Tensor]
+    maps: list[tuple[Tensor, ...]]
+
+
+class AdversarialStep:
+    """One whole update of all networks and discriminators (paper, section 3).
+
+    Both gradients of a network, and that of its discriminator, are taken at the same parameters, the ones of the
+    forward; then the optimiser of the logit loss steps, then those of the feature loss and the discriminators
+    (ours: the paper does not state the order). A discriminator's answer to the learner's map is computed once and
+    serves both losses: `torch.autograd.grad` asks for the gradient of each with respect to its own parameters
+    alone, so the discriminator is fixed for the learner and the learner for the discriminator.
+
+    Args:
+        networks: every network, in order.
+        edges: who teaches whom.
+        frozen: networks that only teach: evaluation mode, no gradient.
+        links: transfers and discriminators, per edge and tap; needed where the objective compares maps.
+        objective: the weights of the losses.
+        logit_update: all learners' parameters, with the optimiser of the logit loss.
+        feature_update: all extractors' and transfers' parameters with theirs, or None.
+        discriminator_update: all discriminators' parameters with theirs, or None.
+        accumulation_steps: parts into which a batch is divided.
+        clip_grad: largest norm of one network's logit gradient.
+        autocast: makes the context in which forward passes run.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[TappedNetwork],
+        edges: Sequence[Edge],
+        frozen: Collection[int],
+        links: Sequence[Link],
+        objective: Objective,
+        *,
+        logit_update: Update,
+        feature_update: Update | None,
+        discriminator_update: Update | None,
+        accumulation_steps: int = 1,
+        clip_grad: float | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self.networks = list(networks)
+        self.edges = list(edges)
+        self.frozen = frozenset(frozen)
+        self.links = list(links)
+        self.objective = objective
+        self.learners = [k for k in range(len(networks)) if k not in self.frozen]
+        self.logit_update = logit_update
+        self.feature_update = feature_update
+        self.discriminator_update = discriminator_update
+        self.accumulation_steps = accumulation_steps
+        self.clip_grad = clip_grad
+        self.autocast = autocast
+
+    @property
+    def updates(self) -> dict[str, Update]:
+        """The kinds of update that act, by name, in the order in which they step."""
+        kinds = {
+            "logit": self.logit_update,
+            "feature": self.feature_update,
+            "discriminator": self.discriminator_update,
+        }
+        return {name: update for name, update in kinds.items() if update is not None}
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Metrics:
+        """Updates everything by one batch.
+
+        Args:
+            images: (batch, channels, height, width), normalised; this process's share of the batch.
+            labels: (batch,) class indices, or (batch, classes) probabilities.
+
+        Returns:
+            Detached scalars on the device: `cross_entropy/K`, `accuracy/K`, `logit/K`, `l1/K`, `l2/K`,
+            `adversarial/K` and `discriminator/K` per learner, `real/S->K` and `fake/S->K` (the mean answers) per
+            edge; this process's own, averaged over its parts.
+        """
+        self._set_modes()
+        images_in_all = sum_over_processes(torch.tensor(float(len(images)), device=images.device))
+        totals: dict[str, Gradients] = {}
+        metrics: Metrics = {}
+        for part, part_labels in zip(
+            images.chunk(self.accumulation_steps), labels.chunk(self.accumulation_steps), strict=True
+        ):
+            gradients, part_metrics = self.gradients(part, part_labels, images_in_all)
+            for name, values in gradients.items():
+                totals[name] = _add(totals[name], values) if name in totals else values
+            for key, value in part_metrics.items():
+                share = value * (len(part) / len(images))
+                metrics[key] = metrics[key] + share if key in metrics else share
+        self.apply(totals)
+        return metrics
+
+    def gradients(self, images: Tensor, labels: Tensor, images_in_all: Tensor) -> tuple[dict[str, Gradients], Metrics]:
+        """The three kinds of gradient of one part of a batch, all at the present parameters.
+
+        Args:
+            images: (part, channels, height, width).
+            labels: (part,) or (part, classes).
+            images_in_all: number of images in the whole update; every loss is weighted by this part's share.
+
+        Returns:
+            Per kind of update one gradient per parameter, and the metrics.
+        """
+        metrics: Metrics = {}
+        gradients: dict[str, Gradients] = {}
+        with self.autocast():
+            forward = self._forward(images)
+            logit_loss = self._logit_loss(forward, labels, metrics)
+        share = len(images) / images_in_all.to(logit_loss.dtype)
+        compares_maps = self.objective.has_feature_loss
+        gradients["logit"] = _gradient(logit_loss * share, self.logit_update, retain_graph=compares_maps)
+        if compares_maps and self.feature_update is not None:
+            with self.autocast():
+                feature_loss, discriminator_loss = self._feature_losses(forward, metrics)
+            if self.discriminator_update is not None:
+                gradients["discriminator"] = _gradient(
+                    discriminator_loss * share, self.discriminator_update, retain_graph=True
+                )
+            gradients["feature"] = _gradient(feature_loss * share, self.feature_update)
+        elif self.feature_update is not None:
+            gradients["feature"] = [torch.zeros_like(p) for p in self.feature_update.parameters]
+        return gradients, {key: value.detach() for key, value in metrics.items()}
+
+    def apply(self, gradients: dict[str, Gradients]) -> None:
+        """Adds the gradients over all processes and steps every optimiser with its own."""
+        for values in gradients.values():
+            reduce_gradients(values)
+        if self.clip_grad is not None:
+            for group in self.logit_update.clip_groups:
+                _clip([gradients["logit"][i] for i in group], self.clip_grad)
+        for name, update in self.updates.items():
+            for parameter, gradient in zip(update.parameters, gradients[name], strict=True):
+                parameter.grad = _laid_out_like(parameter, gradient)
+            update.optimizer.step()
+            for parameter in update.parameters:
+                parameter.grad = None
+
+    def _set_modes(self) -> None:
+        for k, network in enumerate(self.networks):
+            if network.training != (k not in self.frozen):
+                network.train(k not in self.frozen)
+
+    def _forward(self, images: Tensor) -> Forward:
+        logits, maps = [], []
+        for k, network in enumerate(self.networks):
+            with torch.no_grad() if k in self.frozen else contextlib.nullcontext():
+                network_logits, network_maps = network(images)
+            logits.append(_full(network_logits))
+            maps.append(network_maps)
+        return Forward(logits, maps)
+
+    def _logit_loss(self, forward: Forward, labels: Tensor, metrics: Metrics) -> Tensor:
+        total: Tensor | float = 0.0
+        for learner in self.learners:
+            logits = forward.logits[learner]
+            metrics[f"cross_entropy/{learner}"] = loss = losses.cross_entropy(logits, labels)
+            metrics[f"accuracy/{learner}"] = losses.accuracy(logits, labels)
+            sources = [edge.source for edge in self.edges if edge.learner == learner]
+            if self.objective.logit_weight > 0:
+                terms = [
+                    losses.distillation(logits, forward.logits[source], self.objective.temperature)
+                    for source in sources
+                ]
+                metrics[f"logit/{learner}"] = term = torch.stack(terms).mean()
+                loss = loss + self.objective.logit_weight * term
+            total = total + loss
+        assert isinstance(total, Tensor)
+        return total
+
+    def _feature_losses(self, forward: Forward, metrics: Metrics) -> tuple[Tensor, Tensor]:
+        """The learners' feature loss and the discriminators' loss.
+
+        Each is averaged over a learner's links and summed over the learners; discriminators share no parameters.
+        """
+        terms: dict[tuple[str, int], list[Tensor]] = {}
+        answers: dict[str, list[Tensor]] = {}
+        for link in self.links:
+            learner, source = link.edge.learner, link.edge.source
+            fake_map, real_map = link.maps(forward.maps[learner][link.tap], forward.maps[source][link.tap])
+            values: dict[str, Tensor] = {}
+            if self.objective.l1_weight > 0:
+                values["l1"] = losses.l1(_full(fake_map), _full(real_map))
+            if self.objective.l2_weight > 0:
+                values["l2"] = losses.l2(_full(fake_map), _full(real_map))
+            if link.discriminator is not None:
+                real, fake = link.discriminator(real_map), link.discriminator(fake_map)
+                values["adversarial"] = losses.adversarial(fake)
+                values["discriminator"] = losses.discriminator(real, fake)
+                answers.setdefault(f"real/{link.edge}", []).append(real.mean())
+                answers.setdefault(f"fake/{link.edge}", []).append(fake.mean())
+            for kind, value in values.items():
+                terms.setdefault((kind, learner), []).append(value)
+        means = {key: torch.stack(values).mean() for key, values in terms.items()}
+        metrics.update({f"{kind}/{learner}": mean for (kind, learner), mean in means.items()})
+        metrics.update({key: torch.stack(values).mean() for key, values in answers.items()})
+        zero = forward.logits[0].new_zeros(())
+        weights = {kind: getattr(self.objective, f"{kind}_weight", 0.0) for kind, _ in means}
+        feature_loss = sum((weights[kind] * mean for (kind, _), mean in means.items() if weights[kind]), zero)
+        discriminator_loss = sum((mean for (kind, _), mean in means.items() if kind == "discriminator"), zero)
+        return feature_loss, discriminator_loss
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least float32: losses are not computed in the reduced precision of autocast."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _gradient(loss: Tensor, update: Update, *, retain_graph: bool = False) -> Gradients:
+    return list(torch.autograd.grad(loss, update.parameters, retain_graph=retain_graph, allow_unused=True))
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """The gradient in its parameter's memory order: fused optimisers go by memory and do not look at strides."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+def _add(total: Gradients, more: Gradients) -> Gradients:
+    return [b if a is None else a if b is None else a + b for a, b in zip(total, more, strict=True)]
+
+
+def _clip(gradients: Sequence[Tensor | None], limit: float) -> None:
+    present = [g for g in gradients if g is not None]
+    norm = torch.nn.utils.get_total_norm(present)
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(present, scale)

@@ -1,0 +1,68 @@
+"""The wiring as text: who teaches whom, through what."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from torch import nn
+
+from feature_gan_kd.adversary import Link
+from feature_gan_kd.features import TappedNetwork
+from feature_gan_kd.topology import Edge
+
+
+def draw(
+    names: Sequence[str],
+    networks: Sequence[TappedNetwork],
+    links: Sequence[Link],
+    edges: Sequence[Edge],
+    frozen: Collection[int],
+    image_size: int,
+) -> str:
+    """A table of the networks and one of the edges.
+
+    Args:
+        names: of the networks.
+        networks: with their taps.
+        links: transfers and discriminators.
+        edges: who teaches whom.
+        frozen: networks that only teach.
+        image_size: side of the images in pixels.
+    """
+    rows = [("network", "", "parameters", "tapped layer", f"map at {image_size} px", "")]
+    for k, network in enumerate(networks):
+        for position, tap in enumerate(network.taps or (None,)):
+            own = (str(k), names[k], f"{_count(network):,}") if position == 0 else ("", "", "")
+            where = ("-", "-") if tap is None else (tap.layer or "(the network's features)", _shape(tap.shape))
+            rows.append((*own, *where, "frozen" if k in frozen else ""))
+    lines = _table(rows)
+    rows = [("lesson", "logits", "transfer", "discriminator", "judges", "")]
+    for edge in edges:
+        own_links = [link for link in links if link.edge == edge]
+        for position, link in enumerate(own_links or (None,)):
+            start = (f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})", "yes")
+            rows.append((*(start if position == 0 else ("", "")), *_link(link), ""))
+    return "\n".join([*lines, "", *_table(rows)])
+
+
+def _link(link: Link | None) -> tuple[str, str, str]:
+    if link is None:
+        return "-", "-", "-"
+    transfer = _count(link.transfer)
+    judge = "-" if link.discriminator is None else f"{_count(link.discriminator):,} parameters"
+    shape = (link.source_shape[0], *link.grid)
+    channels = f"{link.learner_shape[0]} -> {link.source_shape[0]} channels" if transfer else "none"
+    return channels, judge, _shape(shape)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
