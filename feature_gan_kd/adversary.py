@@ -164,17 +164,6 @@ class Link(nn.Module):
         return self.transfer(pool_to(learner_map, self.grid)), pool_to(source_map.detach(), self.grid)
 
 
-def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
-    """The learner's transfer layer T_k: identity where the channels match, else 1x1 convolution and norm.
-
-    The paper has it only where the maps differ in channels (section 3). It belongs to the learner and brings its
-    map into the source's space; the source's map is never changed by a learnable layer (ours).
-    """
-    if learner[0] == source[0]:
-        return nn.Identity()
-    return nn.Sequential(nn.Conv2d(learner[0], source[0], kernel_size=1, bias=False), BatchStatisticsNorm(source[0]))
-
-
 def pool_to(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
     """The map average-pooled to `grid`; unchanged where it has that grid already."""
     if tuple(feature_map.shape[-2:]) == grid:

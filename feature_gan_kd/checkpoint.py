@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from feature_gan_kd.errors import UserError
 
@@ -77,18 +77,15 @@ def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> 
         ) from None
 
 
-def load(folder: Path, signature: Mapping[str, Any]) -> Checkpoint:
-    """Reads a checkpoint after checking all of it: format, files, hashes and signature.
+def load(folder: Path, signature: Mapping[str, Any] | None) -> Checkpoint:
+    """Reads a checkpoint after checking all of it: format, files, hashes and signature (None: any).
 
     Raises:
         UserError: in one line, for anything that is not as it was written or belongs to other networks.
     """
-    manifest = _read_json(folder / _MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise UserError(f"{folder / _MANIFEST}: is no manifest of a checkpoint: use another checkpoint")
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder}: its format is {manifest.get('format')!r}, this version reads {FORMAT}: upgrade")
-    _check_signature(folder, manifest.get("signature"), signature)
+    manifest = _read_manifest(folder)
+    if signature is not None:
+        check_signature(folder, signature)
     for name, expected in manifest["files"].items():
         path = folder / name
         if Path(name).name != name or not path.is_file() or path.is_symlink():
@@ -104,6 +101,23 @@ def load(folder: Path, signature: Mapping[str, Any]) -> Checkpoint:
             except SafetensorError as error:
                 raise UserError(f"{folder / name}: is no safetensors file ({error}): use an earlier one") from None
     return Checkpoint(tensors, meta)
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Gives a module the weights in `folder/model.safetensors`, all of them or none.
+
+    Raises:
+        UserError: where the file is not there, is damaged, or holds other tensors.
+    """
+    path = folder / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}): use the last weights") from None
+    expected = {key: value.shape for key, value in module.state_dict().items()}
+    if expected != {key: value.shape for key, value in tensors.items()}:
+        raise UserError(f"{path}: holds other tensors than the network: use the last weights")
+    module.load_state_dict(tensors)
 
 
 def newest(parent: Path) -> list[Path]:
@@ -151,18 +165,42 @@ def load_optimizer_state(
     optimizer.load_state_dict({"state": state, "param_groups": merged})
 
 
-def _check_signature(folder: Path, saved: Any, expected: Mapping[str, Any]) -> None:
-    expected = json.loads(json.dumps(expected))
+def signature_of(folder: Path) -> dict[str, Any]:
+    """What the checkpoint in `folder` was written for."""
+    signature: dict[str, Any] = _read_manifest(folder)["signature"]
+    return signature
+
+
+def check_signature(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Raises UserError, naming the first difference, where a checkpoint was written for something else."""
+    difference = _difference(signature_of(folder), json.loads(json.dumps(expected)), "")
+    if difference is not None:
+        where, saved, own = difference
+        raise UserError(
+            f"{folder}: was written with {where} {_short(saved)}, this run has {_short(own)}: resume with what it was "
+            "started with"
+        )
+
+
+def _difference(saved: Any, expected: Any, where: str) -> tuple[str, Any, Any] | None:
     if saved == expected:
-        return
-    saved = saved if isinstance(saved, dict) else {}
-    for key, value in expected.items():
-        if saved.get(key) != value:
-            raise UserError(
-                f"{folder}: was written for {key} {_short(saved.get(key))}, this run has {_short(value)}: "
-                "resume with the networks and settings it was started with"
-            )
-    raise UserError(f"{folder}: was written by other networks: resume with those it was started with")
+        return None
+    if isinstance(saved, dict) and isinstance(expected, dict):
+        for key in [*expected, *saved]:
+            inner = _difference(saved.get(key), expected.get(key), f"{where} {key}".strip())
+            if inner is not None:
+                return inner
+    return where, saved, expected
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    manifest = _read_json(folder / _MANIFEST)
+    parts = manifest if isinstance(manifest, dict) else {}
+    if not isinstance(parts.get("files"), dict) or not isinstance(parts.get("signature"), dict):
+        raise UserError(f"{folder / _MANIFEST}: is no manifest of a checkpoint: use another checkpoint")
+    if parts.get("format") != FORMAT:
+        raise UserError(f"{folder}: its format is {parts.get('format')!r}, this version reads {FORMAT}: upgrade")
+    return parts
 
 
 def _short(value: Any) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -15,22 +17,23 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from feature_gan_kd import checkpoint, processes
-from feature_gan_kd.adversary import Link, build_links
+from feature_gan_kd.adversary import Link
 from feature_gan_kd.callbacks import Callback, JsonLines, ProgressLine
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.data import Data, open_data
+from feature_gan_kd.data import Data, ImageSource, open_data, open_evaluation
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.evaluate import Evaluation, evaluate
 from feature_gan_kd.export import Publication, publish, publish_bare, refusal
-from feature_gan_kd.features import Layer, TappedNetwork, find_taps, layers_of, try_out
+from feature_gan_kd.features import Layer
 from feature_gan_kd.loop import Fit, History
-from feature_gan_kd.networks import Network, build_networks
-from feature_gan_kd.optimizers import build_optimizer, build_schedules
-from feature_gan_kd.step import AdversarialStep, Update
+from feature_gan_kd.networks import Network, build_architecture, build_networks
+from feature_gan_kd.optimizers import build_schedules
 from feature_gan_kd.summary import draw
 from feature_gan_kd.topology import Edge, TopologyName, build_edges
+from feature_gan_kd.wiring import build_step, wire
 
 IMAGENET_SIZE = 224
+EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Lesson:
     class_names: list[str] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    license: str | None
     history: History
 
 
@@ -105,9 +109,23 @@ class OnlineAdversarialDistiller:
         self.image_size = config.image_size or _own_size(self.networks)
         self.accelerator = _checked(accelerator or Accelerator(mixed_precision=config.mixed_precision))
         self.lesson: Lesson | None = None
+        self.feature_layers = feature_layers
         self._place()
-        self._wire(feature_layers)
-        self._build_step()
+        self._wiring = wire(
+            self.networks,
+            self.edges,
+            self.frozen,
+            feature_layers,
+            config,
+            image_size=self.image_size,
+            in_chans=in_chans,
+        )
+        self.num_classes = self._wiring.num_classes
+        processes.copy_from_first([*self.models, *self.links])
+        if config.compile:
+            for network in self._wiring.tapped:
+                network.compile_forward()
+        self.step = build_step(self._wiring, config, self._autocast)
 
     @property
     def models(self) -> list[nn.Module]:
@@ -118,6 +136,11 @@ class OnlineAdversarialDistiller:
     def names(self) -> list[str]:
         """A short name per network."""
         return [network.name for network in self.networks]
+
+    @property
+    def links(self) -> list[Link]:
+        """Transfer layer and discriminator per edge and tap, in the order of the edges."""
+        return self._wiring.links
 
     @property
     def discriminators(self) -> nn.ModuleList:
@@ -131,7 +154,7 @@ class OnlineAdversarialDistiller:
 
     def summary(self) -> str:
         """The wiring as text: networks, taps, map shapes, parameters, and who teaches whom through what."""
-        return draw(self.names, self.tapped, self.links, self.edges, self.frozen, self.image_size)
+        return draw(self.names, self._wiring.tapped, self.links, self.edges, self.frozen, self.image_size)
 
     def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One whole update of every network, discriminator and transfer layer.
@@ -162,6 +185,7 @@ class OnlineAdversarialDistiller:
         output_dir: str | Path | None = None,
         resume: bool = False,
         callbacks: Sequence[Callback] = (),
+        license: str | None = None,
     ) -> History:
         """Trains all networks together.
 
@@ -174,6 +198,7 @@ class OnlineAdversarialDistiller:
             output_dir: of `config.json`, `metrics.jsonl`, `checkpoints/` and `networks/`; None writes nothing.
             resume: go on from the newest checkpoint in `output_dir`, if there is one.
             callbacks: who else hears of the run.
+            license: of the published weights; None inherits that of pretrained ones.
 
         Returns:
             A record per epoch and the best of each network.
@@ -182,34 +207,31 @@ class OnlineAdversarialDistiller:
             UserError: for data, folders or checkpoints that cannot be used, in one line.
         """
         changes = {"epochs": epochs, "batch_size": batch_size}
-        config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
-        data = self.open_data(train_data, eval_data, config)
+        self.config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
+        data = self.open_data(train_data, eval_data)
         folder = None if output_dir is None else Path(output_dir)
-        history = History()
-        self.lesson = Lesson(_named(train_data), data.class_names, data.mean, data.std, history)
-        schedules = build_schedules(
-            {kind: update.optimizer for kind, update in self.step.updates.items()},
-            config,
-            data.train.steps(config.batch_size) * config.epochs,
-        )
+        self.lesson = Lesson(_named(train_data), data.class_names, data.mean, data.std, license, History())
         heard: list[Callback] = [ProgressLine(), *callbacks]
-        signature = self.signature(config, data)
         if folder is not None:
             if self.accelerator.is_main_process:
-                _prepare_folder(folder, signature, resume)
+                self._prepare_folder(folder, data, resume)
             heard.append(JsonLines(folder / "metrics.jsonl"))
         self.accelerator.wait_for_everyone()
         fit = Fit(
             trainee=self,
             data=data,
-            config=config,
-            schedules=schedules,
+            config=self.config,
+            schedules=build_schedules(
+                {kind: update.optimizer for kind, update in self.step.updates.items()},
+                self.config,
+                data.train.steps(self.config.batch_size) * self.config.epochs,
+            ),
             accelerator=self.accelerator,
             callbacks=heard,
             output_dir=folder,
-            signature=signature,
+            signature=self._signature(data.fingerprint),
             names=self.names,
-            history=history,
+            history=self.lesson.history,
         )
         return fit.run(resume)
 
@@ -217,26 +239,47 @@ class OnlineAdversarialDistiller:
         """Top-1 accuracy in percent per network and of the ensemble (mean of the logits).
 
         Args:
-            data: as for `fit`; its evaluation split is taken.
+            data: as `eval_data` of `fit`; its evaluation split is taken.
 
         Returns:
             `accuracy` and `loss` (lists, by network), `ensemble`, `images`.
         """
-        opened = self.open_data(data, None, self.config)
-        result = self.evaluate_batches(opened)
-        return {
-            "accuracy": result.accuracy,
-            "loss": result.loss,
-            "ensemble": result.ensemble,
-            "images": result.images,
-        }
+        mean, std = self.normalisation()
+        source, _ = open_evaluation(
+            data,
+            self.config,
+            image_size=self.image_size,
+            in_chans=self.in_chans,
+            mean=mean,
+            std=std,
+            num_classes=self.num_classes,
+        )
+        return dataclasses.asdict(self.evaluate_source(source))
 
-    def save_pretrained(self, directory: str | Path, license: str | None = None) -> list[Path]:
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel that these networks' images are normalised with.
+
+        Those of the training data, or before any training those of the pretrained networks.
+
+        Raises:
+            UserError: where neither is known.
+        """
+        if self.lesson is not None:
+            return self.lesson.mean, self.lesson.std
+        wanted = self._pretrained_normalisation()
+        if wanted is None:
+            raise UserError("evaluate: the mean and std of these networks' images are not known yet: fit first")
+        return wanted
+
+    def save_pretrained(
+        self, directory: str | Path, *, which: Literal["last", "best"] = "last", license: str | None = None
+    ) -> list[Path]:
         """Publishes every network: one folder each that plain timm loads.
 
         Args:
             directory: of the folders `<index>-<name>`.
-            license: of the weights; None inherits that of the pretrained ones.
+            which: said on the card; the weights are those that the networks have now.
+            license: of the weights; None keeps what `fit` was told, else inherits that of pretrained weights.
 
         Returns:
             The folders.
@@ -244,11 +287,9 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: where a folder cannot be written, or timm would rebuild another network.
         """
-        folders = []
-        for index, name in enumerate(self.names):
-            folder = Path(directory) / f"{index}-{name}"
-            self._publish(index, "last", folder, license)
-            folders.append(folder)
+        folders = [Path(directory) / f"{index}-{name}" for index, name in enumerate(self.names)]
+        for index, folder in enumerate(folders):
+            self._write(index, folder, which, license)
         return folders
 
     def save_checkpoint(self, directory: str | Path) -> None:
@@ -256,44 +297,80 @@ class OnlineAdversarialDistiller:
 
         Args:
             directory: the folder to write; replaced where it exists.
-        """
-        checkpoint.save(self.state(), Path(directory), self.signature(self.config))
-
-    def load_checkpoint(self, directory: str | Path) -> None:
-        """Takes up the state that `save_checkpoint` wrote, after checking all of it.
 
         Raises:
-            UserError: where it is damaged or was written by other networks; nothing is changed then.
+            UserError: where it cannot be written.
         """
-        self.load_state(checkpoint.load(Path(directory), self.signature(self.config)))
+        checkpoint.save(self.state(), Path(directory), self._signature(None))
+
+    @classmethod
+    def from_checkpoint(
+        cls, directory: str | Path, models: Sequence[nn.Module] | None = None, accelerator: Accelerator | None = None
+    ) -> OnlineAdversarialDistiller:
+        """Builds the distiller that wrote a checkpoint, with the state it had.
+
+        Args:
+            directory: a folder that `save_checkpoint` or `fit` wrote.
+            models: the networks, in order, where timm cannot build them; their weights are replaced.
+            accelerator: devices and processes.
+
+        Raises:
+            UserError: where the checkpoint is damaged, or is one of other networks.
+        """
+        folder = Path(directory)
+        state = checkpoint.load(folder, None)
+        about = checkpoint.signature_of(folder)
+        distiller = cls(
+            models or [_rebuilt(one, about) for one in about["models"]],
+            num_classes=about["num_classes"],
+            in_chans=about["in_chans"],
+            feature_layers=_layers_from_json(about["feature_layers"]),
+            topology=[(source, learner) for source, learner in about["edges"]],
+            frozen=about["frozen"],
+            config=DistillConfig.from_dict({**about["config"], "image_size": about["image_size"]}),
+            accelerator=accelerator,
+        )
+        for network, one in zip(distiller.networks, about["models"], strict=True):
+            network.pretrained, network.model_args = one["pretrained"], one["model_args"]
+        checkpoint.check_signature(folder, distiller._signature(about["data"]))
+        distiller.load_state(state)
+        return distiller
+
+    def load_best(self, run: str | Path) -> None:
+        """Takes up each network's weights of its best epoch in the run of that folder.
+
+        Raises:
+            UserError: where they are not there, or are those of other networks.
+        """
+        for index, (name, module) in enumerate(zip(self.names, self.models, strict=True)):
+            checkpoint.load_weights(module, Path(run) / "networks" / f"{index}-{name}-best")
 
     # What the loop calls.
 
-    def evaluate_batches(self, data: Data) -> Evaluation:
-        """Evaluates on the evaluation images of `data`; the same figures on every process."""
+    def evaluate_source(self, source: ImageSource) -> Evaluation:
+        """Evaluates on every image of `source` once; the same figures on every process."""
         processes.average_buffers(self.models)
-        batches = data.evaluation.batches(
-            batch_size=max(self.config.batch_size, 256),
-            seed=self.config.seed,
+        batches = source.batches(
+            batch_size=EVALUATION_BATCH * self.accelerator.num_processes,
+            seed=0,
             epoch=0,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             device=self.accelerator.device,
             train=False,
         )
-        return evaluate(
-            self.models, self._laid_out(batches), add_up=processes.sum_over_processes, autocast=self._autocast
-        )
+        return evaluate(self.models, batches, add_up=processes.sum_over_processes, autocast=self._autocast)
 
     def state(self) -> checkpoint.Checkpoint:
-        """Every tensor that training changes, by component."""
+        """Everything that training changes: tensors by component, the rest as JSON values."""
         processes.average_buffers(self.models)
         tensors = {f"network-{k}": dict(module.state_dict()) for k, module in enumerate(self.models)}
         tensors |= {f"link-{i}": dict(link.state_dict()) for i, link in enumerate(self.links) if link.state_dict()}
         groups = {}
         for kind, update in self.step.updates.items():
             tensors[f"optimizer-{kind}"], groups[kind] = checkpoint.optimizer_state(update.optimizer)
-        return checkpoint.Checkpoint(tensors, {"groups": groups})
+        lesson = None if self.lesson is None else dataclasses.asdict(self.lesson)
+        return checkpoint.Checkpoint(tensors, {"groups": groups, "lesson": lesson})
 
     def load_state(self, state: checkpoint.Checkpoint) -> None:
         """The inverse of `state`."""
@@ -305,40 +382,32 @@ class OnlineAdversarialDistiller:
             checkpoint.load_optimizer_state(
                 update.optimizer, state.tensors[f"optimizer-{kind}"], state.meta["groups"][kind]
             )
+        lesson = state.meta["lesson"]
+        if self.lesson is None and lesson is not None:
+            self.lesson = Lesson(**{**lesson, "history": History(**lesson["history"])})
 
-    def publish(self, index: int, which: str, folder: Path) -> None:
+    def publish(self, index: int, which: Literal["last", "best"], folder: Path) -> None:
         """Writes network `index` into a run's folder as users get it."""
-        self._publish(index, which, folder, None)
+        self._write(index, folder, which, None)
 
-    def signature(self, config: DistillConfig, data: Data | None = None) -> dict[str, Any]:
-        """What a checkpoint and the run that resumes it must agree in."""
-        return {
-            "networks": [
-                {"name": network.architecture, "tensors": _shapes_digest(network.module)} for network in self.networks
-            ],
-            "edges": [str(edge) for edge in self.edges],
-            "frozen": list(self.frozen),
-            "classes": self.num_classes,
-            "image size": self.image_size,
-            "data": None if data is None else data.fingerprint,
-            "settings": config.defining(),
-        }
-
-    def open_data(self, train_data: Any, eval_data: Any = None, config: DistillConfig | None = None) -> Data:
+    def open_data(self, train_data: Any, eval_data: Any = None) -> Data:
         """Opens data as these networks want them: size, channels, normalisation.
 
         Pretrained networks keep the mean and standard deviation of their training; others get the data's own.
+
+        Raises:
+            UserError: for data that cannot be used, or that have another number of classes.
         """
-        wanted = [network.preprocessing for network in self.networks if network.pretrained]
-        mean, std = (tuple(wanted[0][key]) for key in ("mean", "std")) if wanted else (None, None)
+        mean, std = self._pretrained_normalisation() or (None, None)
         data = open_data(
             train_data,
             eval_data,
-            config or self.config,
+            self.config,
             image_size=self.image_size,
             in_chans=self.in_chans,
             mean=mean,
             std=std,
+            num_classes=self.num_classes,
         )
         if data.num_classes is not None and data.num_classes != self.num_classes:
             raise UserError(
@@ -347,97 +416,69 @@ class OnlineAdversarialDistiller:
             )
         return data
 
-    # Wiring.
+    def description(self) -> dict[str, Any]:
+        """What `from_checkpoint` needs to build the same again, as JSON values."""
+        return {
+            "models": [
+                {
+                    "architecture": network.architecture,
+                    "name": network.name,
+                    "pretrained": network.pretrained,
+                    "model_args": network.model_args,
+                    "tensors": _shapes_digest(network.module),
+                }
+                for network in self.networks
+            ],
+            "num_classes": self.num_classes,
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            "feature_layers": self.feature_layers,
+            "edges": [[edge.source, edge.learner] for edge in self.edges],
+            "frozen": list(self.frozen),
+            "config": self.config.to_dict(),
+        }
 
     def _place(self) -> None:
-        layout = torch.channels_last if self.config.channels_last else torch.preserve_format
         for k, module in enumerate(self.models):
             module.to(self.accelerator.device)
             if self.config.channels_last:
-                module.to(memory_format=layout)
+                module.to(memory_format=torch.channels_last)
             if k in self.frozen:
                 module.eval()
-
-    def _wire(self, feature_layers: Any) -> None:
-        objective = self.config.objective
-        needs_maps = objective.has_feature_loss or objective.feature_update
-        size = (2, self.in_chans, self.image_size, self.image_size)
-        parameter = next(self.models[0].parameters())
-        images = torch.zeros(size, device=parameter.device, dtype=parameter.dtype)
-        self.tapped: list[TappedNetwork] = []
-        self.extractors: list[set[nn.Parameter]] = []
-        classes = []
-        for k, network in enumerate(self.networks):
-            name = f"network {k} ({network.name})"
-            taps = find_taps(network.module, images, name, layers_of(feature_layers, k)) if needs_maps else []
-            self.tapped.append(TappedNetwork(network.module, taps, name))
-            trial = try_out(self.tapped[k], images)
-            self.extractors.append(trial.extractor)
-            classes.append(trial.classes)
-        if len(set(classes)) > 1:
-            raise UserError(f"models: the networks have {classes} classes: build them with one num_classes")
-        self.num_classes = classes[0]
-        self.links: list[Link] = []
-        if objective.has_feature_loss:
-            shapes = [[tap.shape for tap in network.taps] for network in self.tapped]
-            self.links = build_links(self.edges, shapes, self.config.seed, adversarial=objective.adversarial_weight > 0)
-        for link in self.links:
-            link.to(device=parameter.device, dtype=parameter.dtype)
-        processes.copy_from_first([*self.models, *self.links])
-        if self.config.compile:
-            for network in self.tapped:
-                network.compile_forward()
-
-    def _build_step(self) -> None:
-        objective = self.config.objective
-        learners = [k for k in range(len(self.models)) if k not in self.frozen]
-        parameters: list[nn.Parameter] = []
-        clip_groups = []
-        extractors: list[nn.Parameter] = []
-        for k in learners:
-            own = [parameter for parameter in self.models[k].parameters() if parameter.requires_grad]
-            if not own:
-                raise UserError(f"network {k} ({self.names[k]}): it has nothing to train: add {k} to frozen")
-            clip_groups.append(list(range(len(parameters), len(parameters) + len(own))))
-            parameters += own
-            extractors += [parameter for parameter in own if parameter in self.extractors[k]]
-        extractors += [parameter for link in self.links for parameter in link.transfer.parameters()]
-        judges = list(self.discriminators.parameters())
-
-        def update(kind: str, own: list[nn.Parameter]) -> Update:
-            return Update(own, build_optimizer(kind, own, self.config))
-
-        self.step = AdversarialStep(
-            self.tapped,
-            self.edges,
-            self.frozen,
-            self.links,
-            objective,
-            logit_update=Update(parameters, build_optimizer("logit", parameters, self.config), clip_groups),
-            feature_update=update("feature", extractors) if objective.updates_extractors else None,
-            discriminator_update=update("discriminator", judges) if judges else None,
-            accumulation_steps=self.config.accumulation_steps,
-            clip_grad=self.config.clip_grad,
-            autocast=self._autocast,
-        )
 
     def _autocast(self) -> torch.autocast:
         device = self.accelerator.device.type
         enabled = "bf16" in (self.config.mixed_precision, self.accelerator.mixed_precision)
         return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
 
-    def _laid_out(self, batches: Any) -> Any:
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        for images, labels in batches:
-            yield images.contiguous(memory_format=layout), labels
+    def _pretrained_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        wanted = [network.preprocessing for network in self.networks if network.pretrained]
+        return (tuple(wanted[0]["mean"]), tuple(wanted[0]["std"])) if wanted else None
 
-    def _publish(self, index: int, which: str, folder: Path, license: str | None) -> None:
-        network = self.networks[index]
-        lesson = self.lesson
+    def _signature(self, fingerprint: str | None) -> dict[str, Any]:
+        """What a checkpoint and the run that resumes it must agree in."""
+        return {**self.description(), "config": self.config.defining(), "data": fingerprint}
+
+    def _prepare_folder(self, folder: Path, data: Data, resume: bool) -> None:
+        """Makes a run's folder and writes what the run is."""
+        path = folder / "config.json"
+        if path.exists():
+            if not resume:
+                raise UserError(f"output_dir: {folder} already holds a run: resume it (--resume) or choose another")
+            return
+        about = {**self.description(), "data": _named_data(self.lesson, data), "versions": _versions()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(about, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"output_dir: {folder} cannot be written ({error.strerror}): choose another") from None
+
+    def _write(self, index: int, folder: Path, which: Literal["last", "best"], license: str | None) -> None:
+        network, lesson = self.networks[index], self.lesson
         own = network.preprocessing
-        history = lesson.history if lesson and lesson.history.epochs else None
-        record = history.last if history else {}
-        best = which == "best" and history is not None
+        record = lesson.history.epochs[-1] if lesson and lesson.history.epochs else None
+        if record is not None and lesson is not None and which == "best":
+            record = lesson.history.epochs[lesson.history.best[index]["epoch"] - 1]
         publication = Publication(
             architecture=network.architecture,
             index=index,
@@ -445,32 +486,22 @@ class OnlineAdversarialDistiller:
             class_names=lesson.class_names if lesson else None,
             image_size=self.image_size,
             in_chans=self.in_chans,
-            mean=lesson.mean if lesson else tuple(own.get("mean", (0.0,) * self.in_chans)),
-            std=lesson.std if lesson else tuple(own.get("std", (1.0,) * self.in_chans)),
+            mean=tuple(lesson.mean if lesson else own.get("mean", (0.0,) * self.in_chans)),
+            std=tuple(lesson.std if lesson else own.get("std", (1.0,) * self.in_chans)),
             method=self.config.method,
             peers=[name for k, name in enumerate(self.names) if k != index],
-            data=lesson.data if lesson else "unknown",
-            accuracy=history.best[index]["accuracy"] if best and history else _item(record.get("accuracy"), index),
-            ensemble=record.get("ensemble"),
-            epochs=record.get("epoch"),
+            data=lesson.data if lesson else "nothing yet",
+            accuracy=record["accuracy"][index] if record else None,
+            ensemble=record["ensemble"] if record else None,
+            epochs=record["epoch"] if record else None,
             recipe=self.config.to_dict(),
-            which="best" if best else "last",
-            license=license,
+            which=which,
+            license=license or (lesson.license if lesson else None),
             pretrained=network.pretrained,
             model_args=network.model_args,
         )
         write = publish_bare if refusal(network.module) else publish
         write(network.module, folder, publication)
-
-
-def _shapes_digest(module: nn.Module) -> str:
-    """A short digest of a module's tensor names and shapes."""
-    shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
-    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
-
-
-def _item(values: list[float] | None, index: int) -> float | None:
-    return None if values is None else values[index]
 
 
 def _own_size(networks: Sequence[Network]) -> int:
@@ -482,6 +513,38 @@ def _named(data: Any) -> str:
     if data is None:
         return "bundled digits"
     return str(data) if isinstance(data, (str, Path)) else type(data).__name__
+
+
+def _named_data(lesson: Lesson | None, data: Data) -> dict[str, Any]:
+    return {
+        "name": lesson.data if lesson else None,
+        "fingerprint": data.fingerprint,
+        "train_images": len(data.train),
+        "evaluation_images": len(data.evaluation),
+        "mean": data.mean,
+        "std": data.std,
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "timm", "accelerate", "datasets", "safetensors")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _shapes_digest(module: nn.Module) -> str:
+    """A short digest of a module's tensor names and shapes."""
+    shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+
+
+def _rebuilt(one: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
+    return build_architecture(
+        one["architecture"], num_classes=about["num_classes"], in_chans=about["in_chans"], **one["model_args"]
+    )
+
+
+def _layers_from_json(layers: Any) -> Any:
+    return {int(key): value for key, value in layers.items()} if isinstance(layers, dict) else layers
 
 
 def _checked(accelerator: Accelerator) -> Accelerator:
@@ -497,15 +560,3 @@ def _checked(accelerator: Accelerator) -> Accelerator:
             "fp16 would need a loss scale per gradient"
         )
     return accelerator
-
-
-def _prepare_folder(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
-    """Makes a run's folder and writes what the run is."""
-    config = folder / "config.json"
-    if config.exists() and not resume:
-        raise UserError(f"output_dir: {folder} already holds a run: resume it (--resume) or choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(json.dumps(about, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"output_dir: {folder} cannot be written ({error.strerror}): choose another folder") from None

@@ -60,15 +60,15 @@ def evaluate(
         for images, labels in batches:
             with autocast():
                 logits = [logits_of(network(images), f"network {k}").float() for k, network in enumerate(networks)]
-            sums = [len(images), *_sums([*logits, torch.stack(logits).mean(0)], labels)]
-            batch = torch.stack([torch.as_tensor(s, dtype=torch.float64, device=images.device) for s in sums])
-            totals = batch if totals is None else totals + batch
+            sums = torch.stack([labels.new_tensor(len(labels)), *_sums([*logits, torch.stack(logits).mean(0)], labels)])
+            totals = sums.double() if totals is None else totals + sums
     if totals is None:
         totals = torch.zeros(1 + 2 * (len(networks) + 1), dtype=torch.float64)
-    count, *sums = add_up(totals).tolist()
+    values: list[float] = add_up(totals).tolist()
+    count = values[0]
     if count == 0:
         raise UserError("evaluation data: there is not one image in it")
-    correct, loss = sums[: len(networks) + 1], sums[len(networks) + 1 :]
+    correct, loss = values[1 : len(networks) + 2], values[len(networks) + 2 :]
     accuracy = [100 * value / count for value in correct]
     return Evaluation(accuracy[:-1], [value / count for value in loss[:-1]], accuracy[-1], int(count))
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from feature_gan_kd import checkpoint
 from feature_gan_kd.callbacks import Callback, Record
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.data import Data
+from feature_gan_kd.data import Data, ImageSource
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.evaluate import Evaluation
 
@@ -50,8 +50,8 @@ class Trainee(Protocol):
         """One whole update; detached metrics."""
         ...
 
-    def evaluate_batches(self, data: Data) -> Evaluation:
-        """Accuracy on the evaluation images, the same on every process."""
+    def evaluate_source(self, source: ImageSource) -> Evaluation:
+        """Accuracy on the images of `source`, the same on every process."""
         ...
 
     def state(self) -> checkpoint.Checkpoint:
@@ -62,7 +62,7 @@ class Trainee(Protocol):
         """The inverse of `state`."""
         ...
 
-    def publish(self, index: int, which: str, folder: Path) -> None:
+    def publish(self, index: int, which: Literal["last", "best"], folder: Path) -> None:
         """Writes network `index` as users get it."""
         ...
 
@@ -135,7 +135,7 @@ class Fit:
                 self.save()
         record = self._record(epoch)
         self._tell("on_metrics", record)
-        evaluation = self.trainee.evaluate_batches(self.data)
+        evaluation = self.trainee.evaluate_source(self.data.evaluation)
         done = time.perf_counter()
         left = (done - self.started) / (self.step - started_at) * (self.total - self.step)
         record |= {
@@ -224,7 +224,7 @@ class Fit:
         rates = {kind: schedule.optimizer.param_groups[0]["lr"] for kind, schedule in self.schedules.items()}
         return {"step": self.step, "epoch": epoch + 1, "metrics": metrics, "lr": rates, "images_per_second": speed}
 
-    def _publish(self, index: int, which: str) -> None:
+    def _publish(self, index: int, which: Literal["last", "best"]) -> None:
         if self.output_dir is not None and self.accelerator.is_main_process:
             suffix = "" if which == "last" else "-best"
             folder = self.output_dir / "networks" / f"{index}-{self.names[index]}{suffix}"

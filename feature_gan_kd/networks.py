@@ -68,7 +68,8 @@ def build_networks(
     built = []
     for index, model in enumerate(models):
         if isinstance(model, nn.Module):
-            architecture = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+            cfg: Any = getattr(model, "pretrained_cfg", None)
+            architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(model).__name__
             built.append(Network(model, _slug(architecture), architecture))
         else:
             with torch.random.fork_rng(devices=[]):
@@ -87,16 +88,26 @@ def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, 
         raise UserError(f"models: timm has no model {name!r}, the closest are {near or 'listed by timm.list_models()'}")
     classes = {} if num_classes is None else {"num_classes": num_classes}
     extra: dict[str, Any] = {}
-    module = _create(name, pretrained, in_chans=in_chans, **classes)
-    cfg = module.pretrained_cfg
+    module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes)
+    cfg: Any = module.pretrained_cfg
     if image_size is not None and cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_size:
         extra = {"img_size": image_size}
-        module = _create(name, pretrained, in_chans=in_chans, **classes, **extra)
+        module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes, **extra)
     architecture = cfg.get("architecture") or bare
     return Network(module, _slug(architecture), architecture, pretrained or local, extra)
 
 
-def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def build_architecture(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A network of timm's.
+
+    Args:
+        name: timm's name; `hf-hub:` and `local-dir:` names always come with their weights.
+        pretrained: with its trained weights.
+        **kwargs: for timm.
+
+    Raises:
+        UserError: where timm cannot build it so, or its weights cannot be had.
+    """
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained or ":" in name, **kwargs)
     except TypeError as error:

@@ -2,5 +2,6 @@
 
 from feature_gan_kd.data.batches import ImageSource as ImageSource
 from feature_gan_kd.data.opening import Data as Data
+from feature_gan_kd.data.opening import count_classes as count_classes
 from feature_gan_kd.data.opening import open_data as open_data
 from feature_gan_kd.data.opening import open_evaluation as open_evaluation

@@ -25,7 +25,7 @@ class ImageSource(Protocol):
         ...
 
     def steps(self, batch_size: int, *, train: bool = True) -> int:
-        """Number of batches that `batches` yields for a whole epoch."""
+        """Number of batches that `batches` yields for a whole epoch; `batch_size` is at least 2 in training."""
         ...
 
     def batches(
@@ -43,7 +43,7 @@ class ImageSource(Protocol):
         """This process's share of each global batch of one epoch.
 
         Args:
-            batch_size: images in one global batch, over all processes.
+            batch_size: images in one global batch, over all processes; at least 2 in training.
             seed: of the run; with `epoch` and an image's index it alone decides order and augmentation.
             epoch: counted from 0.
             start: the global batch to begin at (resume inside an epoch).
@@ -70,7 +70,7 @@ def batch_bounds(length: int, batch_size: int, *, train: bool, start: int = 0) -
 
 def count_steps(length: int, batch_size: int, *, train: bool) -> int:
     """Number of global batches in an epoch of `length` images."""
-    lonely = train and (length % batch_size == 1 or batch_size == 1)
+    lonely = train and length % batch_size == 1
     return length // batch_size if lonely else -(-length // batch_size)
 
 

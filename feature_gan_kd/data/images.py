@@ -77,9 +77,7 @@ def decode(value: Any, channels: int, where: str) -> Image:
         raise UserError(f"images: {where} cannot be decoded ({reason}): mend or remove it") from error
 
 
-def decode_all(
-    values: Iterable[list[Any]], names: Sequence[str], size: int, channels: int
-) -> tuple[Tensor, int]:
+def decode_all(values: Iterable[list[Any]], names: Sequence[str], size: int, channels: int) -> tuple[Tensor, int]:
     """Decodes images into one tensor.
 
     Args:
@@ -123,7 +121,7 @@ def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean, std = [], []
     for channel in range(pixels.shape[-1]):
         counts = torch.zeros(256, dtype=torch.float64)
-        for part in pixels[..., channel].split(4096):
+        for part in torch.split(pixels[..., channel], 4096):
             counts += torch.bincount(part.reshape(-1), minlength=256)
         share = counts / counts.sum()
         centre = float((share * values).sum())
@@ -135,6 +133,6 @@ def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def fingerprint(images: Tensor, labels: Tensor) -> str:
     """SHA-256 of the shape and the values of images and labels, as hexadecimal digits."""
     digest = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}".encode())
-    digest.update(images.contiguous().numpy())
-    digest.update(labels.contiguous().numpy())
+    digest.update(images.contiguous().numpy().data)
+    digest.update(labels.contiguous().numpy().data)
     return digest.hexdigest()

@@ -26,7 +26,8 @@ class LoaderBatches:
         loader: yields pairs of images (uint8, or float that is normalised already) and labels.
         channels: of the images.
         class_names: where its data set has them.
-        num_classes: bounds the labels; None for no bound.
+        num_classes: where its data set says.
+        bound: labels must be below it; None for no bound.
         split: names the part in errors.
 
     Raises:
@@ -39,6 +40,7 @@ class LoaderBatches:
         channels: int,
         class_names: list[str] | None,
         num_classes: int | None,
+        bound: int | None,
         split: str,
     ) -> None:
         try:
@@ -51,18 +53,19 @@ class LoaderBatches:
         self.channels = channels
         self.class_names = class_names
         self.num_classes = num_classes
+        self.bound = bound
         self.split = split
         self.normalise = Normalisation.identity(channels)
 
     def __len__(self) -> int:
-        if self.loader.batch_size is None:
-            return len(self.loader.dataset)  # type: ignore[arg-type]
-        return min(len(self.loader.sampler), self._batches * self.loader.batch_size)  # type: ignore[arg-type]
+        sampler: Any = self.loader.sampler
+        images = len(sampler if hasattr(sampler, "__len__") else self.loader.dataset)
+        return images if self.loader.batch_size is None else min(images, self._batches * self.loader.batch_size)
 
     def steps(self, batch_size: int, *, train: bool = True) -> int:
         """See `ImageSource`; the loader's own batches count, not `batch_size`."""
         size = self.loader.batch_size
-        lonely = train and size is not None and (size == 1 or len(self) % size == 1)
+        lonely = train and size is not None and len(self) % size == 1
         return self._batches - 1 if lonely else self._batches
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -144,10 +147,10 @@ class LoaderBatches:
             raise UserError(
                 f"labels: {where} has {labels.dtype} of shape {tuple(labels.shape)}, expected one class each"
             )
-        limit = self.num_classes if self.num_classes is not None else int(labels.max()) + 1
+        limit = self.bound if self.bound is not None else int(labels.max()) + 1
         bad = ((labels < 0) | (labels >= limit)).nonzero()
         if len(bad):
             row = int(bad[0])
-            expected = "a whole number from 0" if self.num_classes is None else f"0 to {limit - 1}"
+            expected = "a whole number from 0" if self.bound is None else f"0 to {limit - 1}"
             raise UserError(f"labels: image {row} of {where} has the label {int(labels[row])}, expected {expected}")
         return images, labels.long()

@@ -13,9 +13,9 @@ from feature_gan_kd.data.batches import CropFlip, ImageSource, MemoryImages, Nor
 from feature_gan_kd.data.draws import permutation
 from feature_gan_kd.data.images import decode_all
 from feature_gan_kd.data.loaders import LoaderBatches
-from feature_gan_kd.data.sources import Part, choose_evaluation, choose_parts
+from feature_gan_kd.data.sources import Part, choose_evaluation, choose_parts, is_of_datasets
 from feature_gan_kd.data.streams import StreamedImages, TableItems, TorchItems, Views
-from feature_gan_kd.data.table import Table, read_table
+from feature_gan_kd.data.table import Classes, Table, read_table
 from feature_gan_kd.errors import UserError
 
 # Decoded images that are held in memory, at most, per split.
@@ -91,16 +91,16 @@ def open_data(
     Raises:
         UserError: for data, columns, splits, labels or images that cannot be used; the line says which and where.
     """
-    if in_chans not in (1, 3):
-        raise UserError(f"in_chans: images have 1 or 3 channels, the networks take {in_chans}")
+    _check_channels(in_chans)
     notes: list[str] = []
     train_part, eval_part = choose_parts(train_data, eval_data, config)
     form = _form(config, image_size, in_chans, flip=train_data is not None)
-    train = _labelled(train_part, form, notes, None, num_classes)
+    train = _labelled(train_part, form, notes, num_classes)
     if eval_part is None:
         train, evaluation = _held_out(train, notes)
     else:
-        evaluation = _labelled(eval_part, form, notes, train, num_classes)
+        known = Classes(train.class_names, train.num_classes, train.split)
+        evaluation = _labelled(eval_part, form, notes, num_classes, known)
     train = _limited(train, config.max_train_samples, "max_train_samples")
     evaluation = _limited(evaluation, config.max_eval_samples, "max_eval_samples")
     _check_training(train)
@@ -128,16 +128,42 @@ def open_evaluation(
     in_chans: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    class_names: list[str] | None = None,
     num_classes: int | None = None,
-) -> ImageSource:
-    """Opens images to evaluate on; see `open_data` for arguments and errors."""
-    if in_chans not in (1, 3):
-        raise UserError(f"in_chans: images have 1 or 3 channels, the networks take {in_chans}")
+) -> tuple[ImageSource, list[str]]:
+    """Opens images to evaluate on, without opening training images.
+
+    Args:
+        eval_data: as for `open_data`; None is the fifth of the bundled digits that training holds out.
+        config: as for `open_data`.
+        image_size: side in pixels.
+        in_chans: 3 or 1.
+        mean: what the networks' images are normalised with, per channel, of pixels in [0, 1].
+        std: likewise.
+        class_names: of the networks, by class index, where they are known.
+        num_classes: of the networks.
+
+    Returns:
+        The images, and lines that tell the user what was chosen.
+
+    Raises:
+        UserError: as `open_data`; also for classes other than the networks'.
+    """
+    _check_channels(in_chans)
+    notes: list[str] = []
     form = _form(config, image_size, in_chans, flip=False)
-    labelled = _labelled(choose_evaluation(eval_data, config), form, [], None, num_classes)
-    source = _source(_limited(labelled, config.max_eval_samples, "max_eval_samples"), form, [])
+    known = Classes(class_names, num_classes, "networks")
+    evaluation = _labelled(choose_evaluation(eval_data, config), form, notes, num_classes, known)
+    if eval_data is None:
+        _, evaluation = _held_out(evaluation, notes)
+    source = _source(_limited(evaluation, config.max_eval_samples, "max_eval_samples"), form, notes)
     source.normalise = Normalisation(mean, std, config.channels_last)
-    return source
+    return source, notes
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise UserError(f"in_chans: images have 1 or 3 channels, the networks take {channels}")
 
 
 def _form(config: DistillConfig, size: int, channels: int, *, flip: bool) -> _Form:
@@ -148,22 +174,24 @@ def _form(config: DistillConfig, size: int, channels: int, *, flip: bool) -> _Fo
     return _Form(config, Views(size, channels, resized_crop=kind == "resized-crop"), augment)
 
 
-def _labelled(part: Part, form: _Form, notes: list[str], train: Labelled | None, num_classes: int | None) -> Labelled:
+def _labelled(part: Part, form: _Form, notes: list[str], classes: int | None, train: Classes | None = None) -> Labelled:
     """Finds columns and classes of a part; `train` is given for an evaluation part, which shares its classes."""
-    if type(part.data).__module__.startswith("datasets."):
-        return read_table(part, form.config, notes, train if isinstance(train, Table) else None)
+    if is_of_datasets(part.data):
+        return read_table(part, form.config, notes, classes, train)
     names = _declared_names(part.data)
-    known = train.num_classes if train is not None else len(names) if names else None
-    if train is not None and names and known is not None and len(names) != known:
-        raise UserError(f"labels: split {part.split!r} has {len(names)} classes, the training split {known}")
-    classes = known if known is not None else num_classes
+    if train is not None:
+        names = train.agree(names, part.split)
+    known = train.count if train is not None and train.count is not None else len(names) if names else None
+    bound = known if known is not None else classes
     if isinstance(part.data, DataLoader):
         notes.append(f"split {part.split!r}: batches as the DataLoader gives them; batch_size is not used")
-        return LoaderBatches(part.data, form.views.channels, names, classes, part.split)
+        return LoaderBatches(part.data, form.views.channels, names, known, bound, part.split)
+    if not hasattr(part.data, "__len__"):
+        raise UserError(f"data: the {type(part.data).__name__} of split {part.split!r} has no length")
     if len(part.data) == 0:
         raise UserError(f"data: split {part.split!r} is empty")
     notes.append(f"split {part.split!r}: {len(part.data)} images of a torch {type(part.data).__name__}")
-    return TorchItems(part.data, form.views, names, classes, part.split, torch.arange(len(part.data)))
+    return TorchItems(part.data, form.views, names, known, bound, part.split, torch.arange(len(part.data)))
 
 
 def _declared_names(data: Any) -> list[str] | None:
@@ -180,7 +208,7 @@ def _held_out(train: Labelled, notes: list[str]) -> tuple[Labelled, Labelled]:
         raise UserError("eval_data: a DataLoader has no other split: give images to evaluate on")
     order = permutation(len(train), 0, 0)
     classes = train.labels[order] if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64)
-    chosen = [group[: (len(group) + 2) // 5] for group in (order[classes == k] for k in classes.unique())]
+    chosen = [group[: (len(group) + 2) // 5] for group in (order[classes == k] for k in torch.unique(classes))]
     held = torch.cat(chosen).sort().values
     kept = torch.ones(len(train), dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
     if len(held) == 0:
@@ -200,7 +228,7 @@ def _limited(part: Labelled, limit: int | None, option: str) -> Labelled:
 def _check_training(train: Labelled) -> None:
     if len(train) < 2:
         raise UserError(f"data: split {train.split!r} has 1 image to train on, at least 2 are needed")
-    if isinstance(train, Table) and len(train.labels.unique()) == 1:
+    if isinstance(train, Table) and len(torch.unique(train.labels)) == 1:
         only = int(train.labels[0])
         raise UserError(
             f"labels: all {len(train)} images to train on are of class {only}, at least 2 classes are needed"
@@ -218,9 +246,13 @@ def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:
         return StreamedImages(TableItems(part, views), views, form.augment, workers)
     names = [part.where(row) for row in range(len(part))]
     pixels, resized = decode_all(part.undecoded(), names, views.size, views.channels)
-    if resized:
-        notes.append(
-            f"split {part.split!r}: {resized} of {len(part)} images resized to {views.size} x {views.size} "
-            "(largest centred square, bicubic)"
-        )
+    note = f"images resized to {views.size} x {views.size} (largest centred square, bicubic)"
+    if resized and note not in notes:
+        notes.append(note)
     return MemoryImages(pixels, part.labels, form.augment)
+
+
+def count_classes(train_data: Any, config: DistillConfig) -> int | None:
+    """The number of classes of the training images, without decoding one; None where the data do not say."""
+    part, _ = choose_parts(train_data, None, config)
+    return _labelled(part, _form(config, SMALL, 3, flip=False), [], None, None).num_classes

@@ -68,10 +68,15 @@ def choose_evaluation(eval_data: Any, config: DistillConfig) -> Part:
     if not isinstance(opened, Mapping):
         return Part(opened, "evaluation")
     taken = _eval_split(opened, config.eval_split, exclude=None)
-    if taken is None and len(opened) > 1:
-        raise UserError(f"eval_split: name the split to evaluate on, there are {', '.join(opened)}")
+    if taken is None and len(opened) != 1:
+        raise UserError(f"eval_split: name the split to evaluate on, there are {', '.join(opened) or 'none'}")
     taken = taken or next(iter(opened))
     return Part(opened[taken], taken)
+
+
+def is_of_datasets(data: Any) -> bool:
+    """Whether `data` is a `Dataset` or `DatasetDict` of `datasets`; asked without importing it."""
+    return any(base.__module__.startswith("datasets.") for base in type(data).__mro__)
 
 
 def _train_split(splits: Mapping[str, Any], named: str | None) -> str:
@@ -79,6 +84,8 @@ def _train_split(splits: Mapping[str, Any], named: str | None) -> str:
         raise UserError(f"train_split: there is no split {named!r}; the splits are {', '.join(splits)}")
     if named is not None:
         return named
+    if not splits:
+        raise UserError("data: there is no split in it")
     if "train" in splits or len(splits) == 1:
         return "train" if "train" in splits else next(iter(splits))
     raise UserError(f"train_split: there is no split 'train'; name one of {', '.join(splits)}")
@@ -94,15 +101,13 @@ def _opened(data: Any) -> Any:
     """A mapping of splits, a `datasets.Dataset`, a torch `Dataset` or a `DataLoader`."""
     if isinstance(data, (str, os.PathLike)):
         return _loaded(os.fspath(data))
-    if type(data).__module__.startswith("datasets."):
-        if type(data).__name__.startswith("Iterable"):
+    if is_of_datasets(data):
+        if not hasattr(data, "num_rows"):
             raise UserError("data: a streamed data set has no length and no order to resume: load it whole")
         return data
     if isinstance(data, torch.utils.data.IterableDataset):
         raise UserError("data: an IterableDataset has no order to resume: give a map-style Dataset")
     if isinstance(data, (torch.utils.data.DataLoader, torch.utils.data.Dataset)):
-        return data
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (list, tuple, dict)):
         return data
     raise UserError(
         f"data: {type(data).__name__} cannot be read: expected a hub name, a folder or file, a Dataset, a "

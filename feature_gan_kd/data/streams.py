@@ -101,12 +101,23 @@ class TableItems:
 
 @dataclass(frozen=True)
 class TorchItems:
-    """Images of a map-style torch `Dataset`: tensors as they are, PIL images through `views`."""
+    """Images of a map-style torch `Dataset`: tensors as they are, PIL images through `views`.
+
+    Attributes:
+        data: the data set.
+        views: of PIL images.
+        class_names: where the data set has them.
+        num_classes: where the data set says.
+        bound: labels must be below it; None for no bound.
+        split: for messages.
+        positions: int64 `(N,)`, indices into `data`.
+    """
 
     data: Any
     views: Views
     class_names: list[str] | None
     num_classes: int | None
+    bound: int | None
     split: str
     positions: Tensor
 
@@ -140,7 +151,7 @@ class TorchItems:
                     image = self.views(with_channels(image, self.views.channels), train=seed is not None)
                 else:
                     image = _as_item(image, self.views.channels, where)
-            return image, _class_index(label, self.num_classes, where)
+            return image, _class_index(label, self.bound, where)
         except UserError as error:
             return error
 
@@ -241,7 +252,7 @@ class StreamedImages:
         bounds = batch_bounds(len(self), batch_size, train=train, start=start)
         spans = [range(begin, end)[share(end - begin, rank, world)] for begin, end in bounds]
         places = order.tolist()
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             self.items,  # type: ignore[arg-type]
             batch_sampler=[[(places[k], seeds[k]) for k in span] for span in spans],
             num_workers=self.workers,

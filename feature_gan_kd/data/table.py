@@ -16,6 +16,42 @@ from feature_gan_kd.errors import UserError
 
 
 @dataclass(frozen=True)
+class Classes:
+    """What is known of the classes of a split.
+
+    Attributes:
+        names: by class index; None where the data have none.
+        count: number of classes; None where the data do not say.
+        split: where they come from, for messages.
+    """
+
+    names: list[str] | None
+    count: int | None
+    split: str
+
+    def agree(self, names: list[str] | None, split: str) -> list[str] | None:
+        """The names that hold for another split, which has `names` of its own.
+
+        Raises:
+            UserError: where the two splits have other classes.
+        """
+        if names is None:
+            return self.names
+        count = len(self.names) if self.names is not None else self.count
+        if count is not None and len(names) != count:
+            raise UserError(
+                f"labels: split {split!r} has {len(names)} classes, {self.split!r} has {count}: give both the same"
+            )
+        if self.names is not None and names != self.names:
+            at = next(k for k, pair in enumerate(zip(names, self.names, strict=True)) if pair[0] != pair[1])
+            raise UserError(
+                f"labels: class {at} is {names[at]!r} in split {split!r} and {self.names[at]!r} in {self.split!r}: "
+                "give both the same names in the same order"
+            )
+        return names
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of one split.
 
@@ -59,14 +95,17 @@ class Table:
             yield part[self.image]
 
 
-def read_table(part: Part, config: DistillConfig, notes: list[str], train: Table | None = None) -> Table:
+def read_table(
+    part: Part, config: DistillConfig, notes: list[str], classes: int | None, train: Classes | None = None
+) -> Table:
     """Finds the columns of a split and reads its labels.
 
     Args:
         part: holds a `datasets.Dataset`.
         config: may name the columns.
         notes: lines for the user are added to it.
-        train: the training table, whose classes an evaluation table must share.
+        classes: number of classes where neither the data nor `train` say.
+        train: the classes of the training part, which an evaluation part must share.
 
     Raises:
         UserError: for an empty split, columns that are not there, bad labels, or classes unlike `train`'s.
@@ -81,34 +120,17 @@ def read_table(part: Part, config: DistillConfig, notes: list[str], train: Table
     values = dataset.select_columns([label]).with_format("arrow")[:].column(label).to_pylist()
     names = class_names_of(dataset.features[label], values)
     if train is not None:
-        names = _shared_names(names, train, is_text=isinstance(values[0], str), split=part.split)
-    labels = encoded(values, label, part.split, names, train.num_classes if train else None)
-    notes.append(f"split {part.split!r}: {len(dataset)} images in column {image!r}, labels in {label!r}")
-    if others:
-        notes[-1] += f" (also there: {', '.join(others)}; choose with --label-column)"
+        names = train.names if isinstance(values[0], str) and train.names else train.agree(names, part.split)
+    known = train.count if train is not None and train.count is not None else len(names) if names else classes
+    labels = encoded(values, label, part.split, names, known)
+    others_note = f" (also there: {', '.join(others)}; choose with --label-column)" if others else ""
+    notes.append(f"split {part.split!r}: {len(dataset)} images in column {image!r}, labels in {label!r}{others_note}")
     return Table(
         rows=dataset.select_columns([image]).cast_column(image, Image(decode=False)),
         image=image,
         labels=labels,
         class_names=names,
-        num_classes=train.num_classes if train else len(names) if names else int(labels.max()) + 1,
+        num_classes=known or int(labels.max()) + 1,
         positions=torch.arange(len(dataset)),
         split=part.split,
     )
-
-
-def _shared_names(names: list[str] | None, train: Table, *, is_text: bool, split: str) -> list[str] | None:
-    if is_text:  # the training split's texts decide; another one is met as a bad label
-        return train.class_names
-    if names is None or train.class_names is None:
-        if names is not None and len(names) != train.num_classes:
-            raise UserError(f"labels: split {split!r} has {len(names)} classes, the training split {train.num_classes}")
-        return train.class_names
-    if names != train.class_names:
-        pairs = zip(names, train.class_names, strict=False)
-        at = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(names), len(train.class_names)))
-        raise UserError(
-            f"labels: split {split!r} has {len(names)} classes and split {train.split!r} "
-            f"{len(train.class_names)}; their names differ from class {at} on: give both the same classes"
-        )
-    return names

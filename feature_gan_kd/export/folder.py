@@ -87,8 +87,9 @@ def refusal(network: nn.Module) -> str | None:
     if not is_model(architecture):
         return f"timm cannot rebuild {kind}: no architecture {architecture!r} is registered with timm"
     for name, module in network.named_modules():
-        # torch.compile and Accelerate's prepare do this too. A copy's forward would run in the original.
-        if getattr(vars(module).get("forward"), "__self__", module) is not module:
+        forward = vars(module).get("forward")
+        # torch.compile and Accelerate's prepare put one there. A copy would run it in the original.
+        if forward is not None and getattr(forward, "__self__", None) is not module:
             return f"timm cannot rebuild {kind}: the forward of {name or 'the network'} was replaced on the object"
     return None
 
@@ -127,14 +128,14 @@ def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 def exportable_copy(network: nn.Module, publication: Publication) -> nn.Module:
     """A copy on CPU in evaluation mode, whose `pretrained_cfg` is true and whose state safetensors can hold."""
     try:
-        twin = copy.deepcopy(network).cpu().eval()
+        twin: Any = copy.deepcopy(network).cpu().eval()
     except (RuntimeError, TypeError, AttributeError) as error:
         raise RebuildError(f"{publication.architecture}: cannot be copied ({one_line(error)}): {_REMEDY}") from None
     for tensor in (*twin.parameters(), *twin.buffers()):
         tensor.data = _plain(tensor)
     twin.pretrained_cfg = _pretrained_cfg(network, publication)
     twin.register_state_dict_post_hook(_untie)
-    return twin
+    return twin  # type: ignore[no-any-return]
 
 
 def save_arguments(publication: Publication) -> dict[str, Any]:
@@ -233,12 +234,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: has no {CONFIG}: load bare weights into the network's own class")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG}: cannot be read ({one_line(error)}): export it again") from None
-    architecture = config.get("architecture") if isinstance(config, dict) else None
-    if not isinstance(architecture, str):
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise UserError(f"{folder / CONFIG}: names no architecture, expected a config of timm's: export it again")
+    architecture = config["architecture"]
     if not is_model(architecture):
         near = closest(architecture, list_models()) or "none"
         raise UserError(

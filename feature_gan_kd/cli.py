@@ -1,0 +1,230 @@
+"""The command line: `feature-gan-kd train | evaluate | export | inspect`. Options come from the dataclasses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.topology import TopologyName
+
+if TYPE_CHECKING:
+    from feature_gan_kd.distiller import OnlineAdversarialDistiller
+
+# What `train` runs when neither networks nor data are named: a CNN and a transformer of timm's own on the bundled
+# digits, with the optimiser and length that such networks want on so few images.
+DEMO = (
+    *("--models", "resnet10t", "vit_tiny_patch16_224", "--image-size", "32", "--epochs", "20"),
+    *("--batch-size", "64", "--optimizer", "adamw", "--lr", "1e-3"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Networks, their wiring and their data."""
+
+    models: tuple[str, ...] = ()
+    """At least two networks: timm names, `local-dir:` or `hf-hub:` names [a demo pair, with settings of its own]."""
+    data: str | None = None
+    """Hub name, local folder or file [the bundled digits]."""
+    num_classes: int | None = None
+    """Size of the logits [as many as the data have classes]."""
+    in_chans: Literal[1, 3] = 3
+    """Channels of the images."""
+    pretrained: bool = False
+    """Start from trained weights."""
+    feature_layers: tuple[str, ...] = ()
+    """Layers whose output is taught, in every network [the last map before pooling]."""
+    topology: TopologyName = "cycle"
+    """Who teaches whom."""
+    frozen: tuple[int, ...] = ()
+    """Positions of networks that only teach."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run is kept."""
+
+    output_dir: Path
+    """Folder of the run."""
+    eval_data: str | None = None
+    """Other images to evaluate on [the evaluation split of --data, else a fifth held out]."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the folder, if there is one."""
+    license: str | None = None
+    """Licence of the published weights, as the hub writes it (mit, apache-2.0, ...) [that of pretrained ones]."""
+
+
+def train(
+    networks: OmitArgPrefixes[Networks], run: OmitArgPrefixes[Run], config: OmitArgPrefixes[DistillConfig]
+) -> None:
+    """Train networks together and publish them."""
+    distiller = _build(networks, config)
+    main_process = distiller.accelerator.is_main_process
+    if main_process:
+        print(distiller.summary(), end="\n\n", flush=True)
+    distiller.fit(networks.data, run.eval_data, output_dir=run.output_dir, resume=run.resume, license=run.license)
+    if main_process:
+        from feature_gan_kd.report import draw_curves, read_run, table
+
+        finished, curves = read_run(run.output_dir), run.output_dir / "curves.png"
+        draw_curves(finished, curves)
+        print(f"\n{table(finished)}\n\nnetworks: {run.output_dir / 'networks'}\ncurves:   {curves}")
+
+
+def inspect(networks: OmitArgPrefixes[Networks], config: OmitArgPrefixes[DistillConfig]) -> None:
+    """Show the wiring of networks without training them."""
+    print(_build(networks, config).summary())
+
+
+def evaluate(
+    run: Positional[Path], /, data: str | None = None, eval_split: str | None = None, as_json: bool = False
+) -> None:
+    """Evaluate the networks of a run, and their ensemble, as its newest checkpoint has them.
+
+    Args:
+        run: Folder of the run.
+        data: Images to evaluate on [the bundled digits].
+        eval_split: Split of them [test, else validation].
+        as_json: Print JSON.
+    """
+    distiller = _restored(run)
+    distiller.config = distiller.config.replace(eval_split=eval_split)
+    result = distiller.evaluate(data)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, accuracy, loss in zip(distiller.names, result["accuracy"], result["loss"], strict=True):
+        print(f"{name:<24} top-1 {accuracy:6.2f} %  cross-entropy {loss:.4f}")
+    print(f"{'ensemble':<24} top-1 {result['ensemble']:6.2f} %  on {result['images']} images")
+
+
+def export(
+    run: Positional[Path],
+    output_dir: Positional[Path],
+    /,
+    which: Literal["last", "best"] = "last",
+    license: str | None = None,
+) -> None:
+    """Publish the networks of a run, one folder each that plain timm loads.
+
+    Args:
+        run: Folder of the run.
+        output_dir: Where the folders go.
+        which: Weights of the last checkpoint or of each network's best epoch.
+        license: Licence of the weights, as the hub writes it.
+    """
+    distiller = _restored(run)
+    if which == "best":
+        distiller.load_best(run)
+    for folder in distiller.save_pretrained(output_dir, which=which, license=license):
+        print(folder)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "export": export,
+    "inspect": inspect,
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs a command; a user's mistake is one line on stderr and exit status 2."""
+    try:
+        _parse(list(sys.argv[1:] if args is None else args))()
+    except UserError as error:
+        print(f"feature-gan-kd: error: {_as_option(str(error))}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(args: list[str]) -> Callable[[], None]:
+    """The command with its options, ready to run. tyro's boxed error becomes one line."""
+    from feature_gan_kd import __version__
+
+    if args == ["--version"]:
+        return functools.partial(print, __version__)
+    name = args[0] if args else ""
+    if name not in COMMANDS and name not in ("-h", "--help"):
+        raise UserError(f"command: {name!r} is not allowed, expected one of {', '.join(COMMANDS)}")
+    if name == "train" and not {"--models", "--data"} & {arg.split("=")[0] for arg in args}:
+        args = ["train", *DEMO, *args[1:]]
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
+                {key: _deferred(function) for key, function in COMMANDS.items()}, prog="feature-gan-kd", args=args
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(errors.getvalue())) from None
+    return command
+
+
+def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The same signature, but what it gives is the call: errors of parsing and of running stay apart."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
+
+
+def _one_line(box: str) -> str:
+    """The message in tyro's box: the lines of its first part, and the nearest option where it names one."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
+    parts = " ".join(lines).split("───")
+    message = re.sub(r"^Error parsing (?:__tyro\S+?: )?", "", parts[0].strip())
+    near = re.search(r"Perhaps you meant: *(?:•? *)(--[a-z0-9-]+)", box.replace("│", " ").replace("\n", " "))
+    near = near or re.search(r"Perhaps you meant:.*?(--[a-z0-9-]+)", " ".join(lines))
+    hint = f"; perhaps you meant {near.group(1)}" if near else ""
+    return f"{message.rstrip('.')}{hint}"
+
+
+def _as_option(message: str) -> str:
+    """A line that begins with a setting's name begins with its option instead."""
+    name, colon, rest = message.partition(":")
+    known = {spec.name for cls in (DistillConfig, Networks, Run) for spec in dataclasses.fields(cls)}
+    return f"--{name.replace('_', '-')}:{rest}" if colon and name in known else message
+
+
+def _build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistiller:
+    from feature_gan_kd.data import count_classes
+    from feature_gan_kd.distiller import OnlineAdversarialDistiller
+
+    if len(networks.models) < 2:
+        raise UserError(f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer")
+    return OnlineAdversarialDistiller(
+        networks.models,
+        num_classes=networks.num_classes or count_classes(networks.data, config),
+        in_chans=networks.in_chans,
+        pretrained=networks.pretrained,
+        feature_layers=networks.feature_layers or None,
+        topology=networks.topology,
+        frozen=networks.frozen,
+        config=config,
+    )
+
+
+def _restored(run: Path) -> OnlineAdversarialDistiller:
+    from feature_gan_kd.checkpoint import newest
+    from feature_gan_kd.distiller import OnlineAdversarialDistiller
+
+    found = newest(run / "checkpoints")
+    if not found:
+        raise UserError(f"run: there is no checkpoint in {run / 'checkpoints'}: name the folder of a run")
+    return OnlineAdversarialDistiller.from_checkpoint(found[0])

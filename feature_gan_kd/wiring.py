@@ -1,0 +1,134 @@
+"""From networks and edges to a step: taps, links, and which parameters each optimiser has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from feature_gan_kd.adversary import Link, build_links
+from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.features import TappedNetwork, find_taps, layers_of, try_out
+from feature_gan_kd.networks import Network
+from feature_gan_kd.optimizers import build_optimizer
+from feature_gan_kd.step import AdversarialStep, Update
+from feature_gan_kd.topology import Edge
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The parts that a step needs.
+
+    Attributes:
+        edges: who teaches whom.
+        frozen: networks that only teach.
+        tapped: every network with its taps, in order.
+        extractors: per network the parameters that its maps come from.
+        links: transfers and discriminators, in the order of edges and taps; none where no maps are compared.
+        num_classes: size of the logits of all networks.
+    """
+
+    edges: tuple[Edge, ...]
+    frozen: tuple[int, ...]
+    tapped: list[TappedNetwork]
+    extractors: list[set[nn.Parameter]]
+    links: list[Link]
+    num_classes: int
+
+
+def wire(
+    networks: Sequence[Network],
+    edges: tuple[Edge, ...],
+    frozen: Collection[int],
+    feature_layers: Any,
+    config: DistillConfig,
+    *,
+    image_size: int,
+    in_chans: int,
+) -> Wiring:
+    """Finds every network's maps by one real forward, and builds what stands between them.
+
+    Args:
+        networks: in order.
+        edges: who teaches whom.
+        frozen: networks that only teach.
+        feature_layers: in the user's notation, see `OnlineAdversarialDistiller`.
+        config: whose method decides what is built.
+        image_size: side of the images in pixels.
+        in_chans: channels of the images.
+
+    Raises:
+        UserError: for a layer that cannot be tapped, or networks with different numbers of classes.
+    """
+    objective = config.objective
+    parameter = next(networks[0].module.parameters())
+    images = torch.zeros((2, in_chans, image_size, image_size), device=parameter.device, dtype=parameter.dtype)
+    tapped, extractors, classes = [], [], []
+    for k, network in enumerate(networks):
+        name = f"network {k} ({network.name})"
+        layers = layers_of(feature_layers, k)
+        taps = find_taps(network.module, images, name, layers) if objective.updates_extractors else []
+        tapped.append(TappedNetwork(network.module, taps, name))
+        trial = try_out(tapped[k], images)
+        extractors.append(trial.extractor)
+        classes.append(trial.classes)
+    if len(set(classes)) > 1:
+        raise UserError(f"models: the networks have {classes} classes: build all with one num_classes")
+    links: list[Link] = []
+    if objective.has_feature_loss:
+        shapes = [[tap.shape for tap in network.taps] for network in tapped]
+        links = build_links(edges, shapes, config.seed, adversarial=objective.adversarial_weight > 0)
+        for link in links:
+            link.to(device=parameter.device, dtype=parameter.dtype)
+    return Wiring(edges, tuple(frozen), tapped, extractors, links, classes[0])
+
+
+def build_step(
+    wiring: Wiring, config: DistillConfig, autocast: Callable[[], contextlib.AbstractContextManager[None]]
+) -> AdversarialStep:
+    """The update of all parts, with an optimiser per kind of gradient.
+
+    Args:
+        wiring: the parts.
+        config: of losses and optimisers.
+        autocast: makes the context in which forward passes run.
+
+    Raises:
+        UserError: for a learner without a trainable parameter.
+    """
+    parameters: list[nn.Parameter] = []
+    extractors: list[nn.Parameter] = []
+    clip_groups = []
+    for k, network in enumerate(wiring.tapped):
+        if k in wiring.frozen:
+            continue
+        own = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if not own:
+            raise UserError(f"{network.name}: it has no parameter to train: add {k} to frozen")
+        clip_groups.append(list(range(len(parameters), len(parameters) + len(own))))
+        parameters += own
+        extractors += [parameter for parameter in own if parameter in wiring.extractors[k]]
+    extractors += [parameter for link in wiring.links for parameter in link.transfer.parameters()]
+    judges = [p for link in wiring.links if link.discriminator for p in link.discriminator.parameters()]
+    objective = config.objective
+    feature = (
+        Update(extractors, build_optimizer("feature", extractors, config)) if objective.updates_extractors else None
+    )
+    return AdversarialStep(
+        wiring.tapped,
+        wiring.edges,
+        wiring.frozen,
+        wiring.links,
+        objective,
+        logit_update=Update(parameters, build_optimizer("logit", parameters, config), clip_groups),
+        feature_update=feature,
+        discriminator_update=Update(judges, build_optimizer("discriminator", judges, config)) if judges else None,
+        accumulation_steps=config.accumulation_steps,
+        clip_grad=config.clip_grad,
+        autocast=autocast,
+    )

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from feature_gan_kd.export import Publication
+
+
+@pytest.fixture(scope="session")
+def describe() -> Callable[..., Publication]:
+    """A publication of a 10-class network for 32 x 32 RGB images, with any field of it changed."""
+
+    def make(architecture: str, **changes: Any) -> Publication:
+        fields: dict[str, Any] = {
+            "architecture": architecture,
+            "index": 0,
+            "num_classes": 10,
+            "class_names": [f"class {index}" for index in range(10)],
+            "image_size": 32,
+            "in_chans": 3,
+            "mean": (0.5, 0.4, 0.3),
+            "std": (0.2, 0.21, 0.22),
+            "method": "afd",
+            "peers": ["resnet18", "test_vit"],
+            "data": "uoft-cs/cifar100",
+            "accuracy": 71.234,
+            "ensemble": 73.5,
+            "epochs": 3,
+            "recipe": {"lr": 0.1, "milestones": (0.5, 0.75), "epochs": 300, "clip_grad": None},
+        }
+        return Publication(**{**fields, **changes})
+
+    return make

@@ -1,0 +1,161 @@
+"""The model card: its front matter, its licence and its words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+from huggingface_hub import ModelCard
+from torch import nn
+
+import feature_gan_kd.models  # noqa: F401  registers cifar_resnet20
+from feature_gan_kd.config import METHODS
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.export import Publication
+from feature_gan_kd.export.card import license_of, model_card
+
+Describe = Callable[..., Publication]
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    network: Any = timm.create_model("test_resnet", num_classes=10)
+    network.pretrained_cfg = {**network.pretrained_cfg, "license": "CC-BY-NC-4.0", "hf_hub_id": "timm/test_resnet.x"}
+    return network
+
+
+def test_front_matter(network: nn.Module, describe: Describe) -> None:
+    data = ModelCard(model_card(network, describe("test_resnet", license="MIT"))).data
+    assert data.to_dict() == {
+        "datasets": ["uoft-cs/cifar100"],
+        "library_name": "timm",
+        "license": "mit",
+        "pipeline_tag": "image-classification",
+        "tags": ["timm", "image-classification", "knowledge-distillation"],
+    }
+
+
+def test_a_pretrained_network_names_its_base(network: nn.Module, describe: Describe) -> None:
+    text = model_card(network, describe("test_resnet", pretrained=True))
+    assert ModelCard(text).data.base_model == "timm/test_resnet.x"
+    assert "started from timm/test_resnet.x, whose licence is `CC-BY-NC-4.0`" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "pretrained", "source", "expected"),
+    [
+        ("MIT", False, "apache-2.0", "mit"),
+        ("mit", True, "cc-by-nc-4.0", "mit"),
+        (None, True, "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        (None, True, None, "unknown"),
+        (None, True, "unknown", "unknown"),
+        (None, False, "apache-2.0", "unknown"),
+    ],
+)
+def test_licence(describe: Describe, given: str | None, pretrained: bool, source: str | None, expected: str) -> None:
+    network: Any = timm.create_model("test_resnet", num_classes=10)
+    network.pretrained_cfg = {**network.pretrained_cfg, "license": source}
+    publication = describe("test_resnet", license=given, pretrained=pretrained)
+    assert license_of(network, publication) == expected
+    text = model_card(network, publication)
+    assert ModelCard(text).data.license == expected
+    assert ("the publisher is asked to state one" in text) == (expected == "unknown")
+
+
+def test_licence_of_a_module_that_timm_did_not_build(describe: Describe) -> None:
+    assert license_of(nn.Linear(2, 2), describe("mine", pretrained=True)) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ("uoft-cs/cifar100", True),
+        ("bundled digits", False),
+        ("../shared/data/cifar100", False),
+        ("cifar100", False),
+        ("here/there", False),
+        ("a" * 5000, False),
+    ],
+)
+def test_only_a_hub_name_is_a_data_set_of_the_hub(
+    network: nn.Module,
+    describe: Describe,
+    data: str,
+    named: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "there").mkdir(parents=True)
+    datasets = ModelCard(model_card(network, describe("test_resnet", data=data))).data.datasets
+    assert datasets == ([data] if named else None)
+
+
+def test_a_folder_of_this_machine_is_shown_by_its_name_alone(
+    network: nn.Module, describe: Describe, tmp_path: Path
+) -> None:
+    (tmp_path / "birds").mkdir()
+    text = model_card(network, describe("test_resnet", data=str(tmp_path / "birds")))
+    assert "- Data: birds\n" in text
+    assert str(tmp_path) not in text
+
+
+def test_numbers_peers_and_settings(network: nn.Module, describe: Describe) -> None:
+    text = model_card(network, describe("test_resnet", index=1))
+    assert "| this network | 71.23 |\n| ensemble (mean of all logits) | 73.50 |" in text
+    assert "network 2 of the 3 in its run" in text
+    assert "`resnet18`, `test_vit`" in text
+    assert "| lr | 0.1 |\n| milestones | 0.5, 0.75 |\n| epochs | 3 |" in text
+    assert "clip_grad" not in text
+    assert "optimistic" not in text
+
+
+def test_what_is_not_known_and_what_was_chosen(network: nn.Module, describe: Describe) -> None:
+    text = model_card(network, describe("test_resnet", accuracy=None, ensemble=None, which="best"))
+    assert "| this network | - |" in text
+    assert "the number is optimistic" in text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_explained_and_cited(network: nn.Module, describe: Describe, method: str) -> None:
+    text = model_card(network, describe("test_resnet", method=method))
+    meaning = re.search(rf"^`{method}`: (.*)$", text, flags=re.MULTILINE)
+    assert meaning is not None
+    assert meaning[1].count(". ") == 1
+    assert meaning[1].endswith(".")
+    assert ("arXiv:1706.00384" if method == "dml" else "arXiv:2002.01775") in text
+
+
+def test_loading_names_the_import_that_registers(network: nn.Module, describe: Describe) -> None:
+    ours = timm.create_model("cifar_resnet20", num_classes=10)
+    assert "import timm\nimport feature_gan_kd.models " in model_card(ours, describe("cifar_resnet20"))
+    assert "feature_gan_kd" not in model_card(network, describe("test_resnet"))
+
+
+def test_bare(describe: Describe) -> None:
+    text = model_card(nn.Linear(2, 2), describe("mine"), bare=True)
+    data = ModelCard(text).data
+    assert data.library_name is None
+    assert data.tags == ["image-classification", "knowledge-distillation"]
+    assert "network = Linear(...)  # torch.nn.modules.linear.Linear" in text
+    assert "load_state_dict" in text
+    assert "create_model" not in text
+    assert "minus [0.5, 0.4, 0.3], divided by [0.2, 0.21, 0.22]" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["a"]}, "class_names: 1 names for 10 classes"),
+        ({"mean": (0.5,)}, "mean: 1 values for 3 channels"),
+        ({"std": (0.5,) * 4}, "std: 4 values for 3 channels"),
+        ({"method": "adf"}, "method: 'adf' is not allowed"),
+    ],
+)
+def test_a_publication_that_contradicts_itself(describe: Describe, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        describe("test_resnet", **changes)
