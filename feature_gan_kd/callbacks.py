@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -35,16 +36,22 @@ class ProgressLine:
     """One live line on a terminal; a plain line per epoch elsewhere.
 
     Args:
+        notes: lines to print first.
         stream: where to write.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, notes: Sequence[str] = (), stream: TextIO | None = None) -> None:
+        self.notes = notes
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.bar: tqdm[Any] | None = None
 
     def on_start(self, step: int, total: int) -> None:
-        """Opens the line."""
+        """Prints the notes and opens the line."""
+        for note in self.notes:
+            print(note, file=self.stream)
+        if step:
+            print(f"going on at step {step} of {total}", file=self.stream)
         if self.live:
             self.bar = tqdm(total=total, initial=step, file=self.stream, unit="step", dynamic_ncols=True)
 

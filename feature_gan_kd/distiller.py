@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, open_data, open_evaluation
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.evaluate import Evaluation, evaluate
-from feature_gan_kd.export import Publication, publish, publish_bare, refusal
+from feature_gan_kd.export import Publication, RebuildError, publish, publish_bare
 from feature_gan_kd.features import Layer
 from feature_gan_kd.loop import Fit, History
 from feature_gan_kd.networks import Network, build_architecture, build_networks
@@ -32,6 +34,7 @@ from feature_gan_kd.summary import draw
 from feature_gan_kd.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.wiring import build_step, wire
 
+BUNDLED = "bundled digits"
 IMAGENET_SIZE = 224
 EVALUATION_BATCH = 500
 
@@ -208,13 +211,13 @@ class OnlineAdversarialDistiller:
         """
         changes = {"epochs": epochs, "batch_size": batch_size}
         self.config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
+        folder = None if output_dir is None else _usable_folder(Path(output_dir), resume)
         data = self.open_data(train_data, eval_data)
-        folder = None if output_dir is None else Path(output_dir)
         self.lesson = Lesson(_named(train_data), data.class_names, data.mean, data.std, license, History())
-        heard: list[Callback] = [ProgressLine(), *callbacks]
+        heard: list[Callback] = [ProgressLine(data.notes), *callbacks]
         if folder is not None:
             if self.accelerator.is_main_process:
-                self._prepare_folder(folder, data, resume)
+                self._describe_run(folder, data)
             heard.append(JsonLines(folder / "metrics.jsonl"))
         self.accelerator.wait_for_everyone()
         fit = Fit(
@@ -239,12 +242,14 @@ class OnlineAdversarialDistiller:
         """Top-1 accuracy in percent per network and of the ensemble (mean of the logits).
 
         Args:
-            data: as `eval_data` of `fit`; its evaluation split is taken.
+            data: as `eval_data` of `fit`; its evaluation split is taken. None is the data trained on.
 
         Returns:
             `accuracy` and `loss` (lists, by network), `ensemble`, `images`.
         """
         mean, std = self.normalisation()
+        if data is None and self.lesson is not None and self.lesson.data != BUNDLED:
+            data = self.lesson.data
         source, _ = open_evaluation(
             data,
             self.config,
@@ -252,6 +257,7 @@ class OnlineAdversarialDistiller:
             in_chans=self.in_chans,
             mean=mean,
             std=std,
+            class_names=self.lesson.class_names if self.lesson else None,
             num_classes=self.num_classes,
         )
         return dataclasses.asdict(self.evaluate_source(source))
@@ -384,7 +390,14 @@ class OnlineAdversarialDistiller:
             )
         lesson = state.meta["lesson"]
         if self.lesson is None and lesson is not None:
-            self.lesson = Lesson(**{**lesson, "history": History(**lesson["history"])})
+            self.lesson = Lesson(
+                **{
+                    **lesson,
+                    "mean": tuple(lesson["mean"]),
+                    "std": tuple(lesson["std"]),
+                    "history": History(**lesson["history"]),
+                }
+            )
 
     def publish(self, index: int, which: Literal["last", "best"], folder: Path) -> None:
         """Writes network `index` into a run's folder as users get it."""
@@ -459,17 +472,14 @@ class OnlineAdversarialDistiller:
         """What a checkpoint and the run that resumes it must agree in."""
         return {**self.description(), "config": self.config.defining(), "data": fingerprint}
 
-    def _prepare_folder(self, folder: Path, data: Data, resume: bool) -> None:
-        """Makes a run's folder and writes what the run is."""
-        path = folder / "config.json"
-        if path.exists():
-            if not resume:
-                raise UserError(f"output_dir: {folder} already holds a run: resume it (--resume) or choose another")
+    def _describe_run(self, folder: Path, data: Data) -> None:
+        """Writes what a new run is: its wiring, settings, data and versions."""
+        if (folder / "config.json").exists():
             return
         about = {**self.description(), "data": _named_data(self.lesson, data), "versions": _versions()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(about, indent=1) + "\n")
+            (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"output_dir: {folder} cannot be written ({error.strerror}): choose another") from None
 
@@ -500,8 +510,12 @@ class OnlineAdversarialDistiller:
             pretrained=network.pretrained,
             model_args=network.model_args,
         )
-        write = publish_bare if refusal(network.module) else publish
-        write(network.module, folder, publication)
+        try:
+            publish(network.module, folder, publication)
+        except RebuildError as error:
+            if self.accelerator.is_main_process:
+                print(f"{error}; the bare weights are in {folder}", file=sys.stderr)
+            publish_bare(network.module, folder, publication)
 
 
 def _own_size(networks: Sequence[Network]) -> int:
@@ -509,9 +523,19 @@ def _own_size(networks: Sequence[Network]) -> int:
     return int(sizes[0]) if sizes else IMAGENET_SIZE
 
 
+def _usable_folder(folder: Path, resume: bool) -> Path:
+    """The folder, if a run may be kept there; asked before any data are read."""
+    if (folder / "config.json").exists() and not resume:
+        raise UserError(f"output_dir: {folder} already holds a run: resume it (--resume) or choose another folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"output_dir: {folder} cannot be written: choose another folder")
+    return folder
+
+
 def _named(data: Any) -> str:
     if data is None:
-        return "bundled digits"
+        return BUNDLED
     return str(data) if isinstance(data, (str, Path)) else type(data).__name__
 
 

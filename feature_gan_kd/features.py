@@ -50,7 +50,7 @@ class Tap:
             return output.permute(0, 3, 1, 2)
         if self.layout is Layout.NLC:
             tokens = output[:, self.prefix_tokens :]
-            return tokens.transpose(1, 2).unflatten(2, self.shape[1:])
+            return tokens.transpose(1, 2).reshape(len(tokens), *self.shape)
         if self.layout is Layout.NC:
             return output[:, :, None, None]
         return output
@@ -163,7 +163,8 @@ def first_tensor(output: Any) -> Tensor:
         output = list(output.values())
     if isinstance(output, (tuple, list)):
         output = [item for item in output if isinstance(item, Tensor)][-1]
-    return output
+    tensor: Tensor = output
+    return tensor
 
 
 def find_taps(network: nn.Module, images: Tensor, name: str, layers: Sequence[Layer] = ()) -> list[Tap]:
@@ -225,7 +226,8 @@ def _find_last(network: nn.Module, images: Tensor, fired: dict[str, list[Any]], 
     """The last map before pooling: what timm's `forward_features` returns, else the last spatial output."""
     if hasattr(network, "forward_features"):
         with evaluating(network), torch.no_grad(), _recording(network) as inside:
-            features = network.forward_features(images)
+            forward_features: Any = network.forward_features
+            features = forward_features(images)
         same = [layer for layer, outputs in inside.items() if outputs[-1] is features]
         candidates = [layer for layer in same if len(fired.get(layer, [])) == 1]
     else:

@@ -34,7 +34,7 @@ def reduce_gradients(gradients: Sequence[Tensor | None]) -> None:
         bucket = [gradient for gradient in present if gradient.dtype is dtype]
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         torch.distributed.all_reduce(flat)
-        for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+        for gradient, summed in zip(bucket, torch.split(flat, [gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(summed.view(gradient.shape))
 
 

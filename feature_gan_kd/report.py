@@ -23,12 +23,13 @@ Series = tuple[list[float], list[float]]  # x (epochs, or updates before the fir
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, GREY, PALE = "#222222", "#666666", "#9a9a9a"
 RATE_STYLES = {"logit": (INK, "-"), "feature": (GREY, "--"), "discriminator": (PALE, ":")}
+NUMBERS = {"answers": ".2f", "rates": ".2g"}  # three digits elsewhere
 # More points than this cannot be told apart on the page: records of longer runs are averaged in groups.
 MOST_POINTS = 200
 
 # Of the page, in inches; sizes of text, in points.
 WIDTH, LEFT, ABOVE, BELOW = 11.0, 0.75, 0.62, 0.5
-LABELS, WIDE_LABELS = 1.45, 3.0
+LABELS, WIDE_LABELS = 1.5, 3.2
 SMALL, NORMAL, LARGE = 7.5, 8.5, 13.0
 LINE_SPACING = 1.3
 
@@ -123,11 +124,11 @@ def read_run(folder: Path) -> Run:
         about = json.loads(config.read_text())
         names, settings = [str(model["name"]) for model in about["models"]], about["config"]
         records = read_records(metrics) if metrics.exists() else []
+        steps, epochs = ([one for one in records if one["event"] == event] for event in ("step", "epoch"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"run: the files in {folder} are damaged ({type(error).__name__}): name another run") from None
     if not records:
         raise UserError(f"run: {metrics} holds no records: wait for the first, or let the run go on (--resume)")
-    steps, epochs = ([one for one in records if one["event"] == event] for event in ("step", "epoch"))
     return Run(names, steps, epochs, settings, about)
 
 
@@ -136,20 +137,21 @@ def table(run: Run) -> str:
 
     The seconds are those of the recorded epochs with their evaluation; images/s are training images in them.
     """
-    rows = [("network", "last top-1 %", "best top-1 %", "in epoch")]
     frozen = run.about.get("frozen", ())
-    for position, key in enumerate([*(f"top-1/{k}" for k in range(len(run.names))), "top-1/ensemble"]):
-        name = "ensemble" if position == len(run.names) else f"{position} {run.names[position]}"
-        _, values = series(run).get(key, ([], []))
+    names = {str(k): f"{k} {name}{' (frozen)' if k in frozen else ''}" for k, name in enumerate(run.names)}
+    rows = [("network", "last top-1 %", "best top-1 %", "in epoch")]
+    recorded = series(run)
+    for whose, name in (names | {"ensemble": "ensemble"}).items():
+        _, values = recorded.get(f"top-1/{whose}", ([], []))
         best = _best(values)
         shown = (f"{values[-1]:.2f}", f"{values[best]:.2f}", str(run.epochs[best]["epoch"])) if values else ("-",) * 3
-        rows.append((f"{name} (frozen)" if position in frozen else name, *shown))
+        rows.append((name, *shown))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-    facts = _facts(run)
+    facts = [f"method {run.settings['method']}", *_facts(run)]
     if run.epochs:
         seconds = sum(one["seconds"] for one in run.epochs)
         images = sum(one["seconds"] * one["images_per_second"] for one in run.epochs)
@@ -176,7 +178,7 @@ def series(run: Run) -> dict[str, Series]:
 
     for one in _averaged(run.steps):
         add(one["step"], one["metrics"])
-        add(one["step"], {f"rate/{kind}": rate for kind, rate in one["lr"].items()})
+        add(one["step"], {f"rate/{kind}": rate for kind, rate in one["lr"].items() if rate > 0})
     for one in run.epochs:
         accuracy = {f"top-1/{k}": value for k, value in enumerate(one["accuracy"])}
         losses = {f"loss/{k}": value for k, value in enumerate(one["loss"])}
@@ -198,6 +200,7 @@ def curves(run: Run) -> Figure:
     wide = int(bool(run.epochs))
     rows = [filled[:wide], *(filled[i : i + 2] for i in range(wide, len(filled), 2))][1 - wide :]
     heights = [max(_height(panel, lines) for panel, lines in row) for row in rows]
+    end = max((x[-1] for x, _ in recorded.values()), default=1.0)
     title = textwrap.wrap(_title(run), 92, break_on_hyphens=False)
     top = 0.48 + 0.24 * len(title)
     height = top + sum(heights) + len(rows) * (ABOVE + BELOW)
@@ -215,7 +218,10 @@ def curves(run: Run) -> Figure:
         for position, (panel, lines) in enumerate(row):
             room = across - LEFT - (WIDE_LABELS if panel.name == "accuracy" else LABELS)
             box = ((position * across + LEFT) / WIDTH, 1 - top / height, room / WIDTH, tall / height)
-            _draw(figure.add_axes(box), panel, lines, run, (room, tall))
+            axes = figure.add_axes(box)
+            axes.set_xlim(0, end)
+            _draw(axes, panel, lines, "epoch" if run.epochs else "update")
+            _label_ends(axes, panel, lines, run, (room, tall))
         top += BELOW
     return figure
 
@@ -230,13 +236,11 @@ def draw_curves(run: Run, path: Path) -> None:
     Raises:
         UserError: where it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(curves(run))
+    figure = curves(run)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         try:
-            canvas.print_png(temporary)
+            figure.savefig(temporary, format="png")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -246,14 +250,14 @@ def draw_curves(run: Run, path: Path) -> None:
 
 def _averaged(steps: Sequence[Record]) -> list[Record]:
     """At most `MOST_POINTS` records: consecutive ones merged, their metrics weighted by their updates."""
-    size = math.ceil(len(steps) / MOST_POINTS)
-    merged, before = [], 0
-    for end in range(size, len(steps) + size, size) if size else ():
-        group = steps[end - size : end]
-        weights = [b - a for a, b in zip([before, *(one["step"] for one in group)], [one["step"] for one in group])]
-        before = group[-1]["step"]
+    size = math.ceil(len(steps) / MOST_POINTS) or 1
+    ends = [0, *(one["step"] for one in steps)]
+    merged = []
+    for first in range(0, len(steps), size):
+        group = steps[first : first + size]
+        updates = [ends[i + 1] - ends[i] for i in range(first, first + len(group))]
         metrics = {
-            key: sum(w * one["metrics"][key] for w, one in zip(weights, group, strict=True)) / sum(weights)
+            key: sum(one["metrics"][key] * count for one, count in zip(group, updates, strict=True)) / sum(updates)
             for key in group[-1]["metrics"]
         }
         merged.append({**group[-1], "metrics": metrics})
@@ -268,11 +272,11 @@ def _best(values: Sequence[float]) -> int:
 def _title(run: Run) -> str:
     names = [_shortened(name, 40) for name in run.names]
     data = str((run.about.get("data") or {}).get("name") or "unnamed data")
-    return f"{', '.join(names[:-1])} and {names[-1]} on {_shortened(data, 60)}"
+    return f"{run.settings['method']}: {', '.join(names[:-1])} and {names[-1]} on {_shortened(data, 60)}"
 
 
 def _facts(run: Run) -> list[str]:
-    facts = [f"method {run.settings['method']}", f"{len(run.epochs)} of {run.settings['epochs']} epochs"]
+    facts = [f"{len(run.epochs)} of {run.settings['epochs']} epochs"]
     data = run.about.get("data") or {}
     if "train_images" in data:
         facts.append(f"{data['train_images']:,} training images, {data['evaluation_images']:,} evaluation images")
@@ -286,13 +290,12 @@ def _shortened(text: str, most: int) -> str:
 
 def _of(panel: Panel, recorded: Mapping[str, Series]) -> dict[str, Series]:
     """A panel's own series, by network or edge."""
-    own = [key for key in recorded if key.split("/")[0] in panel.kinds]
-    return {key: recorded[key] for key in sorted(own, key=lambda key: (list(panel.kinds).index(key.split("/")[0]), key))}
+    return {key: recorded[key] for kind in panel.kinds for key in sorted(recorded) if key.split("/")[0] == kind}
 
 
 def _height(panel: Panel, lines: Mapping[str, Series]) -> float:
     """Inches that the axes need, for their labels to stand below one another."""
-    least, each = (2.7, 2 * NORMAL) if panel.name == "accuracy" else (1.8, SMALL)
+    least, each = (2.7, 2.4 * NORMAL) if panel.name == "accuracy" else (1.8, SMALL)
     return max(least, len(lines) * each * LINE_SPACING / 72)
 
 
@@ -308,74 +311,83 @@ def _style(panel: Panel, key: str) -> tuple[str, str]:
 def _label(panel: Panel, key: str, values: Sequence[float], run: Run) -> str:
     kind, _, whose = key.partition("/")
     if kind == "top-1":
-        name = whose if whose == "ensemble" else f"{whose}  {_shortened(run.names[int(whose)], 36)}"
+        name = whose if whose == "ensemble" else f"{whose}  {_shortened(run.names[int(whose)], 32)}"
         best = _best(values)
         return f"{name}\nlast {values[-1]:.2f}, best {values[best]:.2f} in epoch {run.epochs[best]['epoch']}"
-    return " ".join(filter(None, [whose.replace("->", "→"), panel.kinds[kind], f"{values[-1]:.3g}"]))
+    last = f"{values[-1]:{NUMBERS.get(panel.name, '#.3g')}}"
+    return " ".join(filter(None, [whose.replace("->", "→"), panel.kinds[kind], last]))
 
 
-def _draw(axes: Axes, panel: Panel, lines: Mapping[str, Series], run: Run, inches: tuple[float, float]) -> None:
+def _draw(axes: Axes, panel: Panel, lines: Mapping[str, Series], time: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_label(panel.name)
     axes.set_title(panel.title, loc="left", pad=17, size=NORMAL + 1, weight="bold", color=INK)
     axes.annotate(panel.note, (0, 1), (0, 5), "axes fraction", "offset points", size=SMALL, color=GREY)
     axes.set_ylabel(panel.unit, size=NORMAL, color=GREY)
-    axes.set_xlabel("epoch" if run.epochs else "update", size=NORMAL, color=GREY, labelpad=2)
-    axes.tick_params(labelsize=SMALL, color=PALE, labelcolor=GREY)
+    axes.set_xlabel(time, size=NORMAL, color=GREY, labelpad=2)
+    axes.tick_params(which="both", labelsize=SMALL, color=PALE, labelcolor=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.grid(color="#ebebeb", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(0, max(x[-1] for x, _ in series(run).values()))
     if panel.name == "rates":
-        axes.set_yscale("log", nonpositive="mask")
+        axes.set_yscale("log")
     if panel.name == "answers":
         axes.set_ylim(0, 1)
         axes.axhline(0.5, color=PALE, linewidth=0.9, label="_undecided")
     for key, (x, y) in lines.items():
         color, dashes = _style(panel, key)
-        points = "o" if len(x) <= 1 and panel.name != "accuracy" else ""
-        axes.plot(x, y, dashes, color=color, linewidth=1.5, marker=points, markersize=4, clip_on=False, label=key)
+        point = "o" if len(x) == 1 else ""
+        steps = "steps-post" if panel.name == "rates" else "default"
+        axes.plot(
+            x,
+            y,
+            dashes,
+            color=color,
+            linewidth=1.5,
+            marker=point,
+            markersize=4,
+            drawstyle=steps,
+            clip_on=False,
+            label=key,
+        )
         if panel.name == "accuracy":
             best = _best(y)
-            ring = {"markerfacecolor": "white", "markeredgewidth": 1.5, "markersize": 7.5}
-            axes.plot(x[best], y[best], "o", color=color, clip_on=False, zorder=3, label="_best", **ring)
+            (ring,) = axes.plot(x[best], y[best], "o", color=color, clip_on=False, zorder=3, label="_best")
+            ring.set(markerfacecolor="white", markeredgewidth=1.5, markersize=7.5)
             axes.plot(x[-1], y[-1], "o", color=color, clip_on=False, zorder=4, markersize=4.5, label="_last")
-    _label_ends(axes, panel, lines, run, inches)
 
 
 def _label_ends(axes: Axes, panel: Panel, lines: Mapping[str, Series], run: Run, inches: tuple[float, float]) -> None:
     """Writes each line's label at the right of its end, tied to it, none over another."""
-    size, rows = (NORMAL, 2) if panel.name == "accuracy" else (SMALL, 1)
+    size, rows = (NORMAL, 2.4) if panel.name == "accuracy" else (SMALL, 1)
     axes.get_ylim()  # settles the scale
     to_fraction = axes.transData + axes.transAxes.inverted()
     ends = sorted((float(to_fraction.transform((x[-1], y[-1]))[1]), key) for key, (x, y) in lines.items())
     places = _spread([height for height, _ in ends], rows * size * LINE_SPACING / 72 / inches[1])
     for (end, key), place in zip(ends, places, strict=True):
         color, dashes = _style(panel, key)
-        axes.annotate(
-            _label(panel, key, lines[key][1], run),
-            (1 + 0.06 / inches[0], end),
-            (1 + 0.32 / inches[0], place),
-            "axes fraction",
-            "axes fraction",
-            va="center",
-            size=size,
-            color=INK,
-            parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linestyle": dashes, "shrinkA": 2, "shrinkB": 0}
-            | {"relpos": (0, 0.5), "linewidth": 1.3},
-        )
+        name, *more = _label(panel, key, lines[key][1], run).split("\n")
+        near, far = 1 + 0.06 / inches[0], 1 + 0.32 / inches[0]
+        arrow = {"arrowstyle": "-", "color": color, "linestyle": dashes, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (near, end), (far, place), "axes fraction", "axes fraction", arrowprops=arrow)
+        words: dict[str, Any] = {"size": size, "color": INK, "parse_math": False, "transform": axes.transAxes}
+        far, apart = far + 0.04 / inches[0], 0.02 / inches[1]
+        if more:
+            axes.text(far, place + apart, name, va="bottom", weight="bold", **words)
+            axes.text(far, place - apart, more[0], va="top", **words)
+        else:
+            axes.text(far, place, name, va="center_baseline", **words)
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places in [0, 1] at least `gap` apart and near the wanted ones, which are sorted."""
+    """Middles of labels of height `gap` inside [0, 1], none over another, near the wanted ones, which are sorted."""
     up, down = list(wanted), list(wanted)
     for i in range(1, len(wanted)):
         up[i] = max(up[i], up[i - 1] + gap)
         down[-i - 1] = min(down[-i - 1], down[-i] - gap)
     middle = [(a + b) / 2 for a, b in zip(up, down, strict=True)]
-    last = len(wanted) - 1
-    return [min(max(place, i * gap), 1 - (last - i) * gap) for i, place in enumerate(middle)]
+    count = len(wanted)
+    return [min(max(place, (i + 0.5) * gap), 1 - (count - i - 0.5) * gap) for i, place in enumerate(middle)]

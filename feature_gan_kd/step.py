@@ -165,17 +165,18 @@ class AdversarialStep:
             reduce_gradients(values)
         if self.clip_grad is not None:
             for group in self.logit_update.clip_groups:
-                _clip([gradients["logit"][i] for i in group], self.clip_grad)
+                _clip(gradients["logit"], group, self.clip_grad)
         for name, update in self.updates.items():
             for parameter, gradient in zip(update.parameters, gradients[name], strict=True):
-                parameter.grad = _laid_out_like(parameter, gradient)
+                parameter.grad = gradient
             update.optimizer.step()
             for parameter in update.parameters:
                 parameter.grad = None
 
     def _set_modes(self) -> None:
         for k, network in enumerate(self.networks):
-            if network.training != (k not in self.frozen):
+            # The user's own module is asked: it may have been switched since the last step, or given so.
+            if network.network.training != (k not in self.frozen):
                 network.train(k not in self.frozen)
 
     def _forward(self, images: Tensor) -> Forward:
@@ -244,11 +245,15 @@ def _full(x: Tensor) -> Tensor:
 
 
 def _gradient(loss: Tensor, update: Update, *, retain_graph: bool = False) -> Gradients:
-    return list(torch.autograd.grad(loss, update.parameters, retain_graph=retain_graph, allow_unused=True))
+    gradients = torch.autograd.grad(loss, update.parameters, retain_graph=retain_graph, allow_unused=True)
+    return [_laid_out_like(p, gradient) for p, gradient in zip(update.parameters, gradients, strict=True)]
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
-    """The gradient in its parameter's memory order: fused optimisers go by memory and do not look at strides."""
+    """The gradient in its parameter's memory order: fused optimisers go by memory and do not look at strides.
+
+    A gradient that autograd broadcasts (stride 0) gets memory of its own, too.
+    """
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
@@ -258,8 +263,13 @@ def _add(total: Gradients, more: Gradients) -> Gradients:
     return [b if a is None else a if b is None else a + b for a, b in zip(total, more, strict=True)]
 
 
-def _clip(gradients: Sequence[Tensor | None], limit: float) -> None:
-    present = [g for g in gradients if g is not None]
-    norm = torch.nn.utils.get_total_norm(present)
+def _clip(gradients: Gradients, group: Sequence[int], limit: float) -> None:
+    """Scales the gradients at the positions `group` to a common norm of at most `limit`.
+
+    New tensors take their places: two parameters that are only ever added share one gradient in memory.
+    """
+    present = {i: gradient for i in group if (gradient := gradients[i]) is not None}
+    norm = torch.nn.utils.get_total_norm(list(present.values()))
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(present, scale)
+    for i, scaled in zip(present, torch._foreach_mul(list(present.values()), scale), strict=True):
+        gradients[i] = scaled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from feature_gan_kd.errors import UserError
 
@@ -57,19 +57,23 @@ def build_edges(
 
     Raises:
         UserError: for fewer than two networks, an unknown topology, an index that does not exist, a
-            self-edge, a repeated edge, a frozen learner, or a network that is not frozen and has no source.
+            self-edge, a repeated edge, a frozen learner, a network that is not frozen and has no source, or
+            networks that are all frozen.
     """
     if count < 2:
         raise UserError(f"models: {count} network given, at least 2 are needed: name a peer to learn with")
-    outside = sorted(k for k in set(frozen) if not 0 <= k < count)
+    outside = [k for k in frozen if type(k) is not int or not 0 <= k < count]
     if outside:
-        raise UserError(f"frozen: there is no network {outside[0]}, allowed are 0 to {count - 1}")
-    if isinstance(topology, str):
-        if topology not in _BUILDERS:
-            raise UserError(f"topology: {topology!r} is unknown, allowed are {', '.join(_BUILDERS)}")
-        edges = tuple(edge for edge in _BUILDERS[topology](count) if edge.learner not in set(frozen))
+        raise UserError(f"frozen: there is no network {outside[0]!r}, allowed are 0 to {count - 1}")
+    if len(set(frozen)) == count:
+        raise UserError("frozen: every network is frozen, none would learn: leave one out")
+    if isinstance(topology, str) and topology in _BUILDERS:
+        edges = tuple(edge for edge in _BUILDERS[topology](count) if edge.learner not in frozen)
+    elif isinstance(topology, Sequence) and not isinstance(topology, str):
+        edges = tuple(_edge(given) for given in topology)
     else:
-        edges = tuple(edge if isinstance(edge, Edge) else Edge(*edge) for edge in topology)
+        allowed = ", ".join(_BUILDERS)
+        raise UserError(f"topology: {topology!r} is unknown, allowed are {allowed}, or edges (source, learner)")
     _check(edges, count, set(frozen))
     return edges
 
@@ -77,6 +81,13 @@ def build_edges(
 def sources_of(edges: Sequence[Edge], learner: int) -> list[int]:
     """The positions of the networks that teach `learner`, in the order of the edges."""
     return [edge.source for edge in edges if edge.learner == learner]
+
+
+def _edge(given: Any) -> Edge:
+    ends = (given.source, given.learner) if isinstance(given, Edge) else given
+    if not isinstance(ends, (tuple, list)) or [type(end) for end in ends] != [int, int]:
+        raise UserError(f"topology: {given!r} is no edge, expected (source, learner), two positions of networks")
+    return Edge(*ends)
 
 
 def _check(edges: Sequence[Edge], count: int, frozen: set[int]) -> None:

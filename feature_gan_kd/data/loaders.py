@@ -59,7 +59,8 @@ class LoaderBatches:
 
     def __len__(self) -> int:
         sampler: Any = self.loader.sampler
-        images = len(sampler if hasattr(sampler, "__len__") else self.loader.dataset)
+        data: Any = self.loader.dataset
+        images = len(sampler if hasattr(sampler, "__len__") else data)
         return images if self.loader.batch_size is None else min(images, self._batches * self.loader.batch_size)
 
     def steps(self, batch_size: int, *, train: bool = True) -> int:
@@ -76,7 +77,7 @@ class LoaderBatches:
         """
         images, _ = self._pair(next(self._reader(0)), 0)
         if images.is_floating_point():
-            return self.normalise.mean, self.normalise.std
+            return (0.0,) * self.channels, (1.0,) * self.channels
         return statistics(images.permute(0, 2, 3, 1))
 
     def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import encoded, random_images
+from image_samples import encoded, random_images
 
 from feature_gan_kd.data.images import as_pixels, decode, decode_all, fitted, statistics, with_channels
 from feature_gan_kd.errors import UserError

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -34,11 +35,11 @@ def labels_of(batches: list[tuple[Tensor, Tensor]]) -> list[list[int]]:
 @pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"generator": torch.Generator()}])
 def test_every_process_and_a_resumed_one_see_one_order(options: dict[str, Any]) -> None:
     whole = labels_of(epoch_of(source(**options)))
-    assert sorted(sum(whole, [])) == list(range(13))
+    assert sorted(chain(*whole)) == list(range(13))
     assert [len(batch) for batch in whole] == [5, 5, 3]
     assert labels_of(epoch_of(source(**options), start=1)) == whole[1:]
     shares = [labels_of(epoch_of(source(**options), rank=rank, world=4)) for rank in range(4)]
-    assert [sum((part[k] for part in shares), []) for k in range(3)] == whole
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
     assert labels_of(epoch_of(source(**options), epoch=1)) != whole
     assert labels_of(epoch_of(source(**options), seed=1)) != whole
 

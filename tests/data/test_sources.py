@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import make, random_images
+from image_samples import make, random_images
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 

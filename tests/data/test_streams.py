@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import make, random_images
+from image_samples import make, random_images
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 

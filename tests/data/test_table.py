@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from conftest import encoded, make, plain, random_images
+from image_samples import encoded, make, plain, random_images
 
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data.images import decode_all

@@ -75,7 +75,7 @@ def test_licence_of_a_module_that_timm_did_not_build(describe: Describe) -> None
     [
         ("uoft-cs/cifar100", True),
         ("bundled digits", False),
-        ("../shared/data/cifar100", False),
+        ("../images/cifar100", False),
         ("cifar100", False),
         ("here/there", False),
         ("a" * 5000, False),

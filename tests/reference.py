@@ -1,0 +1,400 @@
+"""An independent reference of the method, in float64, written from its formulas.
+
+It calls nothing of the package: convolutions are sums over the kernel, batch normalisation, softmax, divergence and
+optimisers are their textbook formulas, every loss has forward passes of its own, and what a loss must not reach is a
+constant in it. Parameters are taken from the package's modules by value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+def values_of(module: nn.Module) -> Weights:
+    """Copies of a module's parameters in float64 on CPU, by name."""
+    return {name: value.detach().to("cpu", torch.float64, copy=True) for name, value in module.named_parameters()}
+
+
+def buffers_of(module: nn.Module) -> Weights:
+    """Copies of a module's buffers in float64 on CPU, by name."""
+    return {name: value.detach().to("cpu", torch.float64, copy=True) for name, value in module.named_buffers()}
+
+
+# Layers.
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
+    """Cross-correlation, one kernel position at a time."""
+    batch, channels, height, width = x.shape
+    kernel_height, kernel_width = weight.shape[2:]
+    padded = x.new_zeros(batch, channels, height + 2 * padding, width + 2 * padding)
+    padded[:, :, padding : padding + height, padding : padding + width] = x
+    rows = (height + 2 * padding - kernel_height) // stride + 1
+    columns = (width + 2 * padding - kernel_width) // stride + 1
+    out = x.new_zeros(batch, weight.shape[0], rows, columns)
+    for i in range(kernel_height):
+        for j in range(kernel_width):
+            patch = padded[:, :, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+            out = out + torch.einsum("nchw,oc->nohw", patch, weight[:, :, i, j])
+    return out if bias is None else out + bias[None, :, None, None]
+
+
+def normalise(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Batch normalisation with given statistics, epsilon 1e-5."""
+    mean, variance, weight, bias = (each[None, :, None, None] for each in (mean, variance, weight, bias))
+    return (x - mean) / (variance + 1e-5) ** 0.5 * weight + bias
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of each channel over batch and grid."""
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    mean = x.sum((0, 2, 3)) / count
+    return mean, ((x - mean[None, :, None, None]) ** 2).sum((0, 2, 3)) / count
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, 0.2 * x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average pooling to a grid: cell i of G covers [floor(i H / G), ceil((i + 1) H / G))."""
+    height, width = x.shape[2:]
+    cells = [
+        x[
+            :,
+            :,
+            i * height // grid[0] : math.ceil((i + 1) * height / grid[0]),
+            j * width // grid[1] : math.ceil((j + 1) * width / grid[1]),
+        ].mean((2, 3))
+        for i in range(grid[0])
+        for j in range(grid[1])
+    ]
+    return torch.stack(cells, dim=2).reshape(*x.shape[:2], *grid)
+
+
+def discriminator(weights: Weights, feature_map: Tensor) -> Tensor:
+    """Conv - BatchNorm - LeakyReLU - Conv - Sigmoid: one answer per map. 3x3 with stride 2, or 1x1."""
+    kernel = weights["conv1.weight"].shape[2]
+    hidden = convolution(feature_map, weights["conv1.weight"], stride=2 if kernel == 3 else 1, padding=kernel // 2)
+    hidden = leaky_relu(normalise(hidden, *statistics(hidden), weights["norm.weight"], weights["norm.bias"]))
+    answer = convolution(hidden, weights["conv2.weight"], weights["conv2.bias"])
+    assert answer.shape[1:] == (1, 1, 1)
+    return sigmoid(answer[:, 0, 0, 0])
+
+
+def transfer(weights: Weights, feature_map: Tensor) -> Tensor:
+    """1x1 convolution and batch normalisation; nothing where there are no weights."""
+    if not weights:
+        return feature_map
+    moved = convolution(feature_map, weights["0.weight"])
+    return normalise(moved, *statistics(moved), weights["1.weight"], weights["1.bias"])
+
+
+# Losses.
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    return logits - torch.log(torch.exp(logits).sum(1, keepdim=True))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch of -log p(label), or of -sum(label probabilities * log p)."""
+    log_p = log_softmax(logits)
+    if labels.ndim == 2:
+        return -(labels * log_p).sum() / len(logits)
+    return -sum(log_p[i, label] for i, label in enumerate(labels.tolist())) / len(logits)
+
+
+def divergence(learner: Tensor, source: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(source / T) || softmax(learner / T)), mean over the batch."""
+    log_p, log_q = log_softmax(source / temperature), log_softmax(learner / temperature)
+    return temperature**2 * (torch.exp(log_p) * (log_p - log_q)).sum() / len(learner)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    return ((1 - real) ** 2).sum() / len(real) + (fake**2).sum() / len(fake)
+
+
+def adversarial_loss(fake: Tensor) -> Tensor:
+    return ((1 - fake) ** 2).sum() / len(fake)
+
+
+# Optimisers: each returns the new parameter and keeps its state in `state`.
+
+
+def sgd(p: Tensor, g: Tensor, state: Weights, lr: float, momentum: float, decay: float) -> Tensor:
+    g = g + decay * p
+    state["v"] = momentum * state["v"] + g if "v" in state else g
+    return p - lr * state["v"]
+
+
+def adam(p: Tensor, g: Tensor, state: Weights, lr: float, decay: float, *, decoupled: bool) -> Tensor:
+    """Adam with coupled L2 decay, or AdamW; betas 0.9 and 0.999, epsilon 1e-8."""
+    if decoupled:
+        p = p - lr * decay * p
+    else:
+        g = g + decay * p
+    state["t"] = state.get("t", torch.zeros((), dtype=torch.float64)) + 1
+    state["m"] = 0.9 * state.get("m", torch.zeros_like(g)) + 0.1 * g
+    state["s"] = 0.999 * state.get("s", torch.zeros_like(g)) + 0.001 * g**2
+    m, s = state["m"] / (1 - 0.9 ** state["t"]), state["s"] / (1 - 0.999 ** state["t"])
+    return p - lr * m / (s**0.5 + 1e-8)
+
+
+# A small network: blocks of 3x3 convolution, optional batch normalisation and ReLU, then mean and linear layer.
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A small network's shape: `blockI.0` is a convolution, `blockI.1` its batch norm, `head` the classifier."""
+
+    channels: tuple[int, int] = (4, 4)
+    strides: tuple[int, int] = (1, 2)
+    paddings: tuple[int, int] = (1, 1)
+    norm: bool = True
+    classes: int = 5
+
+
+@dataclass
+class Pass:
+    """What a forward pass gives: logits, the map of each block, the statistics of each batch norm."""
+
+    logits: Tensor
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Network:
+    """Weights and running statistics of a small network."""
+
+    spec: Spec
+    weights: Weights
+    running: Weights
+
+    def forward(self, images: Tensor, weights: Weights | None = None, *, training: bool = True) -> Pass:
+        w = weights or self.weights
+        out = Pass(images)
+        x = images
+        for block, (stride, padding) in enumerate(zip(self.spec.strides, self.spec.paddings, strict=True), start=1):
+            name = f"block{block}"
+            x = convolution(x, w[f"{name}.0.weight"], w.get(f"{name}.0.bias"), stride, padding)
+            if self.spec.norm:
+                norm = f"{name}.1"
+                given = (self.running[f"{norm}.running_mean"], self.running[f"{norm}.running_var"])
+                out.statistics[norm] = statistics(x)
+                out.counts[norm] = x.shape[0] * x.shape[2] * x.shape[3]
+                used = out.statistics[norm] if training else given
+                x = normalise(x, *used, w[f"{norm}.weight"], w[f"{norm}.bias"])
+            x = torch.where(x > 0, x, 0 * x)
+            out.maps[name] = x
+        out.logits = x.mean((2, 3)) @ w["head.weight"].T + w["head.bias"]
+        return out
+
+    def see(self, images: Tensor) -> None:
+        """Running statistics after one more forward pass in training: momentum 0.1, unbiased variance."""
+        seen = self.forward(images)
+        for norm, (mean, variance) in seen.statistics.items():
+            unbiased = variance * seen.counts[norm] / (seen.counts[norm] - 1)
+            for name, value in (("running_mean", mean), ("running_var", unbiased)):
+                self.running[f"{norm}.{name}"] = 0.9 * self.running[f"{norm}.{name}"] + 0.1 * value
+            self.running[f"{norm}.num_batches_tracked"] += 1
+
+
+@dataclass
+class Lesson:
+    """One map of `source` as a lesson for `learner`: tapped block, transfer layer, discriminator."""
+
+    source: int
+    learner: int
+    block: str
+    transfer: Weights
+    discriminator: Weights
+
+    def maps(self, learner_map: Tensor, source_map: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        """Fake and real map: both on the smaller grid, the learner's brought into the source's channels."""
+        grid = tuple(min(a, b) for a, b in zip(learner_map.shape[2:], source_map.shape[2:], strict=True))
+        return transfer(weights, pool(learner_map, grid)), pool(source_map, grid)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Loss weights and optimisers."""
+
+    temperature: float = 3.0
+    logit: float = 0.0
+    adversarial: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    zero_gradient: bool = False
+    lr: float = 0.1
+    momentum: float = 0.9
+    decay: float = 1e-4
+    adversarial_lr: float = 2e-5
+    adversarial_decay: float = 0.1
+    discriminator_lr: float = 2e-5
+    discriminator_decay: float = 0.1
+    decoupled: bool = False
+    clip: float | None = None
+
+
+Key = tuple[str, int, str]
+"""(`network`, `transfer` or `discriminator`, its position, the parameter's name)."""
+
+Gradients = dict[str, dict[Key, Tensor]]
+"""Kind of update (`logit`, `feature`, `discriminator`) -> parameter -> gradient."""
+
+
+@dataclass
+class Reference:
+    """All networks and lessons, and the update of the method."""
+
+    networks: Sequence[Network]
+    edges: Sequence[tuple[int, int]]
+    lessons: Sequence[Lesson]
+    settings: Settings
+    frozen: Sequence[int] = ()
+    state: dict[tuple[str, Key], Weights] = field(default_factory=dict)
+
+    @property
+    def learners(self) -> list[int]:
+        return [k for k in range(len(self.networks)) if k not in self.frozen]
+
+    def fixed(self, k: int, images: Tensor) -> Pass:
+        """What network k gives, as constants; a frozen one is in evaluation mode."""
+        with torch.no_grad():
+            return self.networks[k].forward(images, training=k not in self.frozen)
+
+    def extractor(self, k: int) -> Weights:
+        """The parameters up to network k's last tapped block."""
+        tapped = {lesson.block for lesson in self.lessons} or {"block2"}
+        prefixes = ("block1.", "block2.") if "block2" in tapped else ("block1.",)
+        return {name: value for name, value in self.networks[k].weights.items() if name.startswith(prefixes)}
+
+    def logit_loss(self, k: int, weights: Weights, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.networks[k].forward(images, weights).logits
+        loss = cross_entropy(logits, labels)
+        if self.settings.logit:
+            sources = [source for source, learner in self.edges if learner == k]
+            for source in sources:
+                term = divergence(logits, self.fixed(source, images).logits, self.settings.temperature)
+                loss = loss + self.settings.logit * term / len(sources)
+        return loss
+
+    def feature_loss(self, k: int, weights: Weights, transfers: Mapping[int, Weights], images: Tensor) -> Tensor:
+        lessons = self.lessons_of(k)
+        own = self.networks[k].forward(images, weights)
+        total = torch.zeros((), dtype=torch.float64)
+        for i, lesson in lessons.items():
+            other = self.fixed(lesson.source, images)
+            fake, real = lesson.maps(own.maps[lesson.block], other.maps[lesson.block], transfers[i])
+            if self.settings.adversarial:
+                total = total + self.settings.adversarial * adversarial_loss(discriminator(lesson.discriminator, fake))
+            total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
+            total = total + self.settings.l2 * ((fake - real) ** 2).sum() / fake.numel()
+        return total / len(lessons)
+
+    def discriminator_loss(self, i: int, weights: Weights, images: Tensor) -> Tensor:
+        lesson = self.lessons[i]
+        maps = [self.fixed(k, images).maps[lesson.block] for k in (lesson.learner, lesson.source)]
+        fake, real = lesson.maps(maps[0], maps[1], lesson.transfer)
+        loss = discriminator_loss(discriminator(weights, real), discriminator(weights, fake))
+        # Ours: several discriminators of one learner share its weight of 1.
+        return loss / len(self.lessons_of(lesson.learner))
+
+    def lessons_of(self, k: int) -> dict[int, Lesson]:
+        return {i: lesson for i, lesson in enumerate(self.lessons) if lesson.learner == k}
+
+    def gradients(self, images: Tensor, labels: Tensor) -> Gradients:
+        """The three kinds of gradient, each of its own loss, at the present parameters."""
+        out: Gradients = {"logit": {}, "feature": {}, "discriminator": {}}
+        for k in self.learners:
+            leaves = _leaves(self.networks[k].weights)
+            _backward(out["logit"], ("network", k), leaves, self.logit_loss(k, leaves, images, labels))
+            if self.settings.zero_gradient:
+                for name, value in self.extractor(k).items():
+                    out["feature"]["network", k, name] = torch.zeros_like(value)
+            if not self.lessons_of(k):
+                continue
+            leaves = _leaves(self.extractor(k))
+            transfers = {i: _leaves(lesson.transfer) for i, lesson in self.lessons_of(k).items()}
+            loss = self.feature_loss(k, {**self.networks[k].weights, **leaves}, transfers, images)
+            _backward(out["feature"], ("network", k), leaves, loss)
+            for i, own in transfers.items():
+                _backward(out["feature"], ("transfer", i), own, loss)
+        for i, lesson in enumerate(self.lessons):
+            if lesson.discriminator:
+                leaves = _leaves(lesson.discriminator)
+                _backward(
+                    out["discriminator"], ("discriminator", i), leaves, self.discriminator_loss(i, leaves, images)
+                )
+        return out
+
+    def step(self, images: Tensor, labels: Tensor, parts: Sequence[int] = ()) -> None:
+        """One update by a batch, in parts of the given sizes where any are given."""
+        total: Gradients = {"logit": {}, "feature": {}, "discriminator": {}}
+        sizes = list(parts) or [len(images)]
+        for part, part_labels in zip(images.split(sizes), labels.split(sizes), strict=True):
+            for kind, gradients in self.gradients(part, part_labels).items():
+                for key, gradient in gradients.items():
+                    total[kind][key] = total[kind].get(key, 0) + gradient * len(part) / len(images)
+            for k in self.learners:
+                self.networks[k].see(part)
+        self.update(total)
+
+    def update(self, gradients: Gradients) -> None:
+        """First the optimiser of the logit loss, then those of the features and discriminators."""
+        s = self.settings
+        if s.clip is not None:
+            for k in self.learners:
+                own = [key for key in gradients["logit"] if key[1] == k]
+                norm = math.sqrt(sum(float((gradients["logit"][key] ** 2).sum()) for key in own))
+                for key in own:
+                    gradients["logit"][key] = gradients["logit"][key] * min(1.0, s.clip / (norm + 1e-6))
+        for key, g in gradients["logit"].items():
+            self.move(key, sgd(self.value(key), g, self.state_of("logit", key), s.lr, s.momentum, s.decay))
+        rates = {
+            "feature": (s.adversarial_lr, s.adversarial_decay),
+            "discriminator": (s.discriminator_lr, s.discriminator_decay),
+        }
+        for kind, rate in rates.items():
+            for key, g in gradients[kind].items():
+                own = self.state_of(kind, key)
+                self.move(key, adam(self.value(key), g, own, *rate, decoupled=s.decoupled))
+
+    def state_of(self, kind: str, key: Key) -> Weights:
+        return self.state.setdefault((kind, key), {})
+
+    def weights_of(self, what: str, position: int) -> Weights:
+        if what == "network":
+            return self.networks[position].weights
+        lesson = self.lessons[position]
+        return lesson.transfer if what == "transfer" else lesson.discriminator
+
+    def value(self, key: Key) -> Tensor:
+        return self.weights_of(*key[:2])[key[2]]
+
+    def move(self, key: Key, value: Tensor) -> None:
+        self.weights_of(*key[:2])[key[2]] = value
+
+
+def _leaves(weights: Weights) -> Weights:
+    return {name: value.clone().requires_grad_() for name, value in weights.items()}
+
+
+def _backward(out: dict[Key, Tensor], owner: tuple[str, int], leaves: Weights, loss: Tensor) -> None:
+    names = list(leaves)
+    gradients = torch.autograd.grad(loss, [leaves[name] for name in names], retain_graph=True) if names else ()
+    out.update({(*owner, name): gradient for name, gradient in zip(names, gradients, strict=True)})

@@ -1,0 +1,324 @@
+"""Every setting: what it may be, what it overrides, how it is kept in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_gan_kd.config import METHODS, PAPER_STEPS, RECIPES, DistillConfig, Objective, Recipe
+from feature_gan_kd.errors import UserError
+
+FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
+
+
+# Methods and recipes.
+
+
+def test_the_default_is_the_paper() -> None:
+    config = DistillConfig()
+    assert config.objective == Objective(temperature=3, logit_weight=1, adversarial_weight=1)
+    recipe = config.recipe_settings
+    assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay) == ("momentum", 0.1, 0.9, 1e-4)
+    assert (recipe.scheduler, recipe.milestones, recipe.warmup) == ("multistep", (150 / 300, 225 / 300), 0)
+    assert (recipe.adversarial_optimizer, recipe.adversarial_lr, recipe.discriminator_lr) == ("adam", 2e-5, 2e-5)
+    assert (recipe.adversarial_weight_decay, recipe.discriminator_weight_decay) == (0.1, 0.1)
+    assert recipe.adversarial_milestones == (75 / 300, 150 / 300)
+    assert (config.epochs, config.batch_size) == (300, 128)
+    assert PAPER_STEPS == 300 * 391
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [
+        ("afd", {"temperature": 3, "logit_weight": 1, "adversarial_weight": 1}),
+        ("logit", {"temperature": 3, "logit_weight": 1}),
+        ("dml", {"temperature": 1, "logit_weight": 1}),
+        ("vanilla", {}),
+        ("feature", {"adversarial_weight": 1}),
+        ("l1", {"logit_weight": 1, "l1_weight": 1}),
+        ("l1-only", {"l1_weight": 1}),
+        ("l2", {"logit_weight": 1, "l2_weight": 1}),
+        ("l2-only", {"l2_weight": 1}),
+        ("zero-gradient", {"logit_weight": 1, "feature_update": True}),
+    ],
+)
+def test_methods_are_loss_weights(method: Any, weights: dict[str, Any]) -> None:
+    objective = DistillConfig(method=method).objective
+    assert objective == Objective(**weights)
+    assert objective.has_feature_loss == any("weight" in name and "logit" not in name for name in weights)
+    assert objective.updates_extractors == (objective.has_feature_loss or method == "zero-gradient")
+
+
+def test_every_method_is_tested() -> None:
+    assert len(METHODS) == 10
+
+
+@pytest.mark.parametrize("name", ["temperature", "logit_weight", "adversarial_weight", "l1_weight", "l2_weight"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_weight_of_its_own_replaces_the_methods(method: Any, name: str) -> None:
+    changed = DistillConfig(method=method).replace(**{name: 0.25}).objective
+    assert changed == dataclasses.replace(METHODS[method], **{name: 0.25})
+
+
+def test_a_weight_of_zero_is_a_weight() -> None:
+    assert DistillConfig(method="afd", adversarial_weight=0.0).objective == Objective(logit_weight=1)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "finetune"])
+@pytest.mark.parametrize("spec", dataclasses.fields(Recipe), ids=lambda spec: spec.name)
+def test_a_setting_of_its_own_replaces_the_recipes(spec: Any, recipe: Any) -> None:
+    value = {
+        "optimizer": "adamw",
+        "scheduler": "cosine" if recipe == "paper" else "multistep",
+        "adversarial_optimizer": "adamw",
+        "milestones": (0.1, 0.2),
+        "adversarial_milestones": (0.1, 0.2),
+    }.get(spec.name, 0.123)
+    settings = DistillConfig(recipe=recipe).replace(**{spec.name: value}).recipe_settings
+    assert getattr(RECIPES[recipe], spec.name) != value
+    assert settings == dataclasses.replace(RECIPES[recipe], **{spec.name: value})
+
+
+def test_every_part_of_method_and_recipe_can_be_set() -> None:
+    assert {spec.name for spec in dataclasses.fields(Recipe)} <= FIELDS.keys()
+    assert {spec.name for spec in dataclasses.fields(Objective)} - {"feature_update"} <= FIELDS.keys()
+
+
+def test_auto_reads_as_paper() -> None:
+    assert DistillConfig(recipe="auto").recipe_settings == RECIPES["paper"]
+
+
+# What is refused.
+
+
+def refused(**values: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        DistillConfig(**values)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
+    "temperature": ([1e-6, 1000], [0, -1], "above 0"),
+    "logit_weight": ([0, 5], [-0.1], "at least 0"),
+    "adversarial_weight": ([0, 5], [-0.1], "at least 0"),
+    "l1_weight": ([0], [-0.1], "at least 0"),
+    "l2_weight": ([0], [-0.1], "at least 0"),
+    "epochs": ([1], [0, -3], "at least 1"),
+    "batch_size": ([2], [1, 0], "at least 2"),
+    "accumulation_steps": ([1, 128], [0], "at least 1"),
+    "seed": ([0, 2**31 - 1], [-1, 2**31], "at least 0 and at most 2147483647"),
+    "lr": ([1e-9], [0, -0.1], "above 0"),
+    "momentum": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
+    "weight_decay": ([0], [-1e-4], "at least 0"),
+    "milestones": ([(0.5,), (0.1, 1.0), ()], [(0.0, 0.5), (0.5, 1.1)], "above 0 and at most 1"),
+    "warmup": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
+    "adversarial_lr": ([1e-9], [0], "above 0"),
+    "adversarial_weight_decay": ([0], [-1], "at least 0"),
+    "adversarial_milestones": ([(0.5,), (1.0,)], [(-0.5,), (2.0,)], "above 0 and at most 1"),
+    "discriminator_lr": ([1e-9], [0], "above 0"),
+    "discriminator_weight_decay": ([0], [-1], "at least 0"),
+    "clip_grad": ([1e-3], [0, -1], "above 0"),
+    "image_size": ([8, 224], [7, 0], "at least 8"),
+    "max_train_samples": ([2], [1], "at least 2"),
+    "max_eval_samples": ([1], [0], "at least 1"),
+    "workers": ([0, 4], [-1], "at least 0"),
+    "log_every": ([1], [0], "at least 1"),
+    "checkpoint_every": ([1], [0], "at least 1"),
+    "keep_last": ([1], [0], "at least 1"),
+}
+
+
+def test_every_bound_is_tested() -> None:
+    assert BOUNDS.keys() == {name for name, spec in FIELDS.items() if spec.metadata}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds(name: str) -> None:
+    allowed, outside, words = BOUNDS[name]
+    for value in allowed:
+        kept = getattr(DistillConfig(**{name: value}), name)
+        assert kept == value
+    for value in outside:
+        message = refused(**{name: value})
+        assert message.startswith(f"{name}: ")
+        assert words in message
+        numbers = value if isinstance(value, tuple) else (value,)
+        assert all(repr(number) in message or repr(float(number)) in message for number in numbers)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in FIELDS.items() if "float" in spec.type])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+def test_numbers_are_finite(name: str, value: float) -> None:
+    given = (value,) if "tuple" in FIELDS[name].type else value
+    message = refused(**{name: given})
+    assert message.startswith(f"{name}: ")
+    assert "finite" in message
+
+
+CHOICES = {
+    "method": list(METHODS),
+    "recipe": ["auto", "paper", "finetune"],
+    "scheduler": ["multistep", "cosine"],
+    "adversarial_optimizer": ["adam", "adamw"],
+    "augmentation": ["auto", "none", "crop", "crop-flip", "resized-crop"],
+    "mixed_precision": ["no", "bf16"],
+}
+
+
+def test_every_choice_is_tested() -> None:
+    words = ("Literal", "MethodName", "RecipeName", "Augmentation")
+    assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(name: str) -> None:
+    for choice in CHOICES[name]:
+        assert getattr(DistillConfig(**{name: choice}), name) == choice
+    message = refused(**{name: "fp16"})
+    assert message.startswith(f"{name}: 'fp16' is not allowed")
+    assert all(choice in message for choice in CHOICES[name])
+
+
+WRONG_TYPES = [None, True, 1, 1.5, "1", "0.5", (), (1,), ("a",), [0.5], {"a": 1}, b"a", object()]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_values_of_the_wrong_type(name: str) -> None:
+    hint = FIELDS[name].type
+    for value in WRONG_TYPES:
+        fits = (
+            (value is None and "None" in hint)
+            or (value is True and "bool" in hint)
+            or (type(value) is int and ("int" in hint or "float" in hint) and "tuple" not in hint)
+            or (type(value) is float and "float" in hint and "tuple" not in hint)
+            or (type(value) is str and "str" in hint)
+            or (isinstance(value, (tuple, list)) and "tuple" in hint and "a" not in value)
+        )
+        if not fits:
+            message = refused(**{name: value})
+            assert message.startswith(f"{name}: "), message
+            assert "expected" in message
+
+
+@pytest.mark.parametrize("name", ["milestones", "adversarial_milestones"])
+@pytest.mark.parametrize("value", [(0.75, 0.5), (0.5, 0.5)])
+def test_milestones_rise(name: str, value: tuple[float, ...]) -> None:
+    message = refused(**{name: value})
+    assert message.startswith(f"{name}: {value!r} is not allowed, expected rising")
+
+
+def test_no_more_parts_than_images() -> None:
+    message = refused(batch_size=4, accumulation_steps=5)
+    assert message.startswith("accumulation_steps: 5 parts of a batch of 4 images")
+
+
+def test_a_long_or_broken_value_is_still_one_short_line() -> None:
+    class Lines:
+        def __repr__(self) -> str:
+            return "first\nsecond"
+
+    assert "first second" in refused(method=Lines())
+    assert len(refused(method="x" * 10_000)) < 400
+
+
+def test_whole_numbers_and_lists_are_taken_where_floats_and_tuples_are_meant() -> None:
+    config = DistillConfig(lr=1, temperature=4, milestones=[0.5, 1])  # type: ignore[arg-type]
+    assert (config.lr, config.temperature, config.milestones) == (1.0, 4.0, (0.5, 1.0))
+    assert [type(value) for value in (config.lr, config.temperature, *(config.milestones or ()))] == [float] * 4
+
+
+# Changes, and the form in a file.
+
+
+def test_replace_checks_what_it_changes() -> None:
+    config = DistillConfig(lr=0.05)
+    assert config.replace(epochs=3) == DistillConfig(lr=0.05, epochs=3)
+    assert config.replace() == config
+    with pytest.raises(UserError, match=r"^epochs: 0 is not allowed"):
+        config.replace(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("learning_rate", ""), ("batchsize", "batch_size"), ("tempratur", "temperature"), ("self", ""), ("", "")],
+)
+def test_unknown_settings(name: str, near: str) -> None:
+    with pytest.raises(UserError) as caught:
+        DistillConfig().replace(**{name: 1})
+    message = str(caught.value)
+    assert message.startswith(f"config: there is no setting {name!r}")
+    assert near in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("values", [None, [], ["lr"], "lr", 7, {7: 1}, {None: 1}])
+def test_a_file_that_holds_no_settings(values: Any) -> None:
+    with pytest.raises(UserError, match=r"^config: [^\n]*$"):
+        DistillConfig.from_dict(values)
+
+
+FULL = DistillConfig(
+    method="l2", temperature=2.0, milestones=(0.3, 0.6), clip_grad=5.0, optimizer="adamw", image_size=64, compile=True
+)
+
+
+@pytest.mark.parametrize("config", [DistillConfig(), FULL])
+def test_round_trip(config: DistillConfig) -> None:
+    text = json.dumps(config.to_dict())
+    assert DistillConfig.from_dict(json.loads(text)) == config
+    assert json.loads(text) == config.to_dict()
+    assert config.to_dict().keys() == FIELDS.keys()
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DistillConfig().lr = 0.5  # type: ignore[misc]
+
+
+def test_defining_leaves_out_what_does_not_change_the_weights() -> None:
+    runtime = {"workers": 3, "log_every": 7, "checkpoint_every": 9, "keep_last": 5}
+    assert DistillConfig().replace(**runtime).defining() == DistillConfig().defining()
+    changed: dict[str, Any] = {"lr": 0.3, "seed": 1, "method": "logit", "batch_size": 64, "accumulation_steps": 2}
+    for name, value in changed.items():
+        assert DistillConfig().replace(**{name: value}).defining() != DistillConfig().defining()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from([*FIELDS, "self", "unknown"]) | st.text()
+
+
+@given(st.dictionaries(NAMES, JSON, max_size=4) | JSON)
+def test_only_user_errors_escape(values: Any) -> None:
+    try:
+        config = DistillConfig.from_dict(values)
+    except UserError as error:
+        assert str(error).splitlines() == [str(error)]
+        return
+    assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert isinstance(config.objective, Objective)
+    assert isinstance(config.recipe_settings, Recipe)
+
+
+@given(st.data())
+def test_a_setting_is_kept_or_refused_by_name(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(list(FIELDS)))
+    value = data.draw(JSON)
+    try:
+        config = DistillConfig.from_dict({name: value})
+    except UserError as error:
+        assert str(error).startswith((f"{name}: ", "accumulation_steps: "))
+        return
+    kept = getattr(config, name)
+    assert kept == (tuple(value) if isinstance(value, list) else value)
