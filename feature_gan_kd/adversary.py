@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_gan_kd.errors import UserError
-from feature_gan_kd.processes import process_count
+from feature_gan_kd.processes import process_count, sum_with_gradient
 from feature_gan_kd.topology import Edge
 
 MapShape = tuple[int, int, int]
@@ -70,18 +69,12 @@ class BatchStatisticsNorm(nn.Module):
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = wide.new_full((1,), x.numel() / x.shape[1])
-        sums = _sum_with_gradient(torch.cat([count, wide.sum((0, 2, 3))]))
+        sums = sum_with_gradient(torch.cat([count, wide.sum((0, 2, 3))]))
         mean = (sums[1:] / sums[0]).view(1, -1, 1, 1)
         centred = wide - mean
-        variance = _sum_with_gradient(centred.square().sum((0, 2, 3))) / sums[0]
+        variance = sum_with_gradient(centred.square().sum((0, 2, 3))) / sums[0]
         scale = self.weight / torch.sqrt(variance + self.eps)
         return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
-
-
-def _sum_with_gradient(value: Tensor) -> Tensor:
-    """The sum over all processes; the gradient is summed over them too."""
-    total: Tensor = torch.distributed.nn.functional.all_reduce(value)  # type: ignore[no-untyped-call]
-    return total
 
 
 def build_links(

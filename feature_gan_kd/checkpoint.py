@@ -23,6 +23,10 @@ _MANIFEST = "manifest.json"
 _META = "state.json"
 
 
+class MismatchError(UserError):
+    """A good checkpoint, but of other networks or settings: an older one would not fit either."""
+
+
 @dataclass
 class Checkpoint:
     """A state in two halves.
@@ -172,11 +176,11 @@ def signature_of(folder: Path) -> dict[str, Any]:
 
 
 def check_signature(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Raises UserError, naming the first difference, where a checkpoint was written for something else."""
+    """Raises MismatchError, naming the first difference, where a checkpoint was written for something else."""
     difference = _difference(signature_of(folder), json.loads(json.dumps(expected)), "")
     if difference is not None:
         where, saved, own = difference
-        raise UserError(
+        raise MismatchError(
             f"{folder}: was written with {where} {_short(saved)}, this run has {_short(own)}: resume with what it was "
             "started with"
         )

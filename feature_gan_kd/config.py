@@ -15,6 +15,7 @@ from feature_gan_kd.errors import UserError, closest
 
 MethodName = Literal["afd", "logit", "dml", "vanilla", "feature", "l1", "l1-only", "l2", "l2-only", "zero-gradient"]
 RecipeName = Literal["auto", "paper", "finetune"]
+SchedulerName = Literal["multistep", "cosine", "poly", "tanh"]
 Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
 
 # The steps of the paper's CIFAR-100 run, for which its learning rates are stated: 300 epochs of 50,000 images
@@ -76,7 +77,7 @@ class Recipe:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    scheduler: Literal["multistep", "cosine"] = "multistep"
+    scheduler: SchedulerName = "multistep"
     milestones: tuple[float, ...] = (0.5, 0.75)
     warmup: float = 0.0
     adversarial_optimizer: Literal["adam", "adamw"] = "adam"
@@ -143,7 +144,7 @@ class DistillConfig:
     """Its momentum [0.9]."""
     weight_decay: float | None = _bounded(None, at_least=0)
     """Its weight decay, on every parameter [1e-4]."""
-    scheduler: Literal["multistep", "cosine"] | None = None
+    scheduler: SchedulerName | None = None
     """Its schedule [paper multistep, finetune cosine]."""
     milestones: tuple[float, ...] | None = _bounded(None, above=0, at_most=1)
     """Fractions of the run at which multistep multiplies the rate by 0.1 [0.5 0.75]."""
@@ -206,6 +207,10 @@ class DistillConfig:
             value = _coerce(getattr(self, spec.name), hints[spec.name])
             object.__setattr__(self, spec.name, value)
             _check(spec.name, value, hints[spec.name], spec.metadata)
+        for name in ("milestones", "adversarial_milestones"):
+            value = getattr(self, name)
+            if value is not None and list(value) != sorted(set(value)):
+                raise UserError(f"{name}: {_show(value)} is not allowed, expected rising fractions of the run")
         if self.accumulation_steps > self.batch_size:
             raise UserError(
                 f"accumulation_steps: {self.accumulation_steps} parts of a batch of {self.batch_size} images: "
@@ -222,7 +227,7 @@ class DistillConfig:
         """The recipe's settings with this config's own in their place (`auto` reads as `paper`)."""
         return _overridden(RECIPES["paper" if self.recipe == "auto" else self.recipe], self)
 
-    def replace(self, **changes: Any) -> DistillConfig:
+    def replace(self, /, **changes: Any) -> DistillConfig:
         """A copy with some settings changed.
 
         Raises:
@@ -233,7 +238,7 @@ class DistillConfig:
             if name not in known:
                 near = closest(name, known)
                 hint = f", the closest are {near}" if near else ""
-                raise UserError(f"config: there is no setting {name!r}{hint}")
+                raise UserError(f"config: there is no setting {_show(name)}{hint}")
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,9 +254,11 @@ class DistillConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            UserError: for an unknown key or a bad value.
+            UserError: for what is no mapping, an unknown key or a bad value.
         """
-        return cls().replace(**values)
+        if not isinstance(values, Mapping):
+            raise UserError(f"config: {_show(values)} holds no settings, expected their names and values")
+        return cls().replace(**{str(name): value for name, value in values.items()})
 
 
 # Settings that may change between the parts of one run.
@@ -271,8 +278,15 @@ def _coerce(value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if isinstance(value, tuple):
-        return tuple(float(item) if type(item) is int else item for item in value)
-    return float(value) if type(value) is int and float in allowed and int not in allowed else value
+        return tuple(_as_float(item) if type(item) is int else item for item in value)
+    return _as_float(value) if type(value) is int and float in allowed and int not in allowed else value
+
+
+def _as_float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -293,19 +307,24 @@ def _matches(value: Any, hint: Any) -> bool:
 
 def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, float]) -> None:
     if not any(_matches(value, one) for one in _alternatives(hint)):
-        raise UserError(f"{name}: {value!r} is not allowed, expected {_describe(hint)}")
+        raise UserError(f"{name}: {_show(value)} is not allowed, expected {_describe(hint)}")
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
         low, above, high = bounds.get("at_least"), bounds.get("above"), bounds.get("at_most")
-        finite = math.isfinite(number)
         if (
-            not finite
+            not math.isfinite(_as_float(number))
             or (low is not None and number < low)
             or (above is not None and number <= above)
             or (high is not None and number > high)
         ):
-            raise UserError(f"{name}: {value!r} is not allowed, expected {_describe_bounds(bounds)}")
+            raise UserError(f"{name}: {_show(value)} is not allowed, expected {_describe_bounds(bounds)}")
+
+
+def _show(value: Any) -> str:
+    """The value on one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _describe(hint: Any) -> str:
@@ -323,4 +342,4 @@ def _describe(hint: Any) -> str:
 
 def _describe_bounds(bounds: Mapping[str, float]) -> str:
     words = {"at_least": "at least", "above": "above", "at_most": "at most"}
-    return "a finite number " + " and ".join(f"{words[key]} {bound:g}" for key, bound in bounds.items())
+    return "a finite number " + " and ".join(f"{words[key]} {bound}" for key, bound in bounds.items())

@@ -25,7 +25,7 @@ from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, open_data, open_evaluation
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.evaluate import Evaluation, evaluate
-from feature_gan_kd.export import Publication, RebuildError, publish, publish_bare
+from feature_gan_kd.export import Publication, RebuildError, publish, publish_bare, push
 from feature_gan_kd.features import Layer
 from feature_gan_kd.loop import Fit, History
 from feature_gan_kd.networks import Network, build_architecture, build_networks
@@ -110,7 +110,7 @@ class OnlineAdversarialDistiller:
         self.edges = build_edges(topology, len(self.networks), self.frozen)
         self.in_chans = in_chans
         self.image_size = config.image_size or _own_size(self.networks)
-        self.accelerator = _checked(accelerator or Accelerator(mixed_precision=config.mixed_precision))
+        self.accelerator = _checked(accelerator or Accelerator())
         self.lesson: Lesson | None = None
         self.feature_layers = feature_layers
         self._place()
@@ -298,6 +298,30 @@ class OnlineAdversarialDistiller:
             self._write(index, folder, which, license)
         return folders
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        network: int,
+        private: bool = False,
+        token: str | None = None,
+        license: str | None = None,
+    ) -> None:
+        """Publishes one network on the Hugging Face hub.
+
+        Args:
+            repo_id: `owner/name`.
+            network: its position.
+            private: make a new repository private.
+            token: of the hub; None takes the one that is logged in.
+            license: as for `save_pretrained`.
+
+        Raises:
+            UserError: without network, or with a wrong token; what was saved locally stays.
+        """
+        publication = self._publication(network, "last", license)
+        push(self.models[network], repo_id, publication, private=private, token=token)
+
     def save_checkpoint(self, directory: str | Path) -> None:
         """Writes the whole state (networks, discriminators, transfers, optimisers) as one verified folder.
 
@@ -484,12 +508,21 @@ class OnlineAdversarialDistiller:
             raise UserError(f"output_dir: {folder} cannot be written ({error.strerror}): choose another") from None
 
     def _write(self, index: int, folder: Path, which: Literal["last", "best"], license: str | None) -> None:
+        publication = self._publication(index, which, license)
+        try:
+            publish(self.models[index], folder, publication)
+        except RebuildError as error:
+            if self.accelerator.is_main_process:
+                print(f"{error}; the bare weights are in {folder}", file=sys.stderr)
+            publish_bare(self.models[index], folder, publication)
+
+    def _publication(self, index: int, which: Literal["last", "best"], license: str | None) -> Publication:
         network, lesson = self.networks[index], self.lesson
         own = network.preprocessing
         record = lesson.history.epochs[-1] if lesson and lesson.history.epochs else None
         if record is not None and lesson is not None and which == "best":
             record = lesson.history.epochs[lesson.history.best[index]["epoch"] - 1]
-        publication = Publication(
+        return Publication(
             architecture=network.architecture,
             index=index,
             num_classes=self.num_classes,
@@ -510,12 +543,6 @@ class OnlineAdversarialDistiller:
             pretrained=network.pretrained,
             model_args=network.model_args,
         )
-        try:
-            publish(network.module, folder, publication)
-        except RebuildError as error:
-            if self.accelerator.is_main_process:
-                print(f"{error}; the bare weights are in {folder}", file=sys.stderr)
-            publish_bare(network.module, folder, publication)
 
 
 def _own_size(networks: Sequence[Network]) -> int:

@@ -50,6 +50,11 @@ class Tap:
             return output.permute(0, 3, 1, 2)
         if self.layout is Layout.NLC:
             tokens = output[:, self.prefix_tokens :]
+            if tokens.shape[1] != self.shape[1] * self.shape[2]:
+                raise UserError(
+                    f"layer {self.layer!r}: gave {tokens.shape[1]} tokens, the wiring was built for "
+                    f"{self.shape[1]}x{self.shape[2]}: give the size of the images as image_size"
+                )
             return tokens.transpose(1, 2).reshape(len(tokens), *self.shape)
         if self.layout is Layout.NC:
             return output[:, :, None, None]
@@ -162,7 +167,7 @@ def first_tensor(output: Any) -> Tensor:
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, (tuple, list)):
-        output = [item for item in output if isinstance(item, Tensor)][-1]
+        output = next((item for item in reversed(output) if isinstance(item, Tensor)), output)
     tensor: Tensor = output
     return tensor
 

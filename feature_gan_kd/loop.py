@@ -194,6 +194,8 @@ class Fit:
         for position, folder in enumerate(found):
             try:
                 state = checkpoint.load(folder, self.signature)
+            except checkpoint.MismatchError:
+                raise
             except UserError as error:
                 if position + 1 == len(found):
                     raise

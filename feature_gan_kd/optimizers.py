@@ -72,7 +72,7 @@ def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, 
             updates_per_epoch=1,
             step_on_epochs=False,
             decay_milestones=[
-                round(fraction * steps)
+                round(fraction * steps) + 1  # timm decays one update before its milestone
                 for fraction in (recipe.milestones if kind == "logit" else recipe.adversarial_milestones)
             ],
             decay_rate=0.1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,28 @@ def sum_over_processes(value: Tensor) -> Tensor:
     if process_count() > 1:
         torch.distributed.all_reduce(value)
     return value
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce whose backward is one too: every process's loss depends on every process's value."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def sum_with_gradient(value: Tensor) -> Tensor:
+    """The value added up over all processes; gradients flow back to all of them."""
+    total: Tensor = _Sum.apply(value)
+    return total
 
 
 def reduce_gradients(gradients: Sequence[Tensor | None]) -> None:

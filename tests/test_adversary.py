@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
-from pathlib import Path
 
 import pytest
-import reference
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from feature_gan_kd import losses
@@ -24,6 +20,7 @@ from feature_gan_kd.adversary import (
 )
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.topology import Edge
+from tests import reference
 
 EDGE = Edge(source=0, learner=1)
 SHAPES: list[MapShape] = [(3, 1, 1), (4, 1, 5), (4, 2, 2), (5, 3, 3), (4, 7, 7), (6, 4, 6), (3, 8, 5)]
@@ -110,34 +107,6 @@ def test_norm_equals_torchs() -> None:
             other.copy_(parameter.normal_())
     x = maps((5, 3, 3))
     torch.testing.assert_close(norm(x), torchs(x))
-
-
-def _share_of_norm(rank: int, sizes: list[int], folder: str) -> None:
-    """One process's part of `test_norm_uses_the_statistics_of_all_processes`."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(sizes))
-    norm = scrambled(BatchStatisticsNorm(3))
-    x = maps((3, 2, 2), batch=sum(sizes)).split(sizes)[rank].clone().requires_grad_()
-    out = norm(x)
-    out.pow(3).sum().backward()
-    torch.save([out.detach(), x.grad, norm.weight.grad, norm.bias.grad], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_norm_uses_the_statistics_of_all_processes(tmp_path: Path) -> None:
-    # Values and gradients of two processes with 3 and 2 images are those of one process with 5.
-    sizes = [3, 2]
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_share_of_norm, (sizes, str(tmp_path)), nprocs=2)
-    norm = scrambled(BatchStatisticsNorm(3))
-    x = maps((3, 2, 2), batch=5).requires_grad_()
-    out = norm(x)
-    out.pow(3).sum().backward()
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    torch.testing.assert_close(torch.cat([part[0] for part in parts]), out.detach())
-    torch.testing.assert_close(torch.cat([part[1] for part in parts]), x.grad)
-    for i, parameter in enumerate((norm.weight, norm.bias), start=2):
-        torch.testing.assert_close(parts[0][i] + parts[1][i], parameter.grad)
 
 
 def test_transfer_is_absent_where_channels_match() -> None:

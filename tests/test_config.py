@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_gan_kd.config import METHODS, PAPER_STEPS, RECIPES, DistillConfig, Objective, Recipe
@@ -80,9 +80,9 @@ def test_a_setting_of_its_own_replaces_the_recipes(spec: Any, recipe: Any) -> No
         "milestones": (0.1, 0.2),
         "adversarial_milestones": (0.1, 0.2),
     }.get(spec.name, 0.123)
-    settings = DistillConfig(recipe=recipe).replace(**{spec.name: value}).recipe_settings
+    changed = DistillConfig(recipe=recipe).replace(**{spec.name: value}).recipe_settings
     assert getattr(RECIPES[recipe], spec.name) != value
-    assert settings == dataclasses.replace(RECIPES[recipe], **{spec.name: value})
+    assert changed == dataclasses.replace(RECIPES[recipe], **{spec.name: value})
 
 
 def test_every_part_of_method_and_recipe_can_be_set() -> None:
@@ -151,11 +151,11 @@ def test_bounds(name: str) -> None:
         assert message.startswith(f"{name}: ")
         assert words in message
         numbers = value if isinstance(value, tuple) else (value,)
-        assert all(repr(number) in message or repr(float(number)) in message for number in numbers)
+        assert all(str(number) in message for number in numbers)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in FIELDS.items() if "float" in spec.type])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400], ids=["nan", "inf", "-inf", "huge"])
 def test_numbers_are_finite(name: str, value: float) -> None:
     given = (value,) if "tuple" in FIELDS[name].type else value
     message = refused(**{name: given})
@@ -299,26 +299,31 @@ JSON = st.recursive(
 NAMES = st.sampled_from([*FIELDS, "self", "unknown"]) | st.text()
 
 
+def tried(values: Any) -> DistillConfig | str:
+    """The config of `values`, or the line that refuses them."""
+    try:
+        return DistillConfig.from_dict(values)
+    except UserError as error:
+        return str(error)
+
+
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, JSON, max_size=4) | JSON)
 def test_only_user_errors_escape(values: Any) -> None:
-    try:
-        config = DistillConfig.from_dict(values)
-    except UserError as error:
-        assert str(error).splitlines() == [str(error)]
+    config = tried(values)
+    if isinstance(config, str):
+        assert config.splitlines() == [config]
         return
-    assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert tried(json.loads(json.dumps(config.to_dict()))) == config
     assert isinstance(config.objective, Objective)
     assert isinstance(config.recipe_settings, Recipe)
 
 
-@given(st.data())
-def test_a_setting_is_kept_or_refused_by_name(data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(list(FIELDS)))
-    value = data.draw(JSON)
-    try:
-        config = DistillConfig.from_dict({name: value})
-    except UserError as error:
-        assert str(error).startswith((f"{name}: ", "accumulation_steps: "))
+@settings(deadline=None)
+@given(st.sampled_from(list(FIELDS)), JSON)
+def test_a_setting_is_kept_or_refused_by_name(name: str, value: Any) -> None:
+    config = tried({name: value})
+    if isinstance(config, str):
+        assert config.startswith((f"{name}: ", "accumulation_steps: "))
         return
-    kept = getattr(config, name)
-    assert kept == (tuple(value) if isinstance(value, list) else value)
+    assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 
 import pytest
-import reference
 import torch
 from torch import Tensor
 
 from feature_gan_kd import losses
+from tests import reference
 
 BATCH, CLASSES = 7, 5
 

@@ -149,7 +149,9 @@ class TestRealRun:
     def test_png(self, real: tuple[Path, History], tmp_path: Path) -> None:
         run, path = read_run(real[0]), tmp_path / "curves.png"
         path.write_text("an old one")
-        draw_curves(run, path)
+        with path.open() as reader:
+            draw_curves(run, path)
+            assert reader.read() == "an old one", "the old file was written into, not replaced"
         with Image.open(path) as image:
             image.verify()
             assert image.format == "PNG"

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from reference import (
+from torch import Tensor, nn
+
+from feature_gan_kd import OnlineAdversarialDistiller, checkpoint
+from tests.reference import (
     Gradients,
     Key,
     Lesson,
@@ -24,9 +27,6 @@ from reference import (
     divergence,
     values_of,
 )
-from torch import Tensor, nn
-
-from feature_gan_kd import OnlineAdversarialDistiller, checkpoint
 
 SIZE = 8
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_gan_kd.errors import UserError
@@ -99,6 +99,7 @@ def test_refused_in_one_line(topology: Any, count: int, frozen: Any, words: list
     assert all(word in message for word in words), message
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4)), max_size=8),
     st.integers(0, 4),

@@ -1,0 +1,91 @@
+"""The README's Python blocks run as they stand, on a hub cache that the test fills."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(code: str, folder: Path, **environment: str) -> str:
+    """The output of a fresh interpreter that runs `code` in `folder`, without network."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder in which the hub's names are found: weights in a cache, images under the data set's own name."""
+    for name in ("resnet18.a1_in1k", "resnet34.a1_in1k"):
+        repository = tmp_path / "hub" / f"models--timm--{name}"
+        snapshot = repository / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+        save_file(timm.create_model(name).state_dict(), snapshot / "model.safetensors")
+    rng = np.random.default_rng(0)
+    features = datasets.Features(
+        {
+            "img": datasets.Image(),
+            "fine_label": datasets.ClassLabel(names=[f"fine {k}" for k in range(100)]),
+            "coarse_label": datasets.ClassLabel(names=["a", "b"]),
+        }
+    )
+    data = tmp_path / "uoft-cs" / "cifar100"
+    data.mkdir(parents=True)
+    for split, count in (("train", 6), ("test", 2)):
+        images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
+        columns = {"img": images, "fine_label": [7 * k for k in range(count)], "coarse_label": [0] * count}
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(data / f"{split}-0.parquet")
+    return tmp_path
+
+
+def test_the_three_lines_and_what_plain_timm_makes_of_them(folder: Path) -> None:
+    three, load = BLOCKS[:2]
+    assert len(three.strip().splitlines()) == 5  # an import, an empty line, and the three
+    short = three.replace("epochs=300", "epochs=1, batch_size=3")
+    assert short != three
+    output = run(short, folder, HF_HUB_CACHE=str(folder / "hub"))
+    assert "'fine_label'" in output
+    assert "coarse_label" in output
+    check = "import sys; assert 'feature_gan_kd' not in sys.modules; print(network.num_classes, network.training)"
+    assert run(load + check, folder).startswith("100")
+    names = sorted(path.name for path in (folder / "distilled").iterdir())
+    assert names == ["0-resnet18", "1-resnet34"]
+    files = {path.name for path in (folder / "distilled" / "1-resnet34").iterdir()}
+    assert files == {"model.safetensors", "config.json", "README.md"}
+
+
+def test_the_loop_of_ones_own(tmp_path: Path) -> None:
+    output = run(BLOCKS[2], tmp_path)
+    assert "layer4" in output
+    assert "adversarial/0" in output
+
+
+def test_there_is_no_other_block() -> None:
+    assert len(BLOCKS) == 3
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (Path(__file__).parents[1] / target).exists(), target
