@@ -97,7 +97,9 @@ class JsonLines:
         """Drops what an interrupted run wrote after the checkpoint at `step`."""
         if self.path.exists():
             kept = [line for line in read_records(self.path) if line["step"] <= step]
-            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            temporary = self.path.with_suffix(".writing")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            temporary.replace(self.path)
 
     def on_step(self, step: int) -> None:
         """Nothing: metrics come with `on_metrics`."""

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from feature_gan_kd.arguments import mistake, option
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.topology import TopologyName
@@ -148,31 +150,39 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _parse(list(sys.argv[1:] if args is None else args))()
     except UserError as error:
-        print(f"feature-gan-kd: error: {_as_option(str(error))}", file=sys.stderr)
+        print(f"feature-gan-kd: error: {_as_option(' '.join(str(error).splitlines()))}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("feature-gan-kd: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parse(args: list[str]) -> Callable[[], None]:
-    """The command with its options, ready to run. tyro's boxed error becomes one line."""
+    """The command with its options, ready to run."""
     from feature_gan_kd import __version__
 
     if args == ["--version"]:
         return functools.partial(print, __version__)
     name = args[0] if args else ""
     if name not in COMMANDS and name not in ("-h", "--help"):
-        raise UserError(f"command: {name!r} is not allowed, expected one of {', '.join(COMMANDS)}")
+        wrong = f"{name!r} is not allowed" if name else "none is named"
+        raise UserError(f"command: {wrong}, expected {', '.join(COMMANDS)} or --help")
+    for before, arg in itertools.pairwise(args):
+        # Most often an unset variable of the shell; as a path it would mean the present folder.
+        if re.fullmatch("(--[^=]+=)?", arg):
+            raise UserError(f"{arg.rstrip('=') or before}: its value is empty")
+    given = args[1:]
     if name == "train" and not {"--models", "--data"} & {arg.split("=")[0] for arg in args}:
-        args = ["train", *DEMO, *args[1:]]
-    errors = io.StringIO()
+        args = [name, *DEMO, *given]
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(io.StringIO()):
             command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
                 {key: _deferred(function) for key, function in COMMANDS.items()}, prog="feature-gan-kd", args=args
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_one_line(errors.getvalue())) from None
+        raise UserError(_own_message(stop) or mistake(name, COMMANDS[name], given)) from None
     return command
 
 
@@ -186,22 +196,19 @@ def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]
     return bind
 
 
-def _one_line(box: str) -> str:
-    """The message in tyro's box: the lines of its first part, and the nearest option where it names one."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    parts = " ".join(lines).split("───")
-    message = re.sub(r"^Error parsing (?:__tyro\S+?: )?", "", parts[0].strip())
-    near = re.search(r"Perhaps you meant: *(?:•? *)(--[a-z0-9-]+)", box.replace("│", " ").replace("\n", " "))
-    near = near or re.search(r"Perhaps you meant:.*?(--[a-z0-9-]+)", " ".join(lines))
-    hint = f"; perhaps you meant {near.group(1)}" if near else ""
-    return f"{message.rstrip('.')}{hint}"
+def _own_message(stop: SystemExit) -> str | None:
+    """The message of the `UserError` that made tyro stop, such as that of a setting outside its bounds."""
+    error: BaseException | None = stop
+    while error is not None and not isinstance(error, UserError):
+        error = error.__context__
+    return None if error is None else str(error)
 
 
 def _as_option(message: str) -> str:
     """A line that begins with a setting's name begins with its option instead."""
     name, colon, rest = message.partition(":")
     known = {spec.name for cls in (DistillConfig, Networks, Run) for spec in dataclasses.fields(cls)}
-    return f"--{name.replace('_', '-')}:{rest}" if colon and name in known else message
+    return f"{option(name)}:{rest}" if colon and name in known else message
 
 
 def _build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistiller:

@@ -175,7 +175,9 @@ def test_pairs_of_different_kinds_train(left: str, right: str) -> None:
     networks = [built(sample) for sample in samples]
     distiller = OnlineAdversarialDistiller(networks, image_size=samples[0].size[0], channels_last=False)
     before = [copy.deepcopy(network.state_dict()) for network in networks]
-    metrics = distiller.training_step(images_of(samples[0]).repeat(2, 1, 1, 1), torch.tensor([0, 1, 2, 3]))
+    images = torch.randn(4, 3, *samples[0].size)
+    for _ in range(2):  # timm's residual branches begin at zero and pass no gradient in the first step
+        metrics = distiller.training_step(images, torch.tensor([0, 1, 2, 3]))
     assert all(value.isfinite() for value in metrics.values())
     for network, old in zip(networks, before, strict=True):
         assert hooks_in(network) == 0
@@ -301,7 +303,7 @@ def test_a_layer_that_does_not_exist() -> None:
     assert all(child in message for child in ("first", "second", "head"))
     assert "it has no layer ''" in refusal("")
     network = timm.create_model("test_resnet", num_classes=5)
-    with pytest.raises(UserError, match=r"^it: it has no layer 'layer4\.2', the nearest are .*layer4\.1.*"):
+    with pytest.raises(UserError, match=r"^it: it has no layer 'layer4\.2', the nearest are layer4\.0, "):
         find_taps(network, torch.zeros(1, 3, 64, 64), "it", ["layer4.2"])
 
 
