@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_gan_kd.errors import UserError
+from feature_gan_kd.features import MapShape
 from feature_gan_kd.processes import process_count, sum_with_gradient
 from feature_gan_kd.topology import Edge
-
-MapShape = tuple[int, int, int]
-"""Channels, height, width of a feature map."""
 
 
 class Discriminator(nn.Module):

@@ -53,7 +53,8 @@ def _options(function: Callable[..., None]) -> tuple[dict[str, Any], dict[str, s
     """A command's options with their types, those that must be given with their use, and its positional arguments."""
     hints = typing.get_type_hints(function)
     settings: dict[str, Any] = {}
-    required, positions = {}, []
+    required: dict[str, str] = {}
+    positions = []
     for name, parameter in signature(function).parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
             positions.append(name.upper())

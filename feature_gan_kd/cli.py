@@ -50,7 +50,8 @@ class Networks:
     pretrained: bool = False
     """Start from trained weights."""
     feature_layers: tuple[str, ...] = ()
-    """Layers whose output is taught, in every network [the last map before pooling]."""
+    """Layers whose output is taught, in every network: names, or numbers of timm's stages (0, 1, ..., -1) [the last
+    map before pooling]."""
     topology: TopologyName = "cycle"
     """Who teaches whom."""
     frozen: tuple[int, ...] = ()
@@ -75,6 +76,9 @@ def train(
     networks: OmitArgPrefixes[Networks], run: OmitArgPrefixes[Run], config: OmitArgPrefixes[DistillConfig]
 ) -> None:
     """Train networks together and publish them."""
+    from feature_gan_kd.distiller import usable_folder
+
+    usable_folder(run.output_dir, run.resume)
     distiller = _build(networks, config)
     main_process = distiller.accelerator.is_main_process
     if main_process:
@@ -90,7 +94,9 @@ def train(
 
 def inspect(networks: OmitArgPrefixes[Networks], config: OmitArgPrefixes[DistillConfig]) -> None:
     """Show the wiring of networks without training them."""
-    print(_build(networks, config).summary())
+    distiller = _build(networks, config)
+    if distiller.accelerator.is_main_process:
+        print(distiller.summary())
 
 
 def evaluate(
@@ -100,13 +106,16 @@ def evaluate(
 
     Args:
         run: Folder of the run.
-        data: Images to evaluate on [those the run was trained with].
-        eval_split: Split of them [test, else validation].
+        data: Images to evaluate on [those the run was evaluated on].
+        eval_split: Split of them [the run's; of other data test, else validation].
         as_json: Print JSON.
     """
     distiller = _restored(run)
-    distiller.config = distiller.config.replace(eval_split=eval_split)
+    if data is not None or eval_split is not None:
+        distiller.config = distiller.config.replace(eval_split=eval_split)
     result = distiller.evaluate(data)
+    if not distiller.accelerator.is_main_process:
+        return
     if as_json:
         print(json.dumps(result))
         return
@@ -134,7 +143,8 @@ def export(
     if which == "best":
         distiller.load_best(run)
     for folder in distiller.save_pretrained(output_dir, which=which, license=license):
-        print(folder)
+        if distiller.accelerator.is_main_process:
+            print(folder)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -219,10 +229,10 @@ def _build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistil
         raise UserError(f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer")
     return OnlineAdversarialDistiller(
         networks.models,
-        num_classes=networks.num_classes or count_classes(networks.data, config),
+        num_classes=count_classes(networks.data, config) if networks.num_classes is None else networks.num_classes,
         in_chans=networks.in_chans,
         pretrained=networks.pretrained,
-        feature_layers=networks.feature_layers or None,
+        feature_layers=[int(one) if re.fullmatch(r"-?\d+", one) else one for one in networks.feature_layers] or None,
         topology=networks.topology,
         frozen=networks.frozen,
         config=config,

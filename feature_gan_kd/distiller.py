@@ -41,9 +41,21 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the networks were last trained on, for their cards."""
+    """What the networks were last trained on, for their cards and for evaluating them again.
+
+    Attributes:
+        data: its name, or its type where it was given as an object.
+        sources: the names of the training data (None: the bundled digits) and of the evaluation data (None: of the
+            training data's own); None where one of them was given as an object.
+        class_names: by class index, where the data have names.
+        mean: per channel, what the images were normalised with.
+        std: likewise.
+        license: of the weights, as the user told.
+        history: of the training.
+    """
 
     data: str
+    sources: tuple[str | None, str | None] | None
     class_names: list[str] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -111,7 +123,10 @@ class OnlineAdversarialDistiller:
         self.in_chans = in_chans
         self.image_size = config.image_size or _own_size(self.networks)
         self.accelerator = _checked(accelerator or Accelerator())
+        if self.accelerator.mixed_precision == "bf16":  # as `accelerate launch` was told
+            self.config = config = config.replace(mixed_precision="bf16")
         self.lesson: Lesson | None = None
+        self._given: tuple[Any, Any] | None = None
         self.feature_layers = feature_layers
         self._place()
         self._wiring = wire(
@@ -211,10 +226,13 @@ class OnlineAdversarialDistiller:
         """
         changes = {"epochs": epochs, "batch_size": batch_size}
         self.config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
-        folder = None if output_dir is None else _usable_folder(Path(output_dir), resume)
+        folder = None if output_dir is None else usable_folder(Path(output_dir), resume)
         data = self.open_data(train_data, eval_data)
-        self.lesson = Lesson(_named(train_data), data.class_names, data.mean, data.std, license, History())
+        self._given = (train_data, eval_data)
+        sources = _sources(train_data, eval_data)
+        self.lesson = Lesson(_named(train_data), sources, data.class_names, data.mean, data.std, license, History())
         heard: list[Callback] = [ProgressLine(data.notes), *callbacks]
+        self.accelerator.wait_for_everyone()  # all have looked at the folder
         if folder is not None:
             if self.accelerator.is_main_process:
                 self._describe_run(folder, data)
@@ -242,14 +260,21 @@ class OnlineAdversarialDistiller:
         """Top-1 accuracy in percent per network and of the ensemble (mean of the logits).
 
         Args:
-            data: as `eval_data` of `fit`; its evaluation split is taken. None is the data trained on.
+            data: as `eval_data` of `fit`; its evaluation split is taken. None is what the last training was
+                evaluated on.
 
         Returns:
             `accuracy` and `loss` (lists, by network), `ensemble`, `images`.
+
+        Raises:
+            UserError: for data that cannot be used, or that are not known any more.
         """
         mean, std = self.normalisation()
-        if data is None and self.lesson is not None and self.lesson.data != BUNDLED:
-            data = self.lesson.data
+        trained_on = False
+        if data is None:
+            train_data, data = self._given or self._remembered()
+            trained_on = data is None
+            data = train_data if trained_on else data
         source, _ = open_evaluation(
             data,
             self.config,
@@ -259,6 +284,7 @@ class OnlineAdversarialDistiller:
             std=std,
             class_names=self.lesson.class_names if self.lesson else None,
             num_classes=self.num_classes,
+            trained_on=trained_on,
         )
         return dataclasses.asdict(self.evaluate_source(source))
 
@@ -294,8 +320,11 @@ class OnlineAdversarialDistiller:
             UserError: where a folder cannot be written, or timm would rebuild another network.
         """
         folders = [Path(directory) / f"{index}-{name}" for index, name in enumerate(self.names)]
-        for index, folder in enumerate(folders):
-            self._write(index, folder, which, license)
+        processes.average_buffers(self.models)
+        if self.accelerator.is_main_process:
+            for index, folder in enumerate(folders):
+                self._write(index, folder, which, license)
+        self.accelerator.wait_for_everyone()
         return folders
 
     def push_to_hub(
@@ -331,7 +360,10 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: where it cannot be written.
         """
-        checkpoint.save(self.state(), Path(directory), self._signature(None))
+        state = self.state()
+        if self.accelerator.is_main_process:
+            checkpoint.save(state, Path(directory), self._signature(None))
+        self.accelerator.wait_for_everyone()
 
     @classmethod
     def from_checkpoint(
@@ -360,6 +392,7 @@ class OnlineAdversarialDistiller:
             config=DistillConfig.from_dict({**about["config"], "image_size": about["image_size"]}),
             accelerator=accelerator,
         )
+        distiller.config = DistillConfig.from_dict(about["config"])  # where the size may be the networks' own
         for network, one in zip(distiller.networks, about["models"], strict=True):
             network.pretrained, network.model_args = one["pretrained"], one["model_args"]
         checkpoint.check_signature(folder, distiller._signature(about["data"]))
@@ -417,6 +450,7 @@ class OnlineAdversarialDistiller:
             self.lesson = Lesson(
                 **{
                     **lesson,
+                    "sources": lesson["sources"] and tuple(lesson["sources"]),
                     "mean": tuple(lesson["mean"]),
                     "std": tuple(lesson["std"]),
                     "history": History(**lesson["history"]),
@@ -485,12 +519,19 @@ class OnlineAdversarialDistiller:
 
     def _autocast(self) -> torch.autocast:
         device = self.accelerator.device.type
-        enabled = "bf16" in (self.config.mixed_precision, self.accelerator.mixed_precision)
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
 
     def _pretrained_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         wanted = [network.preprocessing for network in self.networks if network.pretrained]
         return (tuple(wanted[0]["mean"]), tuple(wanted[0]["std"])) if wanted else None
+
+    def _remembered(self) -> tuple[str | None, str | None]:
+        """The data of a training whose checkpoint was loaded; the bundled digits before any training."""
+        if self.lesson is None:
+            return None, None
+        if self.lesson.sources is None:
+            raise UserError(f"evaluate: the {self.lesson.data} of the training is not there any more: give data")
+        return self.lesson.sources
 
     def _signature(self, fingerprint: str | None) -> dict[str, Any]:
         """What a checkpoint and the run that resumes it must agree in."""
@@ -498,7 +539,7 @@ class OnlineAdversarialDistiller:
 
     def _describe_run(self, folder: Path, data: Data) -> None:
         """Writes what a new run is: its wiring, settings, data and versions."""
-        if (folder / "config.json").exists():
+        if checkpoint.newest(folder / "checkpoints"):
             return
         about = {**self.description(), "data": _named_data(self.lesson, data), "versions": _versions()}
         try:
@@ -550,14 +591,31 @@ def _own_size(networks: Sequence[Network]) -> int:
     return int(sizes[0]) if sizes else IMAGENET_SIZE
 
 
-def _usable_folder(folder: Path, resume: bool) -> Path:
-    """The folder, if a run may be kept there; asked before any data are read."""
-    if (folder / "config.json").exists() and not resume:
+def usable_folder(folder: Path, resume: bool) -> Path:
+    """The folder, if a run may be kept there; to be asked before anything is read or built.
+
+    Raises:
+        UserError: where it holds a run that is not to be resumed, or cannot be written.
+    """
+    try:
+        holds_run = (folder / "config.json").exists()
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        reason = None if os.access(existing, os.W_OK | os.X_OK) else f"no permission for {existing}"
+        reason = reason if existing.is_dir() else f"{existing} is no folder"
+    except OSError as error:
+        holds_run, reason = False, str(error.strerror)
+    if holds_run and not resume:
         raise UserError(f"output_dir: {folder} already holds a run: resume it (--resume) or choose another folder")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"output_dir: {folder} cannot be written: choose another folder")
+    if reason is not None:
+        raise UserError(f"output_dir: {folder} cannot be written ({reason}): choose another folder")
     return folder
+
+
+def _sources(train_data: Any, eval_data: Any) -> tuple[str | None, str | None] | None:
+    """The names of the data, if all of it was named."""
+    train, own = (None if data is None else str(data) for data in (train_data, eval_data))
+    named = all(data is None or isinstance(data, (str, Path)) for data in (train_data, eval_data))
+    return (train, own) if named else None
 
 
 def _named(data: Any) -> str:

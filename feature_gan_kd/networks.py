@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import nn
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR networks with timm)
 from feature_gan_kd.errors import UserError, closest
+from feature_gan_kd.offline import offline_without_network
 
 
 @dataclass
@@ -65,8 +67,12 @@ def build_networks(
     """
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one network is given, at least 2 are needed: name a peer for it to learn with")
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
+        raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")
     built = []
     for index, model in enumerate(models):
+        if not isinstance(model, (str, nn.Module)):
+            raise UserError(f"models: {type(model).__name__} at place {index}, expected a name of timm's or a module")
         if isinstance(model, nn.Module):
             cfg: Any = getattr(model, "pretrained_cfg", None)
             architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(model).__name__
@@ -77,6 +83,10 @@ def build_networks(
                 built.append(_build(model, num_classes, in_chans, pretrained, image_size))
     if len({id(network.module) for network in built}) < len(built):
         raise UserError("models: the same module stands twice: give each place a network of its own (copy.deepcopy)")
+    for network in built:
+        if getattr(network.module, "num_classes", None) == 0:
+            remedy = "name another" if num_classes else "give num_classes, or name another"
+            raise UserError(f"models: {network.name} has no classifier, it only encodes: {remedy}")
     return built
 
 
@@ -108,18 +118,25 @@ def build_architecture(name: str, *, pretrained: bool = False, **kwargs: Any) ->
     Raises:
         UserError: where timm cannot build it so, or its weights cannot be had.
     """
-    try:
-        module: nn.Module = timm.create_model(name, pretrained=pretrained or ":" in name, **kwargs)
-    except TypeError as error:
-        raise UserError(
-            f"models: {name} does not take {', '.join(kwargs)} ({error}): choose another size or network"
-        ) from None
-    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"models: {name} could not be built ({reason}): check the name, the network connection, or train "
-            "without --pretrained"
-        ) from None
+    trained = pretrained or ":" in name
+    with offline_without_network() if trained else contextlib.nullcontext(False) as offline:
+        try:
+            module: nn.Module = timm.create_model(name, pretrained=trained, **kwargs)
+        except TypeError as error:
+            raise UserError(
+                f"models: {name} does not take {', '.join(kwargs)} ({error}): choose another size or network"
+            ) from None
+        except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if not isinstance(error, OSError):
+                raise UserError(f"models: {name} could not be built ({reason}): check the name") from None
+            if name.startswith("local-dir:"):
+                raise UserError(f"models: {name} could not be read ({reason}): name a published network") from None
+            reason = "there is no network, and they are not in the hub's cache" if offline else reason
+            raise UserError(
+                f"models: the weights of {name} could not be fetched ({reason}): start without them, or name a folder "
+                "with local-dir:"
+            ) from None
     return module
 
 

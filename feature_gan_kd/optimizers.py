@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -37,16 +37,22 @@ def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: Disti
         "feature": recipe.adversarial_weight_decay,
         "discriminator": recipe.discriminator_weight_decay,
     }[kind]
-    if name not in list_optimizers():
-        near = closest(name, list_optimizers())
+    known = list_optimizers()
+    if name not in known:
+        near = closest(name, known)
         raise UserError(f"optimizer: timm has no optimiser {name!r}, the closest are {near or 'momentum, adamw'}")
+    if get_optimizer_info(name).second_order:
+        raise UserError(f"optimizer: {name!r} needs second derivatives, which are not computed: choose another")
     extra: dict[str, Any] = {"momentum": recipe.momentum} if kind == "logit" else {}
-    if "fused" in inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters:
-        extra["fused"] = True
-    # The paper decays every parameter; timm would leave biases and norms out.
-    optimizer: Optimizer = create_optimizer_v2(
-        list(parameters), opt=name, lr=lr, weight_decay=decay, filter_bias_and_bn=False, **extra
-    )
+    try:
+        if "fused" in inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters:
+            extra["fused"] = True
+        # The paper decays every parameter; timm would leave biases and norms out.
+        optimizer: Optimizer = create_optimizer_v2(
+            list(parameters), opt=name, lr=lr, weight_decay=decay, filter_bias_and_bn=False, **extra
+        )
+    except (AssertionError, ImportError) as error:  # of libraries that this machine has not
+        raise UserError(f"optimizer: {name!r} cannot be used here ({error}): choose another") from None
     return optimizer
 
 

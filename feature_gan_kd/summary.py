@@ -33,7 +33,7 @@ def draw(
     for k, network in enumerate(networks):
         for position, tap in enumerate(network.taps or (None,)):
             own = (str(k), names[k], f"{_count(network):,}") if position == 0 else ("", "", "")
-            where = ("-", "-") if tap is None else (tap.layer or "(the network's features)", _shape(tap.shape))
+            where = ("-", "-") if tap is None else (tap.title, _shape(tap.shape))
             rows.append((*own, *where, "frozen" if k in frozen else ""))
     lines = _table(rows)
     rows = [("lesson", "logits", "transfer", "discriminator", "judges", "")]

@@ -12,8 +12,9 @@ from torch import nn
 
 from feature_gan_kd.adversary import Link, build_links
 from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.discovery import find_taps, layers_of, try_out
 from feature_gan_kd.errors import UserError
-from feature_gan_kd.features import TappedNetwork, find_taps, layers_of, try_out
+from feature_gan_kd.features import TappedNetwork
 from feature_gan_kd.networks import Network
 from feature_gan_kd.optimizers import build_optimizer
 from feature_gan_kd.step import AdversarialStep, Update
@@ -66,15 +67,24 @@ def wire(
         UserError: for a layer that cannot be tapped, or networks with different numbers of classes.
     """
     objective = config.objective
-    parameter = next(networks[0].module.parameters())
+    parameter = next((p for network in networks for p in network.module.parameters()), None)
+    if parameter is None:
+        raise UserError("models: the networks have no parameters")
     images = torch.zeros((2, in_chans, image_size, image_size), device=parameter.device, dtype=parameter.dtype)
     tapped, extractors, classes = [], [], []
     for k, network in enumerate(networks):
         name = f"network {k} ({network.name})"
         layers = layers_of(feature_layers, k)
-        taps = find_taps(network.module, images, name, layers) if objective.updates_extractors else []
-        tapped.append(TappedNetwork(network.module, taps, name))
-        trial = try_out(tapped[k], images)
+        try:
+            taps = find_taps(network.module, images, name, layers) if objective.updates_extractors else []
+            tapped.append(TappedNetwork(network.module, taps, name))
+            trial = try_out(tapped[k], images)
+        except UserError:
+            raise
+        except Exception as error:  # from inside the user's module, of any kind
+            shape = "x".join(map(str, images.shape[1:]))
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{name}: it fails on images of {shape} ({reason}): choose another image_size") from error
         extractors.append(trial.extractor)
         classes.append(trial.classes)
     if len(set(classes)) > 1:

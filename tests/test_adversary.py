@@ -78,6 +78,22 @@ def test_discriminator_is_conv_norm_leaky_conv_sigmoid() -> None:
     assert not list(judge.buffers())
 
 
+@pytest.mark.parametrize(
+    ("shape", "first", "second"),
+    [
+        ((3, 1, 1), (3, 3, 1, 1), (1, 3, 1, 1)),
+        ((4, 1, 5), (4, 4, 1, 1), (1, 4, 1, 5)),
+        ((4, 2, 2), (4, 4, 3, 3), (1, 4, 1, 1)),
+        ((4, 8, 5), (4, 4, 3, 3), (1, 4, 4, 3)),
+    ],
+)
+def test_the_second_convolution_covers_what_the_first_leaves(
+    shape: MapShape, first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    judge = Discriminator(shape)
+    assert (judge.conv1.weight.shape, judge.conv2.weight.shape) == (first, second)
+
+
 def test_a_wide_map_meets_a_bottleneck() -> None:
     judge = Discriminator((2048, 7, 7))
     assert judge.conv1.weight.shape == (128, 2048, 3, 3)

@@ -17,19 +17,9 @@ from torch import Tensor, nn
 
 import feature_gan_kd.models  # noqa: F401  registers the CIFAR networks
 from feature_gan_kd import OnlineAdversarialDistiller
+from feature_gan_kd.discovery import find_taps, layers_of, try_out, upstream_parameters
 from feature_gan_kd.errors import UserError
-from feature_gan_kd.features import (
-    Layer,
-    Layout,
-    Tap,
-    TappedNetwork,
-    find_taps,
-    first_tensor,
-    layers_of,
-    logits_of,
-    try_out,
-    upstream_parameters,
-)
+from feature_gan_kd.features import Layer, Layout, Origin, Tap, TappedNetwork, logits_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -185,6 +175,43 @@ def test_pairs_of_different_kinds_train(left: str, right: str) -> None:
         assert all(moved[key] for key, _ in network.named_parameters()), moved
 
 
+class Functional(nn.Module):
+    """In timm's form, with a last map that is no module's output; `forward` may scale its logits besides."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 5)
+        self.scale = scale
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.conv(images).square()
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images)) * self.scale
+
+
+def test_a_last_map_that_no_module_gives() -> None:
+    network = Functional()
+    images = torch.randn(2, 3, 8, 8)
+    taps = find_taps(network, images, "it")
+    assert taps == [Tap("", Layout.NCHW, 0, (4, 6, 6), origin=Origin.FEATURES)]
+    wrapped = TappedNetwork(network, taps, "it")
+    logits, (feature_map,) = wrapped(images)
+    assert torch.equal(logits, network(images))
+    assert torch.equal(feature_map, network.conv(images).square())
+    assert try_out(wrapped, images).extractor == set(network.conv.parameters())
+
+
+def test_a_last_map_that_would_cost_the_networks_own_forward() -> None:
+    with pytest.raises(UserError, match=r"^it: its last map can only be had by changing its logits: name a layer"):
+        find_taps(Functional(scale=2.0), torch.randn(2, 3, 8, 8), "it")
+
+
 # Networks that are not timm's, and layers by name.
 
 
@@ -199,35 +226,39 @@ class Plain(nn.Module):
         self.unused = nn.Linear(2, 2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flat = nn.Flatten()
-        self.odd = Odd()
         self.head = nn.Linear(6, 5)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.shared(self.second(self.shared(self.first(images))))
-        self.odd(x)
         logits: Tensor = self.head(self.flat(self.pool(x)))
         return logits
 
 
-class Odd(nn.Module):
-    """Children whose outputs are no single map."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pair, self.named, self.words, self.nothing, self.scalar, self.volume = (Returns(i) for i in range(6))
-
-    def forward(self, x: Tensor) -> None:
-        for child in self.children():
-            child(x)
-
-
 class Returns(nn.Module):
-    def __init__(self, which: int) -> None:
+    """Gives what it is told to, made of its input."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.which = which
+        self.make = make
 
     def forward(self, x: Tensor) -> Any:
-        return [(x[:, :1], x, "last"), {"a": x[:, :1], "b": x}, ("no", "tensor"), (), x.sum(), x[None]][self.which]
+        return self.make(x)
+
+
+class Odd(nn.Module):
+    """A convolution, a module with an odd output, a classifier."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.odd = Returns(make)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        self.odd(x)
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 PLAIN_IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -274,25 +305,31 @@ def test_one_layer_twice_and_none_at_all() -> None:
     assert try_out(TappedNetwork(network, [], "it"), PLAIN_IMAGES).extractor == set()
 
 
-def test_a_vector_is_a_map_of_one_place() -> None:
-    network = Plain()
-    (tap,) = taps_of("flat", network=network)
-    assert tap == Tap("flat", Layout.NC, 0, (6, 1, 1))
+@pytest.mark.parametrize(
+    "make",
+    [lambda x: (x[:, :1], x, "last"), lambda x: {"a": x[:, :1], "b": x}, lambda x: ([x[:, :1]], (x, x.mean()))],
+)
+def test_the_last_map_of_several_tensors(make: Callable[[Tensor], Any]) -> None:
+    network = Odd(make)
+    (tap,) = taps_of("odd", network=network)
+    assert tap == Tap("odd", Layout.NCHW, 0, (4, 6, 6), element=1)
     _, (feature_map,) = TappedNetwork(network, [tap], "it")(PLAIN_IMAGES)
-    assert feature_map.shape == (2, 6, 1, 1)
-
-
-@pytest.mark.parametrize("layer", ["odd.pair", "odd.named"])
-def test_the_last_tensor_of_several_is_the_map(layer: str) -> None:
-    assert taps_of(layer) == [Tap(layer, Layout.NCHW, 0, (6, 4, 4))]
+    assert torch.equal(feature_map, network.first(PLAIN_IMAGES))
 
 
 def test_stages_by_number() -> None:
     network = timm.create_model("test_resnet", num_classes=5)
-    images = torch.zeros(1, 3, 64, 64)
-    stages = [tap.layer for tap in find_taps(network, images, "it", [1, -1])]
-    assert stages == [network.feature_info[1]["module"], "layer4"]
-    with pytest.raises(UserError, match=r"^it: feature_layers names stage 9, it has 5: .*layer1, layer2.*$"):
+    images = torch.randn(2, 3, 64, 64)
+    taps = find_taps(network, images, "it", [-1, "layer2", 1])
+    assert [tap.shape for tap in taps] == [(96, 2, 2), (48, 8, 8), (32, 16, 16)]
+    untouched = copy.deepcopy(network)
+    logits, maps = TappedNetwork(network, taps, "it")(images)  # in training
+    by_name = find_taps(untouched, images, "it", ["layer4", "layer2", "layer1"])
+    expected, expected_maps = TappedNetwork(untouched, by_name, "it")(images)
+    assert torch.equal(logits, expected)
+    assert all(torch.equal(one, other) for one, other in zip(maps, expected_maps, strict=True))
+    assert all(torch.equal(value, untouched.state_dict()[key]) for key, value in network.state_dict().items())
+    with pytest.raises(UserError, match=r"^it: feature_layers names stage 9, it has 5 stages$"):
         find_taps(network, images, "it", [9])
 
 
@@ -313,36 +350,24 @@ def test_a_layer_must_be_called_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "words"),
+    ("make", "words"),
     [
-        ("odd.words", "is tuple, expected a map"),
-        ("odd.nothing", "is tuple, expected a map"),
-        ("odd.scalar", "is of shape (), expected a map"),
-        ("odd.volume", "is of shape (1, 2, 6, 4, 4), expected a map"),
-        ("odd", "is NoneType, expected a map"),
+        (lambda x: ("no", "tensor"), "tuple"),
+        (lambda x: (), "tuple"),
+        (lambda x: None, "NoneType"),
+        (lambda x: x.sum(), "()"),
+        (lambda x: x[None], "(1, 2, 4, 6, 6)"),
+        (lambda x: x[:, 0, :, :5], "(2, 6, 5)"),
     ],
 )
-def test_outputs_that_are_no_map(layer: str, words: str) -> None:
-    assert words in refusal(layer)
-
-
-def test_tokens_that_make_no_grid() -> None:
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.split = nn.Unflatten(1, (7, 1))
-            self.head = nn.Linear(7, 5)
-
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.split(images[:, 0, 0, :7]).flatten(1))
-            return logits
-
-    assert "7 tokens make no square grid" in refusal("split", network=Tokens())
+def test_outputs_that_are_no_map(make: Callable[[Tensor], Any], words: str) -> None:
+    message = refusal("odd", network=Odd(make))
+    assert f"layer 'odd' gives {words}, which has no grid: name a layer that gives a map" in message
 
 
 def test_no_last_map_to_be_found() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    assert "no module's output is its last feature map: name a layer with feature_layers" in refusal(network=network)
+    assert "no module gives a map: name a layer with feature_layers" in refusal(network=network)
 
 
 class TrainsOtherwise(nn.Module):
@@ -418,11 +443,13 @@ def test_outputs_that_are_no_logits(output: Any) -> None:
         logits_of(output, "it")
 
 
-def test_first_tensor() -> None:
+def test_tensors_of() -> None:
     a, b = torch.zeros(1), torch.ones(1)
-    assert first_tensor(a) is a
-    assert first_tensor((a, b, None)) is b
-    assert first_tensor({"a": a, "b": b}) is b
+    for output in (a, (a, None, "word"), {"a": a}, [[a], 1]):
+        assert [tensor is a for tensor in tensors_of(output)] == [True]
+    for output in ((a, b), {"a": a, "b": b}, [a, {"b": (b,)}]):
+        assert [tensors_of(output)[0] is a, tensors_of(output)[1] is b] == [True, True]
+    assert tensors_of(None) == []
 
 
 @pytest.mark.parametrize(

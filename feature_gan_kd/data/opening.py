@@ -132,11 +132,12 @@ def open_evaluation(
     std: tuple[float, ...],
     class_names: list[str] | None = None,
     num_classes: int | None = None,
+    trained_on: bool = False,
 ) -> tuple[ImageSource, list[str]]:
     """Opens images to evaluate on, without opening training images.
 
     Args:
-        eval_data: as for `open_data`; None is the fifth of the bundled digits that training holds out.
+        eval_data: as for `open_data`; None is the bundled digits, on which some networks were trained.
         config: as for `open_data`.
         image_size: side in pixels.
         in_chans: 3 or 1.
@@ -144,6 +145,8 @@ def open_evaluation(
         std: likewise.
         class_names: of the networks, by class index, where they are known.
         num_classes: of the networks.
+        trained_on: whether the networks were trained on `eval_data`: where these have no split for evaluation, the
+            fifth is taken that training holds out.
 
     Returns:
         The images, and lines that tell the user what was chosen.
@@ -155,9 +158,13 @@ def open_evaluation(
     notes: list[str] = []
     form = _form(config, image_size, in_chans, flip=False)
     known = Classes(class_names, num_classes, "networks")
-    evaluation = _labelled(choose_evaluation(eval_data, config), form, notes, num_classes, known)
-    if eval_data is None:
-        _, evaluation = _held_out(evaluation, notes)
+    if eval_data is None or trained_on:
+        train_part, part = choose_parts(eval_data, None, config)
+        evaluation = _labelled(part or train_part, form, notes, num_classes, known)
+        if part is None:
+            _, evaluation = _held_out(evaluation, notes)
+    else:
+        evaluation = _labelled(choose_evaluation(eval_data, config), form, notes, num_classes, known)
     source = _source(_limited(evaluation, config.max_eval_samples, "max_eval_samples"), form, notes)
     source.normalise = Normalisation(mean, std, config.channels_last)
     return source, notes

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ import torch.utils.data
 
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.errors import UserError
+from feature_gan_kd.offline import offline_without_network
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "digits.parquet"
 _EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
@@ -153,7 +151,7 @@ def _fetched(name: str) -> Any:
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or ".." in name or Path(name).suffix in _FILES:
         raise UserError(f"data: there is no file or folder {name!r}")
     try:
-        with _offline_without_network():
+        with offline_without_network():
             return datasets.load_dataset(name)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(f"data: {name!r} is neither a local folder nor a data set of the hub") from error
@@ -185,28 +183,3 @@ def _quiet() -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _offline_without_network() -> Iterator[None]:
-    """Goes straight to the hub's cache where its host has no address: the client would retry for 23 seconds."""
-    import datasets
-    import huggingface_hub.constants as hub
-
-    if "https" in urllib.request.getproxies() or _resolves(urllib.parse.urlsplit(hub.ENDPOINT).hostname):
-        yield
-        return
-    before = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _resolves(host: str | None) -> bool:
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True

@@ -1,0 +1,184 @@
+"""Every timm architecture beside a partner: wired (all, on the meta device) or trained one step (one per class).
+
+    python -m benchmarks.sweep_timm wire  --json build/wire.json
+    python -m benchmarks.sweep_timm train --json build/train.json
+
+Results are written after each network, and networks that stand in the file already are not tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import pickle
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
+from feature_gan_kd.networks import build_networks
+from feature_gan_kd.topology import build_edges
+from feature_gan_kd.wiring import wire
+
+CLASSES = 7
+
+
+def input_of(name: str) -> tuple[int, int]:
+    """Channels and side in pixels of the images that an architecture was made for."""
+    channels, _, side = timm.get_pretrained_cfg(name, allow_unregistered=False).input_size
+    return int(channels), int(side)
+
+
+def wired(name: str, partner: str = "resnet18") -> dict[str, Any]:
+    """Wires one architecture with a partner, in both directions, without computing anything."""
+    channels, side = input_of(name)
+    with torch.device("meta"):
+        networks = build_networks(
+            [name, partner], num_classes=CLASSES, in_chans=channels, pretrained=False, image_size=side, seed=0
+        )
+        wiring = wire(
+            networks, build_edges("cycle", 2), (), None, DistillConfig(), image_size=side, in_chans=channels
+        )
+    tap = wiring.tapped[0].taps[0]
+    return {
+        "class": type(networks[0].module).__name__,
+        "layer": tap.title,
+        "layout": tap.layout.name,
+        "map": list(tap.shape),
+        "prefix_tokens": tap.prefix_tokens,
+        "extractor_parameters": sum(parameter.numel() for parameter in wiring.extractors[0]),
+        "parameters": sum(parameter.numel() for parameter in networks[0].module.parameters()),
+        "links": [[str(link.edge), *link.source_shape[:1], *link.grid] for link in wiring.links],
+    }
+
+
+def trained(name: str) -> dict[str, Any]:
+    """One real update beside a partner of another layout, and what must hold before and after it."""
+    channels, side = input_of(name)
+    layout = wired(name)["layout"]
+    partner = "test_resnet" if layout.startswith("NL") else "test_vit"
+    distiller = OnlineAdversarialDistiller(
+        [name, partner], num_classes=CLASSES, in_chans=channels, image_size=side, method="afd", lr=1e-3
+    )
+    network = distiller.models[0]
+    images = torch.randn(2, channels, side, side)
+    labels = torch.tensor([1, 5])
+    problems = []
+    network.eval()
+    with torch.no_grad():
+        if not torch.equal(network(images), distiller.step.networks[0](images)[0]):
+            problems.append("logits differ with the wrapper")
+    expected = _touched_by_plain_training(network, images, labels)
+    network.train()
+    gradients, _ = distiller.step.gradients(images, labels, torch.tensor(2.0))
+    pairs = zip(distiller.step.logit_update.parameters, gradients["logit"], strict=True)
+    reached = {id(parameter) for parameter, gradient in pairs if gradient is not None}
+    missed = sorted(key for key, value in network.named_parameters() if key in expected and id(value) not in reached)
+    if missed:
+        problems.append(f"{len(missed)} parameters get no gradient, as {missed[0]}")
+    metrics = distiller.training_step(images, labels)
+    if not all(bool(value.isfinite()) for value in metrics.values()):
+        problems.append("a loss is not finite")
+    if any(module._forward_hooks for module in network.modules()):
+        problems.append("hooks are left")
+    network.eval()
+    with torch.no_grad():
+        logits = network(images)
+        twins: list[nn.Module] = [copy.deepcopy(network), pickle.load(io.BytesIO(pickle.dumps(network)))]
+        if not all(torch.equal(twin(images), logits) for twin in twins):
+            problems.append("a copy gives other logits")
+    return {
+        "class": type(network).__name__,
+        "partner": partner,
+        "layer": distiller.step.networks[0].taps[0].title,
+        "map": list(distiller.step.networks[0].taps[0].shape),
+        "losses": {key: round(float(value), 4) for key, value in metrics.items()},
+        "problems": problems,
+    }
+
+
+def _touched_by_plain_training(network: nn.Module, images: Tensor, labels: Tensor) -> set[str]:
+    """Names of the parameters that cross-entropy alone gives a gradient."""
+    twin = copy.deepcopy(network).train()
+    output = twin(images)
+    logits = output[0] if isinstance(output, (tuple, list)) else output
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    return {key for key, value in twin.named_parameters() if value.grad is not None}
+
+
+def smallest_of_each_class() -> list[str]:
+    """The architecture with the fewest parameters of every model class."""
+    best: dict[str, tuple[int, str]] = {}
+    for name in timm.list_models():
+        with torch.device("meta"):
+            network = timm.create_model(name)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        kind = type(network).__name__
+        best[kind] = min(best.get(kind, (size, name)), (size, name))
+    return sorted(name for _, name in best.values())
+
+
+def main() -> None:
+    """Tries what is not in the file yet, then prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("wire", "train"))
+    parser.add_argument("--json", type=Path, required=True, help="results, kept from run to run")
+    parser.add_argument("--only", nargs="+", help="these architectures alone")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    names = options.only or (smallest_of_each_class() if options.what == "train" else timm.list_models())
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if name not in results:
+            results[name] = _tried(trained if options.what == "train" else wired, name)
+            options.json.write_text(json.dumps(results, indent=0))
+            print(name, results[name].get("refused") or results[name].get("failed") or "ok", flush=True)
+    print(table({name: results[name] for name in names}))
+    sys.exit(any("failed" in results[name] for name in names))
+
+
+def _tried(function: Any, name: str) -> dict[str, Any]:
+    began = time.perf_counter()
+    try:
+        result: dict[str, Any] = function(name)
+        if result.get("problems"):
+            result["failed"] = "; ".join(result["problems"])
+    except UserError as error:
+        result = {"refused" if "only encodes" in str(error) else "failed": str(error)}
+    except Exception as error:  # a failure is what the sweep is there to find
+        result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    return {**result, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: per class the number of architectures, the layer and layout of its tap, and what failed."""
+    kinds: dict[str, list[str]] = {}
+    for name, result in results.items():
+        kinds.setdefault(result.get("class", "(not wired)"), []).append(name)
+    lines = ["| class | architectures | tapped at | layout | failed |", "|---|---|---|---|---|"]
+    for kind, names in sorted(kinds.items()):
+        layers = Counter(results[name].get("layer", "-") for name in names)
+        layouts = Counter(results[name].get("layout", "-") for name in names)
+        failed = [name for name in names if "failed" in results[name]]
+        lines.append(
+            f"| {kind} | {len(names)} | {', '.join(layers)} | {', '.join(layouts)} | {', '.join(failed) or 0} |"
+        )
+    refused = [f"{name}: {result['refused']}" for name, result in results.items() if "refused" in result]
+    failed = [f"{name}: {result['failed']}" for name, result in results.items() if "failed" in result]
+    good = len(results) - len(refused) - len(failed)
+    lines += ["", f"{good} good, {len(refused)} refused, {len(failed)} failed, of {len(results)}"]
+    return "\n".join([*lines, *refused, *failed])
+
+
+if __name__ == "__main__":
+    main()
