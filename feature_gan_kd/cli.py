@@ -157,6 +157,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs a command; a user's mistake is one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console without some character must not end a run
     try:
         _parse(list(sys.argv[1:] if args is None else args))()
     except UserError as error:

@@ -172,7 +172,15 @@ class OnlineAdversarialDistiller:
 
     def summary(self) -> str:
         """The wiring as text: networks, taps, map shapes, parameters, and who teaches whom through what."""
-        return draw(self.names, self._wiring.tapped, self.links, self.edges, self.frozen, self.image_size)
+        return draw(
+            self.names,
+            self._wiring.tapped,
+            self.links,
+            self.edges,
+            self.frozen,
+            image_size=self.image_size,
+            logits=self.config.objective.logit_weight > 0,
+        )
 
     def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One whole update of every network, discriminator and transfer layer.

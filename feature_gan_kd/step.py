@@ -113,12 +113,13 @@ class AdversarialStep:
             edge; this process's own, averaged over its parts.
         """
         self._set_modes()
-        images_in_all = sum_over_processes(torch.tensor(float(len(images)), device=images.device))
+        # Filled on the device: a copy from the host would wait for it.
+        images_in_all = sum_over_processes(torch.full((), float(len(images)), device=images.device))
+        # As many parts on every process, however uneven the shares: the parts' collective operations must meet.
+        parts = min(self.accumulation_steps, len(images))
         totals: dict[str, Gradients] = {}
         metrics: Metrics = {}
-        for part, part_labels in zip(
-            images.chunk(self.accumulation_steps), labels.chunk(self.accumulation_steps), strict=True
-        ):
+        for part, part_labels in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
             gradients, part_metrics = self.gradients(part, part_labels, images_in_all)
             for name, values in gradients.items():
                 totals[name] = _add(totals[name], values) if name in totals else values

@@ -17,7 +17,9 @@ def draw(
     links: Sequence[Link],
     edges: Sequence[Edge],
     frozen: Collection[int],
+    *,
     image_size: int,
+    logits: bool,
 ) -> str:
     """A table of the networks and one of the edges.
 
@@ -28,6 +30,7 @@ def draw(
         edges: who teaches whom.
         frozen: networks that only teach.
         image_size: side of the images in pixels.
+        logits: whether the method teaches them.
     """
     rows = [("network", "", "parameters", "tapped layer", f"map at {image_size} px", "")]
     for k, network in enumerate(networks):
@@ -35,14 +38,14 @@ def draw(
             own = (str(k), names[k], f"{_count(network):,}") if position == 0 else ("", "", "")
             where = ("-", "-") if tap is None else (tap.title, _shape(tap.shape))
             rows.append((*own, *where, "frozen" if k in frozen else ""))
-    lines = _table(rows)
+    lines = table(rows)
     rows = [("lesson", "logits", "transfer", "discriminator", "judges", "")]
     for edge in edges:
         own_links = [link for link in links if link.edge == edge]
         for position, link in enumerate(own_links or (None,)):
-            start = (f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})", "yes")
+            start = (f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})", "yes" if logits else "no")
             rows.append((*(start if position == 0 else ("", "")), *_link(link), ""))
-    return "\n".join([*lines, "", *_table(rows)])
+    return "\n".join([*lines, "", *table(rows)])
 
 
 def _link(link: Link | None) -> tuple[str, str, str]:
@@ -63,6 +66,7 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines in which the cells of each column stand below each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

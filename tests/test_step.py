@@ -441,21 +441,22 @@ def test_statistics_are_updated_once_per_step_and_not_by_wiring() -> None:
 # Accumulation.
 
 
+@pytest.mark.parametrize("size", [5, 2])  # of 2 images only 2 parts can be made
 @pytest.mark.parametrize("method", ["vanilla", "logit", "l1", "l2-only"])
-def test_parts_of_a_batch_equal_the_whole(method: str) -> None:
+def test_parts_of_a_batch_equal_the_whole(method: str, size: int) -> None:
     # Exact where nothing looks at the batch as a whole: networks without batch statistics, and no discriminator.
     case = Case([PLAIN, PLAIN])
     whole = distiller_of(case, method=method)
-    parts = distiller_of(case, method=method, accumulation_steps=2)
+    parts = distiller_of(case, method=method, accumulation_steps=3)
     for number in range(2):
-        expected, metrics = (each.training_step(*batch(number, size=5)) for each in (whole, parts))
+        expected, metrics = (each.training_step(*batch(number, size)) for each in (whole, parts))
         for key, value in metrics.items():
             assert_equal(value, expected[key], key)
     for key, parameter in parameters_of(parts).items():
         assert_equal(parameter, parameters_of(whole)[key], key)
 
 
-@pytest.mark.parametrize(("size", "parts"), [(6, (3, 3)), (5, (3, 2)), (7, (3, 3, 1))])
+@pytest.mark.parametrize(("size", "parts"), [(6, (3, 3)), (5, (3, 2)), (7, (3, 2, 2))])
 def test_parts_under_the_adversarial_method(size: int, parts: tuple[int, ...]) -> None:
     # Discriminators, transfers and batch norms see a part at a time: what is equal is the mean, weighted by images,
     # of the parts' gradients at one point; running statistics move once per part.
@@ -647,3 +648,18 @@ def test_a_network_whose_extractor_is_fixed_still_learns_by_its_transfer() -> No
     for key, parameter in parameters_of(distiller).items():
         fixed = key[:2] == ("network", 0) and not key[2].startswith("head")
         assert torch.equal(parameter, before[key]) == fixed, key
+
+
+@pytest.mark.slow  # a C++ compiler is needed, and half a minute
+@pytest.mark.parametrize("method", ["afd", "vanilla"])
+def test_compiled_networks_take_the_same_steps(method: str) -> None:
+    case = CASES["pair, two taps"]
+    plain, compiled = (distiller_of(case, method=method, compile=compiles) for compiles in (False, True))
+    for number in range(2):
+        for distiller in (plain, compiled):
+            distiller.training_step(*batch(number))
+    for key, parameter in parameters_of(compiled).items():
+        assert_equal(parameter, parameters_of(plain)[key], key)
+    assert [list(model.state_dict()) for model in compiled.models] == [
+        list(model.state_dict()) for model in plain.models
+    ]

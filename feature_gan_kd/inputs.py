@@ -1,0 +1,59 @@
+"""What one network does to the images that all share: resize, and normalise as it was trained (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per channel, of pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class InputAdapter(nn.Module):
+    """Brings shared images to the size and the normalisation that one network wants.
+
+    Every network sees the same crop with the same augmentation, in its own form.
+
+    Args:
+        size: side in pixels that the network wants.
+    """
+
+    scale: Tensor | None
+    offset: Tensor | None
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("scale", None, persistent=False)
+        self.register_buffer("offset", None, persistent=False)
+
+    def normalise(self, shared: Normalisation, own: Normalisation) -> None:
+        """From now on takes images in the shared normalisation and gives them in the network's own."""
+        if shared == own:
+            self.scale = self.offset = None
+            return
+        self.scale = _by_channel(s / o for s, o in zip(shared.std, own.std, strict=True))
+        self.offset = _by_channel(
+            (a - b) / o for a, b, o in zip(shared.mean, own.mean, own.std, strict=True)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) as the network wants them; the same tensor where it does already."""
+        if images.shape[-2:] != (self.size, self.size) and self.size > 0:
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        if self.scale is not None and self.offset is not None:
+            images = images * self.scale.to(images) + self.offset.to(images)
+        return images
+
+
+def _by_channel(values: Sequence[float] | object) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64).view(1, -1, 1, 1)  # type: ignore[call-overload]

@@ -1,0 +1,595 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import feature_gan_kd
+from feature_gan_kd import DistillConfig
+from feature_gan_kd.cli import COMMANDS, main
+
+FEATURES = datasets.Features(
+    {
+        "picture": datasets.Image(),
+        "fine": datasets.ClassLabel(names=["crow", "cat", "carp", "cow"]),
+        "coarse": datasets.ClassLabel(names=["wild", "tame"]),
+    }
+)
+PAIR = ("--models", "test_resnet", "test_vit", "--image-size", "32", "--batch-size", "8", "--lr", "0.01")
+
+
+def pictures(count: int, seed: int) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def table(count: int, seed: int = 0) -> datasets.Dataset:
+    columns = {
+        "picture": pictures(count, seed),
+        "fine": [k % 4 for k in range(count)],
+        "coarse": [k % 2 for k in range(count)],
+    }
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
+
+
+def plain(count: int, labels: list[int]) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    return datasets.Dataset.from_dict({"image": pictures(count, 0), "label": labels}, features=features)
+
+
+def write(folder: Path, **splits: datasets.Dataset) -> None:
+    folder.mkdir()
+    for name, split in splits.items():
+        split.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good and bad data sets, a folder each."""
+    root = tmp_path_factory.mktemp("data")
+    write(root / "good", train=table(40), test=table(13, seed=1))
+    write(root / "one-split", train=table(40))
+    write(root / "no-images", train=table(8).remove_columns("picture"))
+    write(root / "no-labels", train=table(8).remove_columns(["fine", "coarse"]))
+    write(root / "empty", train=table(8).select([]), test=table(4))
+    write(root / "empty-test", train=table(8), test=table(8).select([]))
+    write(root / "outside", train=plain(6, [0, 1, 2, 1, 0, 1]), test=plain(2, [0, 1]))
+    write(root / "outside-test", train=plain(4, [0, 1, 0, 1]), test=plain(4, [0, 1, 7, 0]))
+    write(root / "negative", train=plain(4, [0, 1, -1, 1]))
+    good = table(6)
+    broken: list[Any] = good.cast_column("picture", datasets.Image(decode=False))["picture"][:]
+    broken[3] = {"bytes": broken[3]["bytes"][:30], "path": None}
+    columns = {"picture": broken, "fine": good["fine"][:], "coarse": good["coarse"][:]}
+    write(root / "broken", train=datasets.Dataset.from_dict(columns, features=FEATURES), test=table(4))
+    return root
+
+
+def output_of(*args: object) -> str:
+    """What a command prints on stdout."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
+        main([str(arg) for arg in args])
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def command(data: Path) -> tuple[object, ...]:
+    limits = ("--max-train-samples", "24", "--max-eval-samples", "11", "--log-every", "2")
+    return ("train", *PAIR, "--data", data / "good", "--epochs", "2", *limits)
+
+
+@pytest.fixture(scope="module")
+def finished(command: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run's folder, which no test may change, and what the command printed."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    return run, output_of(*command, "--output-dir", run)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with its bytes, every folder with None."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The one line with which a command ends that a user's mistake stops, and that leaves no trace."""
+    capsys.readouterr()
+    before = contents(Path.cwd())
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in args])
+    assert stop.value.code == 2
+    assert contents(Path.cwd()) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("feature-gan-kd: error: ")
+    return line.removeprefix("feature-gan-kd: error: ")
+
+
+# What a stranger mistypes.
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ("", "command: none is named, expected train, evaluate, export, inspect or --help"),
+        ("trian", "command: 'trian' is not allowed, expected train, evaluate, export, inspect or --help"),
+        ("--epochs 3", "command: '--epochs' is not allowed, expected train, evaluate, export, inspect or --help"),
+        ("train", "train: missing --output-dir, expected feature-gan-kd train --output-dir DIR [--option value ...]"),
+        ("evaluate", "evaluate: missing RUN, expected feature-gan-kd evaluate RUN [--option value ...]"),
+        (
+            "export",
+            "export: missing RUN and OUTPUT_DIR, expected feature-gan-kd export RUN OUTPUT_DIR [--option value ...]",
+        ),
+        ("train --output-dir", "--output-dir: its value is missing, expected a path"),
+        ("train --output-dir run --epochs", "--epochs: its value is missing, expected a whole number"),
+        ("train --output-dir run --epochs --resume", "--epochs: its value is missing, expected a whole number"),
+        ("train --output-dir=", "--output-dir: its value is empty"),
+        (
+            "train --output-dir run twice",
+            "train: 'twice' is one argument too many, expected feature-gan-kd train [--option value ...]",
+        ),
+        (
+            "train --output-dir run --resume yes",
+            "train: 'yes' is one argument too many, expected feature-gan-kd train [--option value ...]",
+        ),
+        ("evaluate run --which best", "--which: evaluate has no such option"),
+        ("export run to --which newest", "--which: 'newest' is not allowed, expected one of last, best"),
+        ("export run to", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
+        ("evaluate run", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
+    ],
+)
+def test_what_is_mistyped(args: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, *args.split()) == line
+
+
+def test_an_empty_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of an unset shell variable; as a path it would be the present folder."""
+    assert refused(capsys, "train", "--output-dir", "") == "--output-dir: its value is empty"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--epoch", "--epochs"), ("--batchsize", "--batch-size"), ("--modles", "--models"), ("--out-dir", "--output-dir")],
+)
+def test_an_unknown_option_has_the_closest_named(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "train", "--output-dir", "run", typed, "3")
+    assert line.startswith(f"{typed}: train has no such option, the closest are ")
+    assert meant in line
+
+
+def bad_values() -> Iterator[Any]:
+    """For every setting a value of another type, and one outside each of its bounds."""
+    hints = typing.get_type_hints(DistillConfig)
+    for spec in dataclasses.fields(DistillConfig):
+        option = f"--{spec.name.replace('_', '-')}"
+        kinds = [one for one in (typing.get_args(hints[spec.name]) or (hints[spec.name],)) if one is not type(None)]
+        if typing.get_origin(hints[spec.name]) is typing.Literal or typing.get_origin(kinds[0]) is typing.Literal:
+            yield option, "unheard-of"
+        elif kinds[0] not in (bool, str):
+            numbers = typing.get_origin(kinds[0]) is tuple or kinds[0] is float
+            yield from ((option, value) for value in ("x", "1e999", "nan") if numbers or value == "x")
+            yield from ((option, value) for value in ("1.5",) if not numbers)
+            bounds = spec.metadata
+            yield from ((option, str(bounds[key] - 1)) for key in ("at_least", "above") if key in bounds)
+            yield from ((option, "0") for key in ("above",) if key in bounds)
+            yield from ((option, str(bounds[key] + 1)) for key in ("at_most",) if key in bounds)
+
+
+@pytest.mark.parametrize(("option", "value"), bad_values())
+def test_bad_values(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "train", "--output-dir", "run", *PAIR, option, value)
+    said, expected = line.split(" is not allowed, expected ")
+    assert said.startswith(f"{option}: ")
+    shown = said.removeprefix(f"{option}: ").strip("'(),")
+    assert shown == value or float(shown) == float(value) or shown == value.replace("1e999", "inf") == "nan"
+    assert len(expected) > 3
+
+
+def test_every_kind_of_bad_value_is_tried() -> None:
+    tried = {option for option, _ in bad_values()}
+    settings = {f"--{spec.name.replace('_', '-')}" for spec in dataclasses.fields(DistillConfig)}
+    free = {"--optimizer", "--image-column", "--label-column", "--train-split", "--eval-split"}
+    assert settings - tried == free | {"--scale-adversarial-lr", "--compile", "--channels-last"}
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ("--models test_resnet", "--models: 1 named, at least 2 are needed"),
+        ("--models", "--models: 0 named, at least 2 are needed"),
+        ("--models test_resnet resnt18", "--models: timm has no model 'resnt18', the closest are resnet18"),
+        ("--feature-layers layer9", "network 0 (test_resnet): it has no layer 'layer9', the nearest are layer"),
+        ("--feature-layers 7", "network 0 (test_resnet): feature_layers names stage 7"),
+        ("--optimizer sgdd", "--optimizer: timm has no optimiser 'sgdd', the closest are sgd"),
+        ("--topology ring", "--topology: 'ring' is not allowed, expected one of cycle, complete, star"),
+        ("--in-chans 2", "--in-chans: '2' is not allowed, expected one of 1, 3"),
+        ("--num-classes 0", "--num-classes: 0 is not allowed, expected a whole number of at least 2"),
+        ("--num-classes -3", "--num-classes: -3 is not allowed"),
+        ("--num-classes many", "--num-classes: 'many' is not allowed, expected a whole number"),
+        ("--num-classes 7", "has 4 classes, the networks have 7: build them with num_classes=4"),
+        ("--frozen 2", "--frozen: there is no network 2, allowed are 0 to 1"),
+        ("--frozen one", "--frozen: 'one' is not allowed, expected a whole number"),
+        ("--frozen 0 1", "--frozen: every network is frozen"),
+        ("--milestones 0.5 1.5", "--milestones: (0.5, 1.5) is not allowed"),
+        ("--milestones 0.75 0.5", "--milestones: (0.75, 0.5) is not allowed, expected rising fractions"),
+        ("--accumulation-steps 9", "--accumulation-steps: 9 parts of a batch of 8 images"),
+        ("--data nowhere.parquet", "--data: there is no file or folder 'nowhere.parquet'"),
+        ("--eval-split dev", "--eval-split: there is no split 'dev'; the splits are train, test"),
+        ("--label-column name", "--label-column: split 'train' has no column 'name'; its columns are picture"),
+        ("--image-column fine", "--image-column: column 'fine' of split 'train' holds no images"),
+    ],
+)
+def test_bad_networks_and_columns(args: str, line: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = refused(capsys, "train", "--output-dir", "run", *PAIR, "--data", data / "good", *args.split())
+    assert line in given
+
+
+def test_an_encoder_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of timm's seven networks that only encode."""
+    models = ("--models", "test_resnet", "qwen3_vit_88m_enc")
+    line = refused(capsys, "train", *models, "--data", data / "good", "--output-dir", "run")
+    assert line == "--models: qwen3_vit_88m_enc has no classifier, it only encodes: name another"
+
+
+@pytest.mark.parametrize(
+    ("folder", "options", "said"),
+    [
+        ("no-images", "", ["--image-column", "no column of images", "fine (ClassLabel), coarse (ClassLabel)"]),
+        ("no-labels", "", ["--label-column", "no column that looks like labels", "picture (Image)"]),
+        ("empty", "", ["--data", "split 'train' is empty"]),
+        ("empty-test", "", ["--data", "split 'test' is empty"]),
+        ("broken", "", ["image 3 of split 'train'"]),
+        ("outside", "--num-classes 2", ["image 2 of split 'train' has the label 2", "'label'", "expected 0 to 1"]),
+        ("outside-test", "", ["image 2 of split 'test' has the label 7", "expected 0 to 1"]),
+        ("negative", "", ["image 2 of split 'train' has the label -1"]),
+    ],
+)
+def test_bad_data(folder: str, options: str, said: list[str], data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "train", *PAIR, "--data", data / folder, "--output-dir", "run", *options.split())
+    for words in said:
+        assert words in line
+
+
+# Folders.
+
+
+def test_a_folder_that_holds_a_run(
+    finished: tuple[Path, str], command: tuple[object, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished[0], here / "run")
+    line = refused(capsys, *command, "--output-dir", "run")
+    assert line == "--output-dir: run already holds a run: resume it (--resume) or choose another folder"
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_file_where_a_folder_is_meant(
+    place: str, command: tuple[object, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "file").write_text("no folder")
+    line = refused(capsys, *command, "--output-dir", place)
+    assert line.startswith(f"--output-dir: {place} cannot be written (")
+    assert line.endswith("file is no folder): choose another folder")
+
+
+def test_a_folder_that_cannot_be_written(
+    command: tuple[object, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = here / "closed"
+    closed.mkdir()
+    closed.chmod(0o500)
+    if os.access(closed, os.W_OK):  # as root, for whom only the system's own folders are closed
+        closed = Path("/proc")
+    line = refused(capsys, *command, "--output-dir", closed / "run")
+    assert line.startswith(f"--output-dir: {closed / 'run'} cannot be written (")
+
+
+def test_a_name_too_long_for_a_folder(command: tuple[object, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, *command, "--output-dir", "a" * 300)
+    assert "cannot be written (File name too long)" in line
+
+
+def test_export_into_a_file(finished: tuple[Path, str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "file").write_text("no folder")
+    assert "cannot be written" in refused(capsys, "export", finished[0], "file")
+
+
+# A run.
+
+
+def test_a_run_leaves_what_is_promised_and_no_more(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "networks",
+        "curves.png",
+    }
+    networks = {"0-test_resnet", "0-test_resnet-best", "1-test_vit", "1-test_vit-best"}
+    assert {path.name for path in (run / "networks").iterdir()} == networks
+    for name in networks:
+        files = {path.name for path in (run / "networks" / name).iterdir()}
+        assert files == {"model.safetensors", "config.json", "README.md"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-3", "step-6"}
+
+
+def test_settings_and_records(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    about = json.loads((run / "config.json").read_text())
+    assert about["config"] == {**DistillConfig(**about["config"]).to_dict(), "lr": 0.01, "epochs": 2, "log_every": 2}
+    assert (about["data"]["train_images"], about["data"]["evaluation_images"]) == (24, 11)
+    assert (about["num_classes"], about["image_size"]) == (4, 32)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["event"], r["step"]) for r in records] == [
+        ("step", 2),
+        ("step", 3),
+        ("epoch", 3),
+        ("step", 4),
+        ("step", 6),
+        ("epoch", 6),
+    ]
+    assert records[-1]["images"] == 11
+
+
+def test_what_a_run_prints(finished: tuple[Path, str]) -> None:
+    run, printed = finished
+    assert "test_resnet (0) -> test_vit (1)" in printed  # the wiring
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    rows = {line.split("  ")[0]: line for line in printed.splitlines()}
+    for name, value in zip(("0 test_resnet", "1 test_vit"), last["accuracy"], strict=True):
+        assert f"{value:.2f}" in rows[name]
+    assert f"{last['ensemble']:.2f}" in rows["ensemble"]
+    assert str(run / "networks") in printed
+
+
+def test_two_runs_of_one_command_differ_in_times_alone(
+    finished: tuple[Path, str], command: tuple[object, ...], here: Path
+) -> None:
+    one, other = contents(finished[0]), {}
+    output_of(*command, "--output-dir", "run")
+    other = contents(here / "run")
+    timed = {"metrics.jsonl", "curves.png"} | {n for n in one if n.endswith(("state.json", "manifest.json"))}
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name] and name not in timed] == []
+    assert sum(name.endswith(".safetensors") for name in one) > 12
+    times = ("seconds", "seconds_left", "images_per_second")
+
+    def untimed(files: dict[str, bytes | None]) -> list[dict[str, Any]]:
+        lines = (files["metrics.jsonl"] or b"").splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key not in times} for line in lines]
+
+    assert untimed(one) == untimed(other)
+
+
+def test_resuming_a_finished_run_shows_it_and_changes_nothing(
+    finished: tuple[Path, str], command: tuple[object, ...], here: Path
+) -> None:
+    shutil.copytree(finished[0], here / "run")
+    before = contents(here / "run")
+    printed = output_of(*command, "--output-dir", "run", "--resume")
+    assert contents(here / "run") == before
+    assert printed.replace("run/", f"{finished[0]}/") == finished[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "setting"),
+    [
+        ("--lr 0.02", "config lr 0.01, this run has 0.02"),
+        ("--epochs 3", "config epochs 2, this run has 3"),
+        ("--seed 1", "config seed 0, this run has 1"),
+        ("--method l1", 'config method "afd", this run has "l1"'),
+        ("--frozen 0", "edges"),
+        ("--max-train-samples 25", "config max_train_samples 24, this run has 25"),
+        ("--label-column coarse", "num_classes 4, this run has 2"),
+        ("--models test_vit test_resnet", "models"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(
+    change: str,
+    setting: str,
+    finished: tuple[Path, str],
+    command: tuple[object, ...],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(finished[0], here / "run")
+    line = refused(capsys, *command, "--output-dir", "run", "--resume", *change.split())
+    assert setting in line
+    assert "step-6: was written with" in line
+
+
+def test_a_run_without_a_checkpoint_is_described_anew(
+    finished: tuple[Path, str], command: tuple[object, ...], here: Path
+) -> None:
+    """Killed before its first checkpoint, it starts again, with the settings of the second command."""
+    (here / "run").mkdir()
+    shutil.copy(finished[0] / "config.json", here / "run")
+    output_of(*command, "--output-dir", "run", "--resume", "--epochs", "1", "--seed", "4")
+    about = json.loads((here / "run" / "config.json").read_text())
+    assert (about["config"]["epochs"], about["config"]["seed"]) == (1, 4)
+
+
+# Afterwards.
+
+
+def last_record(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return record
+
+
+def agrees(run: Path, *options: object) -> None:
+    """`evaluate` gives the figures of the run's last epoch."""
+    found, expected = json.loads(output_of("evaluate", run, "--as-json", *options)), last_record(run)
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["ensemble"] == expected["ensemble"]
+    assert found["images"] == expected["images"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_evaluate_agrees_with_the_table(finished: tuple[Path, str], data: Path) -> None:
+    run, _ = finished
+    before = contents(run)
+    agrees(run)
+    agrees(run, "--data", data / "good")
+    printed = output_of("evaluate", run)
+    assert [line.split()[0] for line in printed.splitlines()] == ["test_resnet", "test_vit", "ensemble"]
+    assert f"{last_record(run)['ensemble']:.2f} %  on 11 images" in printed
+    assert contents(run) == before
+
+
+def test_evaluate_on_other_images(finished: tuple[Path, str], data: Path) -> None:
+    split = json.loads(output_of("evaluate", finished[0], "--eval-split", "train", "--as-json"))
+    assert split["loss"] != pytest.approx(last_record(finished[0])["loss"], rel=1e-3)
+
+
+def test_evaluate_takes_what_training_held_out(data: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the training images, where the data have no split for evaluation; and no other column of labels."""
+    options = ("--epochs", "1", "--data", data / "one-split", "--label-column", "coarse", "--output-dir", "run")
+    main([str(arg) for arg in ("train", *PAIR, *options)])
+    assert "labels in 'coarse'" in capsys.readouterr().err
+    config = json.loads((here / "run" / "networks" / "0-test_resnet" / "config.json").read_text())
+    assert config["label_names"] == ["wild", "tame"]
+    assert last_record(here / "run")["images"] == 8
+    agrees(here / "run")
+
+
+def test_evaluate_takes_the_evaluation_data_of_the_run(data: Path, here: Path) -> None:
+    """And the networks' own size of images, where none was named."""
+    sources = ("--data", data / "one-split", "--eval-data", data / "good")
+    pair = ("--models", "cifar_resnet20", "test_resnet", "--batch-size", "20")
+    output_of("train", *pair, *sources, "--epochs", "1", "--output-dir", "run")
+    assert last_record(here / "run")["images"] == 13
+    agrees(here / "run")
+
+
+def test_a_second_label_column_is_named(data: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*("train", *PAIR, "--epochs", "1", "--output-dir", "run"), "--data", str(data / "good")])
+    printed = capsys.readouterr()
+    assert "labels in 'fine' (also there: coarse; choose with --label-column)" in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_export_gives_the_networks_of_the_run(which: str, finished: tuple[Path, str], here: Path) -> None:
+    """The best weights are marked, so that they cannot be mistaken for the last."""
+    run = here / "run"
+    shutil.copytree(finished[0], run)
+    suffix = "-best" if which == "best" else ""
+    for name in ("0-test_resnet-best", "1-test_vit-best"):
+        path = run / "networks" / name / "model.safetensors"
+        save_file({key: value + 1 for key, value in load_file(path).items()}, path)
+    printed = output_of("export", run, "out", "--which", which, "--license", "mit")
+    assert printed.splitlines() == ["out/0-test_resnet", "out/1-test_vit"]
+    for name in ("0-test_resnet", "1-test_vit"):
+        mine, theirs = (
+            load_file(folder / "model.safetensors")
+            for folder in (here / "out" / name, run / "networks" / f"{name}{suffix}")
+        )
+        assert mine.keys() == theirs.keys()
+        assert all(bool((mine[key] == theirs[key]).all()) for key in mine)
+        card = (here / "out" / name / "README.md").read_text()
+        assert "license: mit" in card
+        assert f"{which} epoch" in card or which in card
+
+
+def test_inspect_draws_the_wiring(here: Path, data: Path) -> None:
+    options = ("--data", data / "good", "--topology", "star", "--feature-layers", "-1")
+    printed = output_of("inspect", "--models", "cifar_resnet20", "cifar_resnet32", "test_resnet", *options)
+    lessons = [line.split("  ")[0] for line in printed.splitlines() if "->" in line.split("  ")[0]]
+    assert lessons == [
+        "cifar_resnet20 (0) -> cifar_resnet32 (1)",
+        "cifar_resnet32 (1) -> cifar_resnet20 (0)",
+        "cifar_resnet20 (0) -> test_resnet (2)",
+        "test_resnet (2) -> cifar_resnet20 (0)",
+    ]
+    assert "64x8x8" in printed
+    assert "map at 32 px" in printed
+    assert list(here.iterdir()) == []
+
+
+def test_without_networks_and_data_it_is_the_demo(here: Path) -> None:
+    printed = output_of("train", "--epochs", "1", "--output-dir", "run")
+    about = json.loads((here / "run" / "config.json").read_text())
+    assert [model["architecture"] for model in about["models"]] == ["test_resnet", "test_vit"]
+    assert about["data"]["name"] == "bundled digits"
+    assert about["data"]["train_images"] + about["data"]["evaluation_images"] == 1797
+    assert (about["config"]["epochs"], about["config"]["optimizer"]) == (1, "adamw")
+    assert "1 of 1 epochs" in printed
+    agrees(here / "run")
+
+
+# The program itself.
+
+
+def fresh(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, env={**os.environ, **environment}, timeout=60
+    )
+
+
+def test_help_is_there_at_once() -> None:
+    code = """
+import sys, time
+from feature_gan_kd.cli import main
+try:
+    main([sys.argv[1], "--help"][-int(sys.argv[2]):])
+except SystemExit as stop:
+    assert not stop.code
+heavy = {"torch", "timm", "accelerate", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+assert time.process_time() < 1, time.process_time()
+"""
+    for command in ("all", *COMMANDS):
+        result = fresh("-c", code, command, "1" if command == "all" else "2")
+        assert result.returncode == 0, result.stderr
+        names = COMMANDS if command == "all" else [{"train": "--scale-adversarial-lr"}.get(command, command)]
+        assert all(name in result.stdout for name in names)
+
+
+def test_as_a_module() -> None:
+    result = fresh("-m", "feature_gan_kd", "--version")
+    assert (result.returncode, result.stdout) == (0, f"{feature_gan_kd.__version__}\n")
+
+
+def test_the_line_does_not_depend_on_the_terminal() -> None:
+    result = fresh("-m", "feature_gan_kd", "train", "--output-dir", "x", "--epochs", "0", PYTHONIOENCODING="ascii")
+    assert result.returncode == 2
+    assert result.stderr.startswith("feature-gan-kd: error: --epochs: 0 is not allowed, expected ")
+    assert result.stdout == ""
+
+
+def test_an_interrupted_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "inspect", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "feature-gan-kd: interrupted\n"
