@@ -11,13 +11,13 @@ from feature_gan_kd.topology import Edge
 
 if TYPE_CHECKING:
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
-    from feature_gan_kd.loop import History
+    from feature_gan_kd.history import History
 
 __version__ = "0.1.0"
 __all__ = ["DistillConfig", "Edge", "History", "OnlineAdversarialDistiller", "UserError", "__version__"]
 
 # torch and timm load with the first use of these: `--help` and bad options must answer at once.
-_LAZY = {"OnlineAdversarialDistiller": "feature_gan_kd.distiller", "History": "feature_gan_kd.loop"}
+_LAZY = {"OnlineAdversarialDistiller": "feature_gan_kd.distiller", "History": "feature_gan_kd.history"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-Record = dict[str, Any]
+from feature_gan_kd.history import Record
 
 
 class Callback(Protocol):

@@ -76,7 +76,7 @@ def train(
     networks: OmitArgPrefixes[Networks], run: OmitArgPrefixes[Run], config: OmitArgPrefixes[DistillConfig]
 ) -> None:
     """Train networks together and publish them."""
-    from feature_gan_kd.distiller import usable_folder
+    from feature_gan_kd.run_folder import usable_folder
 
     usable_folder(run.output_dir, run.resume)
     distiller = _build(networks, config)

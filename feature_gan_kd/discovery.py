@@ -255,9 +255,18 @@ def upstream_parameters(outputs: Sequence[Tensor]) -> set[nn.Parameter]:
 
 
 def layers_of(feature_layers: Any, index: int) -> list[Layer]:
-    """The layers that network `index` is tapped at, in the user's notation; empty means: find it."""
+    """The layers that network `index` is tapped at, in the user's notation; empty means: find it.
+
+    Raises:
+        UserError: for anything but names and whole numbers, lists of them, or a mapping to either.
+    """
     if isinstance(feature_layers, Mapping):
         feature_layers = feature_layers.get(index)
     if feature_layers is None:
         return []
-    return [feature_layers] if isinstance(feature_layers, (str, int)) else list(feature_layers)
+    layers = [feature_layers] if isinstance(feature_layers, (str, int)) else feature_layers
+    if not isinstance(layers, Sequence) or not all(type(layer) in (str, int) for layer in layers):
+        raise UserError(
+            f"feature_layers: {feature_layers!r} is not allowed, expected a layer's name, a stage's number, or a list"
+        )
+    return list(layers)

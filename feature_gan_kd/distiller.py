@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import os
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from feature_gan_kd import checkpoint, processes
@@ -25,42 +20,20 @@ from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, open_data, open_evaluation
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.evaluate import Evaluation, evaluate
-from feature_gan_kd.export import Publication, RebuildError, publish, publish_bare, push
+from feature_gan_kd.export import Publication, push
 from feature_gan_kd.features import Layer
-from feature_gan_kd.loop import Fit, History
+from feature_gan_kd.history import History
+from feature_gan_kd.inputs import Normalisation
+from feature_gan_kd.lesson import Lesson, Which, name_of, publication_of, sources_of, write_network
+from feature_gan_kd.loop import Fit
 from feature_gan_kd.networks import Network, build_architecture, build_networks
 from feature_gan_kd.optimizers import build_schedules
+from feature_gan_kd.run_folder import describe_run, usable_folder
 from feature_gan_kd.summary import draw
 from feature_gan_kd.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.wiring import build_step, wire
 
-BUNDLED = "bundled digits"
-IMAGENET_SIZE = 224
 EVALUATION_BATCH = 500
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What the networks were last trained on, for their cards and for evaluating them again.
-
-    Attributes:
-        data: its name, or its type where it was given as an object.
-        sources: the names of the training data (None: the bundled digits) and of the evaluation data (None: of the
-            training data's own); None where one of them was given as an object.
-        class_names: by class index, where the data have names.
-        mean: per channel, what the images were normalised with.
-        std: likewise.
-        license: of the weights, as the user told.
-        history: of the training.
-    """
-
-    data: str
-    sources: tuple[str | None, str | None] | None
-    class_names: list[str] | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    license: str | None
-    history: History
 
 
 class OnlineAdversarialDistiller:
@@ -94,7 +67,7 @@ class OnlineAdversarialDistiller:
 
     def __init__(
         self,
-        models: Sequence[str | nn.Module],
+        models: Sequence[str | nn.Module | Network],
         *,
         num_classes: int | None = None,
         in_chans: int = 3,
@@ -118,11 +91,13 @@ class OnlineAdversarialDistiller:
             image_size=config.image_size,
             seed=config.seed,
         )
+        if isinstance(frozen, int):
+            raise UserError(f"frozen: {frozen!r} is not allowed, expected a list of positions, as [{frozen}]")
         self.frozen = tuple(sorted(frozen))
         self.edges = build_edges(topology, len(self.networks), self.frozen)
         self.in_chans = in_chans
-        self.image_size = config.image_size or _own_size(self.networks)
-        self.accelerator = _checked(accelerator or Accelerator())
+        self.image_size = max(network.image_size for network in self.networks)
+        self.accelerator = processes.checked(accelerator or Accelerator())
         if self.accelerator.mixed_precision == "bf16":  # as `accelerate launch` was told
             self.config = config = config.replace(mixed_precision="bf16")
         self.lesson: Lesson | None = None
@@ -135,7 +110,6 @@ class OnlineAdversarialDistiller:
             self.frozen,
             feature_layers,
             config,
-            image_size=self.image_size,
             in_chans=in_chans,
         )
         self.num_classes = self._wiring.num_classes
@@ -178,7 +152,6 @@ class OnlineAdversarialDistiller:
             self.links,
             self.edges,
             self.frozen,
-            image_size=self.image_size,
             logits=self.config.objective.logit_weight > 0,
         )
 
@@ -195,8 +168,13 @@ class OnlineAdversarialDistiller:
             Detached scalars, see `AdversarialStep`.
 
         Raises:
-            UserError: where a network's map is not the one that the wiring was built for.
+            UserError: for images of another size than the wiring was built for.
         """
+        if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
+            raise UserError(
+                f"images: {images.shape[-2]}x{images.shape[-1]} pixels, the wiring was built for "
+                f"{self.image_size}x{self.image_size}: give their size as image_size"
+            )
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = images.to(self.accelerator.device, non_blocking=True, memory_format=layout)
         return self.step(images, labels.to(self.accelerator.device, non_blocking=True))
@@ -237,13 +215,21 @@ class OnlineAdversarialDistiller:
         folder = None if output_dir is None else usable_folder(Path(output_dir), resume)
         data = self.open_data(train_data, eval_data)
         self._given = (train_data, eval_data)
-        sources = _sources(train_data, eval_data)
-        self.lesson = Lesson(_named(train_data), sources, data.class_names, data.mean, data.std, license, History())
+        self.lesson = Lesson(
+            name_of(train_data),
+            sources_of(train_data, eval_data),
+            data.class_names,
+            data.mean,
+            data.std,
+            license,
+            History(),
+        )
+        self._adapt_inputs(self.lesson.normalisation)
         heard: list[Callback] = [ProgressLine(data.notes), *callbacks]
         self.accelerator.wait_for_everyone()  # all have looked at the folder
         if folder is not None:
             if self.accelerator.is_main_process:
-                self._describe_run(folder, data)
+                describe_run(folder, {**self.description(), "data": self._about(data)})
             heard.append(JsonLines(folder / "metrics.jsonl"))
         self.accelerator.wait_for_everyone()
         fit = Fit(
@@ -277,10 +263,10 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: for data that cannot be used, or that are not known any more.
         """
-        mean, std = self.normalisation()
+        normalisation = self.normalisation()
         trained_on = False
         if data is None:
-            train_data, data = self._given or self._remembered()
+            train_data, data = self._given or (self.lesson.remembered() if self.lesson else (None, None))
             trained_on = data is None
             data = train_data if trained_on else data
         source, _ = open_evaluation(
@@ -288,31 +274,30 @@ class OnlineAdversarialDistiller:
             self.config,
             image_size=self.image_size,
             in_chans=self.in_chans,
-            mean=mean,
-            std=std,
+            mean=normalisation.mean,
+            std=normalisation.std,
             class_names=self.lesson.class_names if self.lesson else None,
             num_classes=self.num_classes,
             trained_on=trained_on,
         )
         return dataclasses.asdict(self.evaluate_source(source))
 
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel that these networks' images are normalised with.
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation per channel of the images that all networks are given.
 
-        Those of the training data, or before any training those of the pretrained networks.
+        Those of the training data, or before any training those of the pretrained networks. A network that wants
+        others brings the images to them inside its own forward.
 
         Raises:
             UserError: where neither is known.
         """
-        if self.lesson is not None:
-            return self.lesson.mean, self.lesson.std
-        wanted = self._pretrained_normalisation()
-        if wanted is None:
+        known = self.lesson.normalisation if self.lesson else self._common_normalisation()
+        if known is None:
             raise UserError("evaluate: the mean and std of these networks' images are not known yet: fit first")
-        return wanted
+        return known
 
     def save_pretrained(
-        self, directory: str | Path, *, which: Literal["last", "best"] = "last", license: str | None = None
+        self, directory: str | Path, *, which: Which = "last", license: str | None = None
     ) -> list[Path]:
         """Publishes every network: one folder each that plain timm loads.
 
@@ -331,7 +316,7 @@ class OnlineAdversarialDistiller:
         processes.average_buffers(self.models)
         if self.accelerator.is_main_process:
             for index, folder in enumerate(folders):
-                self._write(index, folder, which, license)
+                write_network(self.networks[index], folder, self._publication(index, which, license))
         self.accelerator.wait_for_everyone()
         return folders
 
@@ -381,7 +366,7 @@ class OnlineAdversarialDistiller:
 
         Args:
             directory: a folder that `save_checkpoint` or `fit` wrote.
-            models: the networks, in order, where timm cannot build them; their weights are replaced.
+            models: all networks, in order, where timm cannot build them; their weights are replaced.
             accelerator: devices and processes.
 
         Raises:
@@ -390,19 +375,17 @@ class OnlineAdversarialDistiller:
         folder = Path(directory)
         state = checkpoint.load(folder, None)
         about = checkpoint.signature_of(folder)
+        if models is not None and len(models) != len(about["models"]):
+            raise UserError(f"models: {len(models)} given, {folder} holds {len(about['models'])}: give all, in order")
         distiller = cls(
-            models or [_rebuilt(one, about) for one in about["models"]],
-            num_classes=about["num_classes"],
-            in_chans=about["in_chans"],
+            [_rebuilt(about, k, models[k] if models else None) for k in range(len(about["models"]))],
             feature_layers=_layers_from_json(about["feature_layers"]),
+            in_chans=about["in_chans"],
             topology=[(source, learner) for source, learner in about["edges"]],
             frozen=about["frozen"],
-            config=DistillConfig.from_dict({**about["config"], "image_size": about["image_size"]}),
+            config=DistillConfig.from_dict(about["config"]),
             accelerator=accelerator,
         )
-        distiller.config = DistillConfig.from_dict(about["config"])  # where the size may be the networks' own
-        for network, one in zip(distiller.networks, about["models"], strict=True):
-            network.pretrained, network.model_args = one["pretrained"], one["model_args"]
         checkpoint.check_signature(folder, distiller._signature(about["data"]))
         distiller.load_state(state)
         return distiller
@@ -430,7 +413,8 @@ class OnlineAdversarialDistiller:
             device=self.accelerator.device,
             train=False,
         )
-        return evaluate(self.models, batches, add_up=processes.sum_over_processes, autocast=self._autocast)
+        networks = [nn.Sequential(network.adapter, network.network) for network in self._wiring.tapped]
+        return evaluate(networks, batches, add_up=processes.sum_over_processes, autocast=self._autocast)
 
     def state(self) -> checkpoint.Checkpoint:
         """Everything that training changes: tensors by component, the rest as JSON values."""
@@ -440,7 +424,7 @@ class OnlineAdversarialDistiller:
         groups = {}
         for kind, update in self.step.updates.items():
             tensors[f"optimizer-{kind}"], groups[kind] = checkpoint.optimizer_state(update.optimizer)
-        lesson = None if self.lesson is None else dataclasses.asdict(self.lesson)
+        lesson = None if self.lesson is None else self.lesson.to_dict()
         return checkpoint.Checkpoint(tensors, {"groups": groups, "lesson": lesson})
 
     def load_state(self, state: checkpoint.Checkpoint) -> None:
@@ -454,43 +438,37 @@ class OnlineAdversarialDistiller:
                 update.optimizer, state.tensors[f"optimizer-{kind}"], state.meta["groups"][kind]
             )
         lesson = state.meta["lesson"]
-        if self.lesson is None and lesson is not None:
-            self.lesson = Lesson(
-                **{
-                    **lesson,
-                    "sources": lesson["sources"] and tuple(lesson["sources"]),
-                    "mean": tuple(lesson["mean"]),
-                    "std": tuple(lesson["std"]),
-                    "history": History(**lesson["history"]),
-                }
-            )
+        if lesson is not None and self.lesson is None:
+            self.lesson = Lesson.from_dict(lesson)
+            self._adapt_inputs(self.lesson.normalisation)
 
-    def publish(self, index: int, which: Literal["last", "best"], folder: Path) -> None:
+    def publish(self, index: int, which: Which, folder: Path) -> None:
         """Writes network `index` into a run's folder as users get it."""
-        self._write(index, folder, which, None)
+        write_network(self.networks[index], folder, self._publication(index, which, None))
 
     def open_data(self, train_data: Any, eval_data: Any = None) -> Data:
-        """Opens data as these networks want them: size, channels, normalisation.
+        """Opens data as these networks want them: the largest size, channels, normalisation.
 
-        Pretrained networks keep the mean and standard deviation of their training; others get the data's own.
+        Where all networks are pretrained with one mean and standard deviation the images have those, else the
+        data's own.
 
         Raises:
             UserError: for data that cannot be used, or that have another number of classes.
         """
-        mean, std = self._pretrained_normalisation() or (None, None)
+        common = self._common_normalisation()
         data = open_data(
             train_data,
             eval_data,
             self.config,
             image_size=self.image_size,
             in_chans=self.in_chans,
-            mean=mean,
-            std=std,
+            mean=common.mean if common else None,
+            std=common.std if common else None,
             num_classes=self.num_classes,
         )
         if data.num_classes is not None and data.num_classes != self.num_classes:
             raise UserError(
-                f"data: {_named(train_data)} has {data.num_classes} classes, the networks have {self.num_classes}: "
+                f"data: {name_of(train_data)} has {data.num_classes} classes, the networks have {self.num_classes}: "
                 f"build them with num_classes={data.num_classes}"
             )
         return data
@@ -498,16 +476,6 @@ class OnlineAdversarialDistiller:
     def description(self) -> dict[str, Any]:
         """What `from_checkpoint` needs to build the same again, as JSON values."""
         return {
-            "models": [
-                {
-                    "architecture": network.architecture,
-                    "name": network.name,
-                    "pretrained": network.pretrained,
-                    "model_args": network.model_args,
-                    "tensors": _shapes_digest(network.module),
-                }
-                for network in self.networks
-            ],
             "num_classes": self.num_classes,
             "in_chans": self.in_chans,
             "image_size": self.image_size,
@@ -515,6 +483,9 @@ class OnlineAdversarialDistiller:
             "edges": [[edge.source, edge.learner] for edge in self.edges],
             "frozen": list(self.frozen),
             "config": self.config.to_dict(),
+            "models": [
+                {**network.description(), "tensors": _shapes_digest(network.module)} for network in self.networks
+            ],
         }
 
     def _place(self) -> None:
@@ -529,123 +500,39 @@ class OnlineAdversarialDistiller:
         device = self.accelerator.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
 
-    def _pretrained_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        wanted = [network.preprocessing for network in self.networks if network.pretrained]
-        return (tuple(wanted[0]["mean"]), tuple(wanted[0]["std"])) if wanted else None
+    def _common_normalisation(self) -> Normalisation | None:
+        wanted = {network.normalisation for network in self.networks}
+        return wanted.pop() if len(wanted) == 1 else None
 
-    def _remembered(self) -> tuple[str | None, str | None]:
-        """The data of a training whose checkpoint was loaded; the bundled digits before any training."""
-        if self.lesson is None:
-            return None, None
-        if self.lesson.sources is None:
-            raise UserError(f"evaluate: the {self.lesson.data} of the training is not there any more: give data")
-        return self.lesson.sources
+    def _adapt_inputs(self, shared: Normalisation) -> None:
+        for network, tapped in zip(self.networks, self._wiring.tapped, strict=True):
+            tapped.adapter.normalise(shared, network.normalisation or shared)
 
     def _signature(self, fingerprint: str | None) -> dict[str, Any]:
         """What a checkpoint and the run that resumes it must agree in."""
         return {**self.description(), "config": self.config.defining(), "data": fingerprint}
 
-    def _describe_run(self, folder: Path, data: Data) -> None:
-        """Writes what a new run is: its wiring, settings, data and versions."""
-        if checkpoint.newest(folder / "checkpoints"):
-            return
-        about = {**self.description(), "data": _named_data(self.lesson, data), "versions": _versions()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"output_dir: {folder} cannot be written ({error.strerror}): choose another") from None
+    def _about(self, data: Data) -> dict[str, Any]:
+        return {
+            "name": self.lesson.data if self.lesson else None,
+            "fingerprint": data.fingerprint,
+            "train_images": len(data.train),
+            "evaluation_images": len(data.evaluation),
+            "mean": data.mean,
+            "std": data.std,
+        }
 
-    def _write(self, index: int, folder: Path, which: Literal["last", "best"], license: str | None) -> None:
-        publication = self._publication(index, which, license)
-        try:
-            publish(self.models[index], folder, publication)
-        except RebuildError as error:
-            if self.accelerator.is_main_process:
-                print(f"{error}; the bare weights are in {folder}", file=sys.stderr)
-            publish_bare(self.models[index], folder, publication)
-
-    def _publication(self, index: int, which: Literal["last", "best"], license: str | None) -> Publication:
-        network, lesson = self.networks[index], self.lesson
-        own = network.preprocessing
-        record = lesson.history.epochs[-1] if lesson and lesson.history.epochs else None
-        if record is not None and lesson is not None and which == "best":
-            record = lesson.history.epochs[lesson.history.best[index]["epoch"] - 1]
-        return Publication(
-            architecture=network.architecture,
-            index=index,
+    def _publication(self, index: int, which: Which, license: str | None) -> Publication:
+        return publication_of(
+            self.networks,
+            index,
+            self.lesson,
+            self.config,
             num_classes=self.num_classes,
-            class_names=lesson.class_names if lesson else None,
-            image_size=self.image_size,
             in_chans=self.in_chans,
-            mean=tuple(lesson.mean if lesson else own.get("mean", (0.0,) * self.in_chans)),
-            std=tuple(lesson.std if lesson else own.get("std", (1.0,) * self.in_chans)),
-            method=self.config.method,
-            peers=[name for k, name in enumerate(self.names) if k != index],
-            data=lesson.data if lesson else "nothing yet",
-            accuracy=record["accuracy"][index] if record else None,
-            ensemble=record["ensemble"] if record else None,
-            epochs=record["epoch"] if record else None,
-            recipe=self.config.to_dict(),
             which=which,
-            license=license or (lesson.license if lesson else None),
-            pretrained=network.pretrained,
-            model_args=network.model_args,
+            license=license,
         )
-
-
-def _own_size(networks: Sequence[Network]) -> int:
-    sizes = [network.preprocessing["input_size"][-1] for network in networks if network.preprocessing]
-    return int(sizes[0]) if sizes else IMAGENET_SIZE
-
-
-def usable_folder(folder: Path, resume: bool) -> Path:
-    """The folder, if a run may be kept there; to be asked before anything is read or built.
-
-    Raises:
-        UserError: where it holds a run that is not to be resumed, or cannot be written.
-    """
-    try:
-        holds_run = (folder / "config.json").exists()
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        reason = None if os.access(existing, os.W_OK | os.X_OK) else f"no permission for {existing}"
-        reason = reason if existing.is_dir() else f"{existing} is no folder"
-    except OSError as error:
-        holds_run, reason = False, str(error.strerror)
-    if holds_run and not resume:
-        raise UserError(f"output_dir: {folder} already holds a run: resume it (--resume) or choose another folder")
-    if reason is not None:
-        raise UserError(f"output_dir: {folder} cannot be written ({reason}): choose another folder")
-    return folder
-
-
-def _sources(train_data: Any, eval_data: Any) -> tuple[str | None, str | None] | None:
-    """The names of the data, if all of it was named."""
-    train, own = (None if data is None else str(data) for data in (train_data, eval_data))
-    named = all(data is None or isinstance(data, (str, Path)) for data in (train_data, eval_data))
-    return (train, own) if named else None
-
-
-def _named(data: Any) -> str:
-    if data is None:
-        return BUNDLED
-    return str(data) if isinstance(data, (str, Path)) else type(data).__name__
-
-
-def _named_data(lesson: Lesson | None, data: Data) -> dict[str, Any]:
-    return {
-        "name": lesson.data if lesson else None,
-        "fingerprint": data.fingerprint,
-        "train_images": len(data.train),
-        "evaluation_images": len(data.evaluation),
-        "mean": data.mean,
-        "std": data.std,
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "timm", "accelerate", "datasets", "safetensors")
-    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def _shapes_digest(module: nn.Module) -> str:
@@ -654,26 +541,15 @@ def _shapes_digest(module: nn.Module) -> str:
     return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
 
 
-def _rebuilt(one: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
-    return build_architecture(
-        one["architecture"], num_classes=about["num_classes"], in_chans=about["in_chans"], **one["model_args"]
-    )
+def _rebuilt(about: Mapping[str, Any], index: int, module: nn.Module | None) -> Network:
+    """Network `index` of a checkpoint, built by timm where no module is given."""
+    one = {key: value for key, value in about["models"][index].items() if key != "tensors"}
+    if module is None:
+        module = build_architecture(
+            one["architecture"], num_classes=about["num_classes"], in_chans=about["in_chans"], **one["model_args"]
+        )
+    return Network.described(module, one)
 
 
 def _layers_from_json(layers: Any) -> Any:
     return {int(key): value for key, value in layers.items()} if isinstance(layers, dict) else layers
-
-
-def _checked(accelerator: Accelerator) -> Accelerator:
-    unfit = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
-    if accelerator.distributed_type in unfit:
-        raise UserError(
-            f"accelerate: {accelerator.distributed_type.value} takes one model and one gradient per step, the method "
-            "needs several of both: launch with plain multi-GPU or multi-CPU"
-        )
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise UserError(
-            f"accelerate: mixed precision {accelerator.mixed_precision} is not supported, allowed are no and bf16: "
-            "fp16 would need a loss scale per gradient"
-        )
-    return accelerator

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from feature_gan_kd.errors import UserError
+from feature_gan_kd.inputs import InputAdapter
 
 Layer = str | int
 """A module's dotted name, or the index of a timm stage."""
@@ -96,11 +97,13 @@ class TappedNetwork(nn.Module):
         network: the user's module.
         taps: where to take maps.
         name: of the network, for error lines.
+        adapter: brings the images that all networks share to the size and normalisation that this one wants.
     """
 
-    def __init__(self, network: nn.Module, taps: Sequence[Tap], name: str) -> None:
+    def __init__(self, network: nn.Module, taps: Sequence[Tap], name: str, adapter: InputAdapter | None = None) -> None:
         super().__init__()
         self.network = network
+        self.adapter = adapter or InputAdapter(0)
         self.taps = tuple(taps)
         self.name = name
         self._layers = tuple(dict.fromkeys(tap.layer for tap in taps if tap.origin is Origin.MODULE))
@@ -113,7 +116,7 @@ class TappedNetwork(nn.Module):
         """One forward pass.
 
         Args:
-            images: (batch, channels, height, width), normalised.
+            images: (batch, channels, height, width), in the size and normalisation that all networks share.
 
         Returns:
             Logits (batch, classes) and one map (batch, channels, height, width) per tap.
@@ -122,7 +125,7 @@ class TappedNetwork(nn.Module):
             UserError: where a tapped module was not called exactly once.
         """
         with self._hooked():
-            logits, outputs = self._call(images)
+            logits, outputs = self._call(self.adapter(images))
         maps = []
         for tap in self.taps:
             fired = outputs[tap.title]

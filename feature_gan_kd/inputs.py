@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ class InputAdapter(nn.Module):
     Every network sees the same crop with the same augmentation, in its own form.
 
     Args:
-        size: side in pixels that the network wants.
+        size: side in pixels that the network wants; 0 leaves the size alone.
     """
 
     scale: Tensor | None
@@ -42,18 +42,16 @@ class InputAdapter(nn.Module):
             self.scale = self.offset = None
             return
         self.scale = _by_channel(s / o for s, o in zip(shared.std, own.std, strict=True))
-        self.offset = _by_channel(
-            (a - b) / o for a, b, o in zip(shared.mean, own.mean, own.std, strict=True)
-        )
+        self.offset = _by_channel((a - b) / o for a, b, o in zip(shared.mean, own.mean, own.std, strict=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, channels, height, width) as the network wants them; the same tensor where it does already."""
-        if images.shape[-2:] != (self.size, self.size) and self.size > 0:
+        if self.size and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         if self.scale is not None and self.offset is not None:
             images = images * self.scale.to(images) + self.offset.to(images)
         return images
 
 
-def _by_channel(values: Sequence[float] | object) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.float64).view(1, -1, 1, 1)  # type: ignore[call-overload]
+def _by_channel(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64).view(1, -1, 1, 1)

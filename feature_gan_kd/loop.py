@@ -17,30 +17,12 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from feature_gan_kd import checkpoint
-from feature_gan_kd.callbacks import Callback, Record
+from feature_gan_kd.callbacks import Callback
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data import Data, ImageSource
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.evaluate import Evaluation
-
-
-@dataclass
-class History:
-    """What a run gave.
-
-    Attributes:
-        epochs: one record per epoch: `epoch`, `step`, `accuracy` (top-1 % per network), `loss`, `ensemble`
-            (top-1 %), `metrics` (means over the epoch's last log), `seconds`, `images_per_second`.
-        best: per network the record of its best epoch: `epoch` and `accuracy`.
-    """
-
-    epochs: list[Record] = field(default_factory=list)
-    best: list[Record] = field(default_factory=list)
-
-    @property
-    def last(self) -> Record:
-        """The record of the last epoch."""
-        return self.epochs[-1]
+from feature_gan_kd.history import History, Record
 
 
 class Trainee(Protocol):
@@ -151,16 +133,7 @@ class Fit:
         self._finish(record)
 
     def _finish(self, record: Record) -> None:
-        self.history.epochs.append(record)
-        improved = [
-            k
-            for k, value in enumerate(record["accuracy"])
-            if k >= len(self.history.best) or value > self.history.best[k]["accuracy"]
-        ]
-        best = self.history.best or [{} for _ in record["accuracy"]]
-        for k in improved:
-            best[k] = {"epoch": record["epoch"], "accuracy": record["accuracy"][k]}
-        self.history.best = best
+        improved = self.history.add(record)
         self._tell("on_epoch", record)
         for k in improved:
             self._publish(k, "best")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import nn
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR networks with timm)
 from feature_gan_kd.errors import UserError, closest
+from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.offline import offline_without_network
+
+IMAGENET_SIZE = 224
 
 
 @dataclass
@@ -27,6 +31,8 @@ class Network:
         architecture: timm's name, or the class of a module that is not timm's.
         pretrained: whether it began from trained weights.
         model_args: what timm must be told, besides classes and channels, to build it again.
+        image_size: side in pixels of the images that it is given.
+        normalisation: that of its training, if it is pretrained; None takes that of the data.
     """
 
     module: nn.Module
@@ -34,6 +40,8 @@ class Network:
     architecture: str
     pretrained: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
+    image_size: int = 0
+    normalisation: Normalisation | None = None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -41,9 +49,41 @@ class Network:
         cfg = getattr(self.module, "pretrained_cfg", None)
         return dict(cfg) if isinstance(cfg, dict) else {}
 
+    def stated_normalisation(self, channels: int = 3) -> Normalisation:
+        """What timm states, else none (mean 0, standard deviation 1) for so many channels."""
+        stated = self.preprocessing
+        return Normalisation(tuple(stated.get("mean", (0.0,) * channels)), tuple(stated.get("std", (1.0,) * channels)))
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The only side in pixels that it takes; None where it takes others."""
+        patches: Any = getattr(self.module, "patch_embed", None)
+        size = getattr(patches, "img_size", None)
+        if self.preprocessing.get("fixed_input_size"):
+            return int(size[-1]) if size else int(self.preprocessing["input_size"][-1])
+        return None
+
+    def description(self) -> dict[str, Any]:
+        """What is needed to build it again, as JSON values."""
+        return {
+            "architecture": self.architecture,
+            "name": self.name,
+            "pretrained": self.pretrained,
+            "model_args": self.model_args,
+            "image_size": self.image_size,
+            "normalisation": self.normalisation and dataclasses.asdict(self.normalisation),
+        }
+
+    @classmethod
+    def described(cls, module: nn.Module, description: Mapping[str, Any]) -> Network:
+        """The inverse of `description`, after JSON, for the module it was said of."""
+        stated = description["normalisation"]
+        own = stated and Normalisation(tuple(stated["mean"]), tuple(stated["std"]))
+        return cls(module, **{**description, "normalisation": own})
+
 
 def build_networks(
-    models: Sequence[str | nn.Module],
+    models: Sequence[str | nn.Module | Network],
     *,
     num_classes: int | None,
     in_chans: int,
@@ -54,11 +94,12 @@ def build_networks(
     """Builds what was named and takes what was given.
 
     Args:
-        models: timm names (also `hf-hub:` and `local-dir:`) or modules.
+        models: timm names (also `hf-hub:` and `local-dir:`), modules, or networks that are described already.
         num_classes: of networks built by name; None keeps each one's own.
         in_chans: input channels of networks built by name.
         pretrained: load trained weights into networks built by name.
-        image_size: side of the images in pixels; None keeps the networks' own.
+        image_size: side of the images in pixels, where a network takes any; None keeps the own one of pretrained
+            networks and gives the others that of the first.
         seed: of the first weights; network k's are a function of (seed, k).
 
     Raises:
@@ -71,23 +112,45 @@ def build_networks(
         raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")
     built = []
     for index, model in enumerate(models):
-        if not isinstance(model, (str, nn.Module)):
+        if not isinstance(model, (str, nn.Module, Network)):
             raise UserError(f"models: {type(model).__name__} at place {index}, expected a name of timm's or a module")
-        if isinstance(model, nn.Module):
+        if isinstance(model, Network):
+            built.append(model)
+        elif isinstance(model, nn.Module):
+            while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+                model = model.module
             cfg: Any = getattr(model, "pretrained_cfg", None)
             architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(model).__name__
-            built.append(Network(model, _slug(architecture), architecture))
+            built.append(Network(model, _slug(architecture), architecture, model_args=_model_args(model)))
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1009 + index)
                 built.append(_build(model, num_classes, in_chans, pretrained, image_size))
-    if len({id(network.module) for network in built}) < len(built):
-        raise UserError("models: the same module stands twice: give each place a network of its own (copy.deepcopy)")
+    _check_apart(built)
+    first = built[0].preprocessing.get("input_size", (IMAGENET_SIZE,))[-1]
     for network in built:
+        own = network.preprocessing["input_size"][-1] if network.pretrained and network.preprocessing else first
+        network.image_size = network.image_size or int(network.fixed_size or image_size or own)
         if getattr(network.module, "num_classes", None) == 0:
             remedy = "name another" if num_classes else "give num_classes, or name another"
             raise UserError(f"models: {network.name} has no classifier, it only encodes: {remedy}")
     return built
+
+
+def _check_apart(networks: Sequence[Network]) -> None:
+    """Raises UserError where two networks are one module, or share a parameter: each must learn by itself."""
+    owner: dict[int, int] = {}
+    for k, network in enumerate(networks):
+        for name, parameter in network.module.named_parameters():
+            other = owner.setdefault(id(parameter), k)
+            if other != k and networks[other].module is network.module:
+                raise UserError(
+                    "models: the same module stands twice: give each place a network of its own (copy.deepcopy)"
+                )
+            if other != k:
+                raise UserError(
+                    f"models: networks {other} and {k} share the parameter {name!r}: give each its own (copy.deepcopy)"
+                )
 
 
 def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None) -> Network:
@@ -97,14 +160,21 @@ def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, 
         near = closest(bare, timm.list_models())
         raise UserError(f"models: timm has no model {name!r}, the closest are {near or 'listed by timm.list_models()'}")
     classes = {} if num_classes is None else {"num_classes": num_classes}
-    extra: dict[str, Any] = {}
     module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes)
     cfg: Any = module.pretrained_cfg
     if image_size is not None and cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_size:
-        extra = {"img_size": image_size}
-        module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes, **extra)
+        module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes, img_size=image_size)
     architecture = cfg.get("architecture") or bare
-    return Network(module, _slug(architecture), architecture, pretrained or local, extra)
+    network = Network(module, _slug(architecture), architecture, pretrained or local, _model_args(module))
+    network.normalisation = network.stated_normalisation() if network.pretrained else None
+    return network
+
+
+def _model_args(module: nn.Module) -> dict[str, Any]:
+    """What timm was told to build a module, besides classes and channels, as far as JSON can hold it."""
+    args = dict(getattr(module, "_model_args", {}))
+    plain = (str, int, float, bool, tuple, list, type(None))
+    return {k: v for k, v in args.items() if k not in ("num_classes", "in_chans") and isinstance(v, plain)}
 
 
 def build_architecture(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+
+from feature_gan_kd.errors import UserError
 
 
 def process_count() -> int:
@@ -79,3 +83,23 @@ def copy_from_first(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             torch.distributed.broadcast(tensor.data, src=0)
+
+
+def checked(accelerator: Accelerator) -> Accelerator:
+    """The accelerator, if the method can be trained with it.
+
+    Raises:
+        UserError: for DeepSpeed, FSDP and the like, and for fp16.
+    """
+    unfit = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
+    if accelerator.distributed_type in unfit:
+        raise UserError(
+            f"accelerate: {accelerator.distributed_type.value} takes one model and one gradient per step, the method "
+            "needs several of both: launch with plain multi-GPU or multi-CPU"
+        )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise UserError(
+            f"accelerate: mixed precision {accelerator.mixed_precision} is not supported, allowed are no and bf16: "
+            "fp16 would need a loss scale per gradient"
+        )
+    return accelerator

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_gan_kd.callbacks import Record, read_records
+from feature_gan_kd.callbacks import read_records
 from feature_gan_kd.errors import UserError
+from feature_gan_kd.history import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,6 @@ def draw(
     edges: Sequence[Edge],
     frozen: Collection[int],
     *,
-    image_size: int,
     logits: bool,
 ) -> str:
     """A table of the networks and one of the edges.
@@ -29,21 +28,23 @@ def draw(
         links: transfers and discriminators.
         edges: who teaches whom.
         frozen: networks that only teach.
-        image_size: side of the images in pixels.
         logits: whether the method teaches them.
     """
-    rows = [("network", "", "parameters", "tapped layer", f"map at {image_size} px", "")]
+    rows = [("network", "", "parameters", "tapped layer", "map", "")]
     for k, network in enumerate(networks):
         for position, tap in enumerate(network.taps or (None,)):
             own = (str(k), names[k], f"{_count(network):,}") if position == 0 else ("", "", "")
-            where = ("-", "-") if tap is None else (tap.title, _shape(tap.shape))
+            where = ("-", "-") if tap is None else (tap.title, f"{_shape(tap.shape)} at {network.adapter.size} px")
             rows.append((*own, *where, "frozen" if k in frozen else ""))
     lines = table(rows)
     rows = [("lesson", "logits", "transfer", "discriminator", "judges", "")]
     for edge in edges:
         own_links = [link for link in links if link.edge == edge]
         for position, link in enumerate(own_links or (None,)):
-            start = (f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})", "yes" if logits else "no")
+            start = (
+                f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})",
+                "yes" if logits else "no",
+            )
             rows.append((*(start if position == 0 else ("", "")), *_link(link), ""))
     return "\n".join([*lines, "", *table(rows)])
 

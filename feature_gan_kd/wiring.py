@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.discovery import find_taps, layers_of, try_out
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.features import TappedNetwork
+from feature_gan_kd.inputs import InputAdapter
 from feature_gan_kd.networks import Network
 from feature_gan_kd.optimizers import build_optimizer
 from feature_gan_kd.step import AdversarialStep, Update
@@ -49,7 +50,6 @@ def wire(
     feature_layers: Any,
     config: DistillConfig,
     *,
-    image_size: int,
     in_chans: int,
 ) -> Wiring:
     """Finds every network's maps by one real forward, and builds what stands between them.
@@ -60,7 +60,6 @@ def wire(
         frozen: networks that only teach.
         feature_layers: in the user's notation, see `OnlineAdversarialDistiller`.
         config: whose method decides what is built.
-        image_size: side of the images in pixels.
         in_chans: channels of the images.
 
     Raises:
@@ -70,14 +69,17 @@ def wire(
     parameter = next((p for network in networks for p in network.module.parameters()), None)
     if parameter is None:
         raise UserError("models: the networks have no parameters")
-    images = torch.zeros((2, in_chans, image_size, image_size), device=parameter.device, dtype=parameter.dtype)
+    if isinstance(feature_layers, Mapping) and not set(feature_layers) <= set(range(len(networks))):
+        raise UserError(f"feature_layers: names networks {sorted(feature_layers)}, there are 0 to {len(networks) - 1}")
     tapped, extractors, classes = [], [], []
     for k, network in enumerate(networks):
         name = f"network {k} ({network.name})"
+        size = network.image_size
+        images = torch.zeros((2, in_chans, size, size), device=parameter.device, dtype=parameter.dtype)
         layers = layers_of(feature_layers, k)
         try:
             taps = find_taps(network.module, images, name, layers) if objective.updates_extractors else []
-            tapped.append(TappedNetwork(network.module, taps, name))
+            tapped.append(TappedNetwork(network.module, taps, name, InputAdapter(size)))
             trial = try_out(tapped[k], images)
         except UserError:
             raise

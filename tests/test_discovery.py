@@ -56,7 +56,9 @@ def test_the_last_map(
     assert (tap.title, tap.layout, tap.prefix_tokens, tap.shape) == (title, layout, prefix, shape)
     trial = try_out(TappedNetwork(network, [tap], name), images)
     assert trial.classes == 7
-    head = {id(parameter) for parameter in network.get_classifier().parameters()} if name != "crossvit_tiny_240" else set()  # type: ignore[operator]
+    head = (
+        {id(parameter) for parameter in network.get_classifier().parameters()} if name != "crossvit_tiny_240" else set()
+    )  # type: ignore[operator]
     assert trial.extractor
     assert not head & {id(parameter) for parameter in trial.extractor}
 

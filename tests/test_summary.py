@@ -23,10 +23,10 @@ def network(width: int, stride: int) -> nn.Sequential:
 def drawn(edges: tuple[Edge, ...], frozen: Collection[int] = (), **settings: Any) -> list[list[str]]:
     """The lines of the summary of a narrow network with a fine map and a wide one with a coarse map, cell by cell."""
     names = ["narrow", "wide"]
-    modules = [Network(network(4, 1), "narrow", "n"), Network(network(12, 2), "wide", "w")]
-    wiring = wire(modules, edges, frozen, "0", DistillConfig(**settings), image_size=8, in_chans=3)
+    modules = [Network(network(4, 1), "narrow", "n", image_size=8), Network(network(12, 2), "wide", "w", image_size=8)]
+    wiring = wire(modules, edges, frozen, "0", DistillConfig(**settings), in_chans=3)
     logits = settings.get("method") != "feature"
-    text = draw(names, wiring.tapped, wiring.links, edges, frozen, image_size=8, logits=logits)
+    text = draw(names, wiring.tapped, wiring.links, edges, frozen, logits=logits)
     assert all(line == line.rstrip() for line in text.splitlines())
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
 
@@ -35,9 +35,9 @@ def test_networks_maps_and_lessons() -> None:
     lines = drawn((Edge(0, 1), Edge(1, 0)))
     judges = [line.pop(3) for line in lines[5:]]
     assert lines == [
-        ["network", "parameters", "tapped layer", "map at 8 px"],
-        ["0", "narrow", str(NARROW), "0", "4x8x8"],
-        ["1", "wide", str(WIDE), "0", "12x4x4"],
+        ["network", "parameters", "tapped layer", "map"],
+        ["0", "narrow", str(NARROW), "0", "4x8x8 at 8 px"],
+        ["1", "wide", str(WIDE), "0", "12x4x4 at 8 px"],
         [],
         ["lesson", "logits", "transfer", "discriminator", "judges"],
         # Discriminators judge in the source's channels, on the smaller grid.
@@ -49,9 +49,9 @@ def test_networks_maps_and_lessons() -> None:
 
 def test_columns_stand_below_each_other() -> None:
     names = ["a", "a-much-longer-name"]
-    modules = [Network(network(4, 1), name, name) for name in names]
-    wiring = wire(modules, (Edge(0, 1), Edge(1, 0)), (), "0", DistillConfig(), image_size=8, in_chans=3)
-    text = draw(names, wiring.tapped, wiring.links, wiring.edges, (), image_size=8, logits=True)
+    modules = [Network(network(4, 1), name, name, image_size=8) for name in names]
+    wiring = wire(modules, (Edge(0, 1), Edge(1, 0)), (), "0", DistillConfig(), in_chans=3)
+    text = draw(names, wiring.tapped, wiring.links, wiring.edges, (), logits=True)
     first, *rest = text.splitlines()[:3]
     at = first.index("parameters")
     assert all(line[at:].startswith(str(NARROW)) and line[at - 1] == " " for line in rest)

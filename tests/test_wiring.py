@@ -38,8 +38,8 @@ def wired(
     size: int = 8,
     **settings: Any,
 ) -> Wiring:
-    networks = [Network(module, type(module).__name__, type(module).__name__) for module in modules]
-    return wire(networks, edges, frozen, layers, DistillConfig(**settings), image_size=size, in_chans=3)
+    networks = [Network(module, type(module).__name__, type(module).__name__, image_size=size) for module in modules]
+    return wire(networks, edges, frozen, layers, DistillConfig(**settings), in_chans=3)
 
 
 def names_of(parameters: Collection[nn.Parameter], modules: list[nn.Module]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -133,6 +134,9 @@ def _loaded(name: str) -> Any:
         except UserError:
             raise
         except Exception as error:  # datasets and pyarrow raise a wide family
+            empty = re.match('Instruction "(.+)" corresponds to no data', str(error))
+            if empty:
+                raise UserError(f"data: split {empty[1]!r} of {name} is empty") from error
             raise UserError(f"data: {name} holds no images that can be read ({_reason(error)})") from error
 
 
