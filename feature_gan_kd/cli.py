@@ -50,8 +50,8 @@ class Networks:
     pretrained: bool = False
     """Start from trained weights."""
     feature_layers: tuple[str, ...] = ()
-    """Layers whose output is taught, in every network: names, or numbers of timm's stages (0, 1, ..., -1) [the last
-    map before pooling]."""
+    """Layers whose output is taught: names, or numbers of timm's stages (0, 1, ..., -1), in every network; K:LAYER is
+    for network K alone [the last map before pooling]."""
     topology: TopologyName = "cycle"
     """Who teaches whom."""
     frozen: tuple[int, ...] = ()
@@ -93,10 +93,24 @@ def train(
 
 
 def inspect(networks: OmitArgPrefixes[Networks], config: OmitArgPrefixes[DistillConfig]) -> None:
-    """Show the wiring of networks without training them."""
-    distiller = _build(networks, config)
-    if distiller.accelerator.is_main_process:
-        print(distiller.summary())
+    """Show the wiring of networks and its price, without training them."""
+    from feature_gan_kd.data import count_classes
+    from feature_gan_kd.inspection import inspect_networks
+
+    classes = networks.num_classes
+    if classes is None and networks.data is not None:
+        classes = count_classes(networks.data, config)
+    print(
+        inspect_networks(
+            _peers(networks),
+            num_classes=classes,
+            in_chans=networks.in_chans,
+            feature_layers=_layers(networks),
+            topology=networks.topology,
+            frozen=networks.frozen,
+            config=config,
+        )
+    )
 
 
 def evaluate(
@@ -228,18 +242,35 @@ def _build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistil
     from feature_gan_kd.data import count_classes
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
 
-    if len(networks.models) < 2:
-        raise UserError(f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer")
     return OnlineAdversarialDistiller(
-        networks.models,
+        _peers(networks),
         num_classes=count_classes(networks.data, config) if networks.num_classes is None else networks.num_classes,
         in_chans=networks.in_chans,
         pretrained=networks.pretrained,
-        feature_layers=[int(one) if re.fullmatch(r"-?\d+", one) else one for one in networks.feature_layers] or None,
+        feature_layers=_layers(networks),
         topology=networks.topology,
         frozen=networks.frozen,
         config=config,
     )
+
+
+def _peers(networks: Networks) -> tuple[str, ...]:
+    if len(networks.models) < 2:
+        raise UserError(f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer")
+    return networks.models
+
+
+def _layers(networks: Networks) -> list[str | int] | dict[int, list[str | int]] | None:
+    """The layers as the distiller takes them; `K:LAYER` is for network K alone."""
+    common: list[str | int] = []
+    own: dict[int, list[str | int]] = {}
+    for word in networks.feature_layers:
+        network, colon, layer = word.rpartition(":")
+        target = own.setdefault(int(network), []) if colon and network.isdigit() else common
+        target.append(int(layer) if re.fullmatch(r"-?\d+", layer) else layer)
+    if own and common:
+        raise UserError(f"feature_layers: {common[0]!r} is for all networks and others for one: say all as K:LAYER")
+    return own or common or None
 
 
 def _restored(run: Path) -> OnlineAdversarialDistiller:
