@@ -1,7 +1,7 @@
 """Every timm architecture beside a partner: wired (all, on the meta device) or trained one step (one per class).
 
-    python -m benchmarks.sweep_timm wire  --json build/wire.json
-    python -m benchmarks.sweep_timm train --json build/train.json
+    python -m benchmarks.sweep_timm wire  --json benchmarks/results/sweep_wire.json
+    python -m benchmarks.sweep_timm train --json benchmarks/results/sweep_train.json
 
 Results are written after each network, and networks that stand in the file already are not tried again.
 """
@@ -30,6 +30,7 @@ from feature_gan_kd.topology import build_edges
 from feature_gan_kd.wiring import wire
 
 CLASSES = 7
+SWEEP = Path(__file__).parent / "results" / "sweep_wire.json"
 
 
 def input_of(name: str) -> tuple[int, int]:
@@ -114,14 +115,12 @@ def _touched_by_plain_training(network: nn.Module, images: Tensor, labels: Tenso
 
 
 def smallest_of_each_class() -> list[str]:
-    """The architecture with the fewest parameters of every model class."""
+    """The architecture with the fewest parameters of every model class, by the committed sweep."""
     best: dict[str, tuple[int, str]] = {}
-    for name in timm.list_models():
-        with torch.device("meta"):
-            network = timm.create_model(name)
-        size = sum(parameter.numel() for parameter in network.parameters())
-        kind = type(network).__name__
-        best[kind] = min(best.get(kind, (size, name)), (size, name))
+    for name, result in json.loads(SWEEP.read_text()).items():
+        if "class" in result:
+            found = (result["parameters"], name)
+            best[result["class"]] = min(best.get(result["class"], found), found)
     return sorted(name for _, name in best.values())
 
 

@@ -104,11 +104,11 @@ def price_list(
 
 def _measure(part: nn.Module, images: Tensor) -> Cost:
     kept: dict[int, int] = {}
-    own = {id(parameter) for parameter in part.parameters()}
+    own = {parameter.untyped_storage()._cdata for parameter in part.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own:
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
             kept[storage._cdata] = storage.nbytes()
             alive.append(storage)
         return tensor

@@ -525,7 +525,7 @@ def test_export_gives_the_networks_of_the_run(which: str, finished: tuple[Path, 
 def test_inspect_draws_the_wiring(here: Path, data: Path) -> None:
     options = ("--data", data / "good", "--topology", "star", "--feature-layers", "-1")
     printed = output_of("inspect", "--models", "cifar_resnet20", "cifar_resnet32", "test_resnet", *options)
-    lessons = [line.split("  ")[0] for line in printed.splitlines() if "->" in line.split("  ")[0]]
+    lessons = [line.split("  ")[0] for line in printed.splitlines() if ") -> " in line]
     assert lessons == [
         "cifar_resnet20 (0) -> cifar_resnet32 (1)",
         "cifar_resnet32 (1) -> cifar_resnet20 (0)",
