@@ -3,7 +3,7 @@
     python -m benchmarks.sweep_timm wire  --json benchmarks/results/sweep_wire.json
     python -m benchmarks.sweep_timm train --json benchmarks/results/sweep_train.json
 
-Results are written after each network, and networks that stand in the file already are not tried again.
+Results are written after each network, and networks that stand in the file as good are not tried again.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> None:
     names = options.only or (smallest_of_each_class() if options.what == "train" else timm.list_models())
     options.json.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if name not in results:
+        if name not in results or "failed" in results[name]:
             results[name] = _tried(trained if options.what == "train" else wired, name)
             options.json.write_text(json.dumps(results, indent=0))
             print(name, results[name].get("refused") or results[name].get("failed") or "ok", flush=True)
