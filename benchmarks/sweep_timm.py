@@ -46,7 +46,7 @@ def wired(name: str, partner: str = "resnet18") -> dict[str, Any]:
         networks = build_networks(
             [name, partner], num_classes=CLASSES, in_chans=channels, pretrained=False, image_size=side, seed=0
         )
-        wiring = wire(networks, build_edges("cycle", 2), (), None, DistillConfig(), image_size=side, in_chans=channels)
+        wiring = wire(networks, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=channels)
     tap = wiring.tapped[0].taps[0]
     return {
         "class": type(networks[0].module).__name__,
