@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +26,10 @@ class Discriminator(nn.Module):
     Args:
         shape: (channels, height, width) of the maps it judges.
         width: channels between the two convolutions, at most.
+        norm: between them: `batch` (the paper's), `group` or `none`.
     """
 
-    def __init__(self, shape: MapShape, width: int = 128) -> None:
+    def __init__(self, shape: MapShape, width: int = 128, norm: Literal["batch", "group", "none"] = "batch") -> None:
         super().__init__()
         channels, height, grid_width = shape
         hidden = min(channels, width)
@@ -37,7 +40,12 @@ class Discriminator(nn.Module):
             if small
             else nn.Conv2d(channels, hidden, kernel_size=3, stride=2, padding=1, bias=False)
         )
-        self.norm = BatchStatisticsNorm(hidden)
+        norms: dict[str, Callable[[], nn.Module]] = {
+            "batch": lambda: BatchStatisticsNorm(hidden),
+            "group": lambda: nn.GroupNorm(math.gcd(hidden, 8), hidden),
+            "none": nn.Identity,
+        }
+        self.norm = norms[norm]()
         rest = (height, grid_width) if small else ((height + 1) // 2, (grid_width + 1) // 2)
         self.conv2 = nn.Conv2d(hidden, 1, kernel_size=rest)
 
@@ -76,7 +84,10 @@ class BatchStatisticsNorm(nn.Module):
 
 
 def build_links(
-    edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]], seed: int, *, adversarial: bool
+    edges: Sequence[Edge],
+    shapes: Sequence[Sequence[MapShape]],
+    seed: int,
+    discriminator: Callable[[MapShape], nn.Module] | None,
 ) -> list[Link]:
     """One link per edge and tap.
 
@@ -84,7 +95,7 @@ def build_links(
         edges: who teaches whom.
         shapes: per network the shapes of its maps; peers are matched tap by tap.
         seed: of their first weights.
-        adversarial: with discriminators.
+        discriminator: makes a discriminator for maps of a shape; None makes none.
 
     Raises:
         UserError: where source and learner have different numbers of taps.
@@ -100,8 +111,21 @@ def build_links(
                     f"{edge.source} has {len(source)}: name as many for both"
                 )
             for tap, (own, other) in enumerate(zip(learner, source, strict=True)):
-                links.append(Link(edge, tap, own, other, Discriminator if adversarial else None))
+                links.append(Link(edge, tap, own, other, discriminator))
     return links
+
+
+def _answering(make: Callable[[MapShape], nn.Module], shape: MapShape) -> nn.Module:
+    """A discriminator that was seen to give one answer per map."""
+    discriminator = make(shape)
+    if not isinstance(discriminator, nn.Module):
+        raise UserError(f"discriminator: made a {type(discriminator).__name__} for maps {shape}, expected a module")
+    with torch.no_grad():
+        answers = discriminator(torch.zeros(2, *shape))
+    if not isinstance(answers, Tensor) or answers.shape != (2,):
+        given = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+        raise UserError(f"discriminator: gives {given} for 2 maps {shape}, expected one answer each: shape (2,)")
+    return discriminator
 
 
 def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
@@ -142,7 +166,7 @@ class Link(nn.Module):
         # Different grids meet at the smaller one (ours).
         self.grid = (min(learner[1], source[1]), min(learner[2], source[2]))
         self.transfer = build_transfer(learner, source)
-        self.discriminator = None if discriminator is None else discriminator((source[0], *self.grid))
+        self.discriminator = None if discriminator is None else _answering(discriminator, (source[0], *self.grid))
 
     def maps(self, learner_map: Tensor, source_map: Tensor) -> tuple[Tensor, Tensor]:
         """The learner's map brought into the source's space, and the source's, on one grid.

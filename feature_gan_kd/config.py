@@ -168,6 +168,11 @@ class DistillConfig:
     clip_grad: float | None = _bounded(None, above=0)
     """Largest norm of a network's logit gradient [no clipping]."""
 
+    discriminator_width: int = _bounded(128, at_least=1)
+    """Channels inside a discriminator, at most."""
+    discriminator_norm: Literal["batch", "group", "none"] = "batch"
+    """Normalisation inside a discriminator; batch is the paper's."""
+
     image_size: int | None = _bounded(None, at_least=8)
     """Side of the square images in pixels [the networks' own]."""
     augmentation: Augmentation = "auto"

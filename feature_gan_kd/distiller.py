@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from feature_gan_kd.data import Data, ImageSource, open_data, open_evaluation
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.evaluate import Evaluation, evaluate
 from feature_gan_kd.export import Publication, push
-from feature_gan_kd.features import Layer
+from feature_gan_kd.features import Layer, MapShape
 from feature_gan_kd.history import History
 from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.lesson import Lesson, Which, name_of, publication_of, sources_of, write_network
@@ -48,6 +48,8 @@ class OnlineAdversarialDistiller:
             index of a timm stage, a list of several, or a mapping from a network's position to either.
         topology: `cycle` (the paper's), `complete`, `star`, or explicit edges `(source, learner)`.
         frozen: positions of networks that only teach.
+        discriminator: makes a discriminator of your own for maps (channels, height, width): a module that gives
+            one answer in (0, 1) per map, shape (batch,); None makes the paper's.
         config: every other setting.
         accelerator: devices and processes; made where none is given.
         **overrides: settings of `config` to change, by name.
@@ -75,6 +77,7 @@ class OnlineAdversarialDistiller:
         feature_layers: Layer | Sequence[Layer] | Mapping[int, Layer | Sequence[Layer]] | None = None,
         topology: TopologyName | Sequence[Edge | tuple[int, int]] = "cycle",
         frozen: Collection[int] = (),
+        discriminator: Callable[[MapShape], nn.Module] | None = None,
         config: DistillConfig | None = None,
         accelerator: Accelerator | None = None,
         **overrides: Any,
@@ -111,6 +114,7 @@ class OnlineAdversarialDistiller:
             feature_layers,
             config,
             in_chans=in_chans,
+            discriminator=discriminator,
         )
         self.num_classes = self._wiring.num_classes
         processes.copy_from_first([*self.models, *self.links])
@@ -360,13 +364,18 @@ class OnlineAdversarialDistiller:
 
     @classmethod
     def from_checkpoint(
-        cls, directory: str | Path, models: Sequence[nn.Module] | None = None, accelerator: Accelerator | None = None
+        cls,
+        directory: str | Path,
+        models: Sequence[nn.Module] | None = None,
+        discriminator: Callable[[MapShape], nn.Module] | None = None,
+        accelerator: Accelerator | None = None,
     ) -> OnlineAdversarialDistiller:
         """Builds the distiller that wrote a checkpoint, with the state it had.
 
         Args:
             directory: a folder that `save_checkpoint` or `fit` wrote.
             models: all networks, in order, where timm cannot build them; their weights are replaced.
+            discriminator: the factory that the distiller was built with, if any.
             accelerator: devices and processes.
 
         Raises:
@@ -383,6 +392,7 @@ class OnlineAdversarialDistiller:
             in_chans=about["in_chans"],
             topology=[(source, learner) for source, learner in about["edges"]],
             frozen=about["frozen"],
+            discriminator=discriminator,
             config=DistillConfig.from_dict(about["config"]),
             accelerator=accelerator,
         )

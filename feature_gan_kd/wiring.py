@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from feature_gan_kd.adversary import Link, build_links
+from feature_gan_kd.adversary import Discriminator, Link, build_links
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.discovery import find_taps, layers_of, try_out
 from feature_gan_kd.errors import UserError
-from feature_gan_kd.features import TappedNetwork
+from feature_gan_kd.features import MapShape, TappedNetwork
 from feature_gan_kd.inputs import InputAdapter
 from feature_gan_kd.networks import Network
 from feature_gan_kd.optimizers import build_optimizer
@@ -51,6 +52,7 @@ def wire(
     config: DistillConfig,
     *,
     in_chans: int,
+    discriminator: Callable[[MapShape], nn.Module] | None = None,
 ) -> Wiring:
     """Finds every network's maps by one real forward, and builds what stands between them.
 
@@ -61,6 +63,7 @@ def wire(
         feature_layers: in the user's notation, see `OnlineAdversarialDistiller`.
         config: whose method decides what is built.
         in_chans: channels of the images.
+        discriminator: makes a discriminator for maps of a shape; None makes the paper's.
 
     Raises:
         UserError: for a layer that cannot be tapped, or networks with different numbers of classes.
@@ -94,7 +97,10 @@ def wire(
     links: list[Link] = []
     if objective.has_feature_loss:
         shapes = [[tap.shape for tap in network.taps] for network in tapped]
-        links = build_links(edges, shapes, config.seed, adversarial=objective.adversarial_weight > 0)
+        make = discriminator or functools.partial(
+            Discriminator, width=config.discriminator_width, norm=config.discriminator_norm
+        )
+        links = build_links(edges, shapes, config.seed, make if objective.adversarial_weight > 0 else None)
         for link in links:
             link.to(device=parameter.device, dtype=parameter.dtype)
     return Wiring(edges, tuple(frozen), tapped, extractors, links, classes[0])
@@ -126,6 +132,8 @@ def build_step(
         parameters += own
         extractors += [parameter for parameter in own if parameter in wiring.extractors[k]]
     extractors += [parameter for link in wiring.links for parameter in link.transfer.parameters()]
+    if config.objective.updates_extractors and not extractors:
+        raise UserError("models: nothing that a map comes from is trained: unfreeze it, or choose method logit")
     judges = [p for link in wiring.links if link.discriminator for p in link.discriminator.parameters()]
     objective = config.objective
     feature = (

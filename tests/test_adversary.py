@@ -187,7 +187,7 @@ def test_link_refuses_other_maps(learner: MapShape, source: MapShape, network: i
 
 def test_links_one_per_edge_and_tap() -> None:
     shapes: list[list[MapShape]] = [[(4, 8, 8), (6, 4, 4)], [(4, 8, 8), (7, 2, 2)]]
-    links = build_links([Edge(0, 1), Edge(1, 0)], shapes, seed=0, adversarial=True)
+    links = build_links([Edge(0, 1), Edge(1, 0)], shapes, seed=0, discriminator=Discriminator)
     assert [(str(link.edge), link.tap, link.learner_shape, link.source_shape, link.grid) for link in links] == [
         ("0->1", 0, (4, 8, 8), (4, 8, 8), (8, 8)),
         ("0->1", 1, (7, 2, 2), (6, 4, 4), (2, 2)),
@@ -195,7 +195,7 @@ def test_links_one_per_edge_and_tap() -> None:
         ("1->0", 1, (6, 4, 4), (7, 2, 2), (2, 2)),
     ]
     assert all(isinstance(link.discriminator, Discriminator) for link in links)
-    bare = build_links([Edge(0, 1)], shapes, seed=0, adversarial=False)
+    bare = build_links([Edge(0, 1)], shapes, seed=0, discriminator=None)
     assert [link.discriminator for link in bare] == [None, None]
 
 
@@ -204,7 +204,7 @@ def test_links_are_a_function_of_the_seed_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first, again, other = (
-        nn.ModuleList(build_links([EDGE], shapes, seed=seed, adversarial=True)).state_dict() for seed in (3, 3, 4)
+        nn.ModuleList(build_links([EDGE], shapes, seed=seed, discriminator=Discriminator)).state_dict() for seed in (3, 3, 4)
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -214,4 +214,4 @@ def test_links_are_a_function_of_the_seed_alone() -> None:
 def test_links_need_as_many_taps_on_both_sides() -> None:
     shapes: list[list[MapShape]] = [[(4, 4, 4)], [(4, 4, 4), (4, 2, 2)]]
     with pytest.raises(UserError, match=r"^feature_layers: network 1 has 2 tapped layers and its source 0 has 1: "):
-        build_links([EDGE], shapes, seed=0, adversarial=True)
+        build_links([EDGE], shapes, seed=0, discriminator=Discriminator)

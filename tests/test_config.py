@@ -126,6 +126,7 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "discriminator_lr": ([1e-9], [0], "above 0"),
     "discriminator_weight_decay": ([0], [-1], "at least 0"),
     "clip_grad": ([1e-3], [0, -1], "above 0"),
+    "discriminator_width": ([1, 512], [0], "at least 1"),
     "image_size": ([8, 224], [7, 0], "at least 8"),
     "max_train_samples": ([2], [1], "at least 2"),
     "max_eval_samples": ([1], [0], "at least 1"),
@@ -168,6 +169,7 @@ CHOICES = {
     "recipe": ["auto", "paper", "finetune"],
     "scheduler": ["multistep", "cosine", "poly", "tanh"],
     "adversarial_optimizer": ["adam", "adamw"],
+    "discriminator_norm": ["batch", "group", "none"],
     "augmentation": ["auto", "none", "crop", "crop-flip", "resized-crop"],
     "mixed_precision": ["no", "bf16"],
 }

@@ -236,3 +236,81 @@ def test_half_precision_of_accelerate_is_refused() -> None:
             tiny(accelerator=accelerator)
     finally:
         accelerator.state._mixed_precision = "no"
+
+
+class MeanDiscriminator(nn.Module):
+    """A discriminator of one's own: a line on the mean of each channel."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.line = nn.Linear(shape[0], 1)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Answers (batch,)."""
+        return torch.sigmoid(self.line(feature_map.mean((2, 3)))[:, 0])
+
+
+def test_a_discriminator_of_ones_own(tmp_path: Path) -> None:
+    distiller = tiny(discriminator=MeanDiscriminator)
+    assert all(isinstance(one, MeanDiscriminator) for one in distiller.discriminators)
+    before = [one.line.weight.detach().clone() for one in distiller.discriminators]  # type: ignore[union-attr]
+    distiller.training_step(torch.randn(4, 3, 32, 32), torch.arange(4) % 3)
+    for one, weight in zip(distiller.discriminators, before, strict=True):
+        assert not torch.equal(one.line.weight, weight)  # type: ignore[union-attr]
+    distiller.save_checkpoint(tmp_path / "saved")
+    again = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved", discriminator=MeanDiscriminator)
+    assert torch.equal(again.discriminators[0].line.weight, distiller.discriminators[0].line.weight)  # type: ignore[union-attr]
+
+
+def test_a_discriminator_that_gives_no_answer_per_map() -> None:
+    with pytest.raises(UserError, match=r"gives \(2, 1, 1\) for 2 maps"):
+        tiny(discriminator=lambda shape: nn.Sequential(nn.Conv2d(shape[0], 1, 1), nn.Flatten(0, 0), nn.Flatten(2)))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_settings_of_the_discriminators(norm: str) -> None:
+    distiller = tiny(discriminator_width=7, discriminator_norm=norm)
+    assert [one.conv1.out_channels for one in distiller.discriminators] == [7, 7]  # type: ignore[union-attr]
+    metrics = distiller.training_step(torch.randn(4, 3, 32, 32), torch.arange(4) % 3)
+    assert all(value.isfinite() for value in metrics.values())
+
+
+def test_several_taps_have_a_discriminator_each_and_their_losses_are_averaged() -> None:
+    one = tiny(feature_layers={0: "layer3", 1: -2})
+    other = tiny(feature_layers={0: "layer4", 1: -1})
+    both = tiny(feature_layers={0: ["layer3", "layer4"], 1: [-2, -1]})
+    assert len(both.discriminators) == 4
+    # the same discriminators, so that the losses can be compared
+    for link in both.links:
+        link.load_state_dict((one, other)[link.tap].links[link.edge.source].state_dict())
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 3
+    first, second, mean = (d.training_step(images, labels) for d in (one, other, both))
+    for key in ("adversarial/0", "discriminator/1", "real/0->1", "fake/1->0"):
+        torch.testing.assert_close(mean[key], (first[key] + second[key]) / 2)
+
+
+@pytest.mark.parametrize("topology", ["cycle", "complete", "star"])
+def test_topologies_of_three(topology: str) -> None:
+    distiller = OnlineAdversarialDistiller(
+        [GroupNormNetwork(4), GroupNormNetwork(6), GroupNormNetwork(4)],
+        image_size=8,
+        topology=topology,  # type: ignore[arg-type]
+    )
+    assert len(distiller.edges) == {"cycle": 3, "complete": 6, "star": 4}[topology]
+    metrics = distiller.training_step(torch.randn(5, 3, 8, 8), torch.arange(5))
+    assert all(value.isfinite() for value in metrics.values())
+
+
+def test_peers_that_share_a_parameter_are_refused() -> None:
+    first, second = GroupNormNetwork(4), GroupNormNetwork(4)
+    second.head = first.head
+    with pytest.raises(UserError, match=r"networks 0 and 1 share the parameter 'head.weight'"):
+        OnlineAdversarialDistiller([first, second], image_size=8)
+    with pytest.raises(UserError, match="the same module stands twice"):
+        OnlineAdversarialDistiller([first, first], image_size=8)
+
+
+def test_data_parallel_wrappers_are_taken_off() -> None:
+    own = GroupNormNetwork(4)
+    distiller = OnlineAdversarialDistiller([nn.DataParallel(own), GroupNormNetwork(4)], image_size=8)
+    assert distiller.models[0] is own

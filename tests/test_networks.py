@@ -81,6 +81,22 @@ def test_a_vit_is_built_for_the_size_a_cnn_takes_any() -> None:
     assert build(["test_resnet", "test_vit"], image_size=160)[1].model_args == {}  # its own size
 
 
+@pytest.mark.parametrize(
+    ("models", "asked", "sizes"),
+    [
+        (["cifar_resnet20", "test_resnet"], None, [32, 32]),  # a network that takes any size follows the first
+        (["test_resnet", "cifar_resnet20"], None, [160, 160]),
+        (["cifar_resnet20", "test_vit"], None, [32, 160]),  # a ViT has a size of its own
+        (["test_resnet", "test_vit"], 48, [48, 48]),
+    ],
+)
+def test_sizes_of_the_images(models: list[str], asked: int | None, sizes: list[int]) -> None:
+    networks = build(models, image_size=asked)
+    assert [network.image_size for network in networks] == sizes
+    for network, size in zip(networks, sizes, strict=True):
+        assert network.module.eval()(torch.zeros(1, 3, size, size)).shape == (1, 3)
+
+
 def test_modules_are_taken_as_they_are() -> None:
     own, timms = nn.Linear(2, 2), timm.create_model("test_resnet", num_classes=3)
     linear, resnet = build([own, timms], num_classes=9)

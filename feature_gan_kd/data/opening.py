@@ -251,7 +251,8 @@ def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:
     if isinstance(part, TorchItems):
         return StreamedImages(part, views, form.augment if part.holds_pictures() else None, workers)
     if views.resized_crop or len(part) * views.size**2 * views.channels > MEMORY_LIMIT:
-        notes.append(f"split {part.split!r}: decoded as it is read, in {workers} worker processes")
+        where = f"in {workers} worker processes" if workers else "in the training process (more with --workers)"
+        notes.append(f"split {part.split!r}: decoded as it is read, {where}")
         return StreamedImages(TableItems(part, views), views, form.augment, workers)
     names = [part.where(row) for row in range(len(part))]
     pixels, resized = decode_all(part.undecoded(), names, views.size, views.channels)
