@@ -66,7 +66,7 @@ def trained(name: str) -> dict[str, Any]:
     layout = wired(name)["layout"]
     partner = "test_resnet" if layout.startswith("NL") else "test_vit"
     distiller = OnlineAdversarialDistiller(
-        [name, partner], num_classes=CLASSES, in_chans=channels, image_size=side, method="afd", lr=1e-3
+        [name, partner], num_classes=CLASSES, in_chans=channels, method="afd", lr=1e-3
     )
     network = distiller.models[0]
     images = torch.randn(2, channels, side, side)

@@ -122,15 +122,23 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
-def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    """The one line with which a command ends that a user's mistake stops, and that leaves no trace."""
+def refused(capsys: pytest.CaptureFixture[str], *args: object, at_once: bool = False) -> str:
+    """The one line with which a command ends that a user's mistake stops, and that leaves no trace.
+
+    Args:
+        capsys: of the test.
+        *args: of the command.
+        at_once: whether not even the wiring may be printed first.
+    """
     capsys.readouterr()
     before = contents(Path.cwd())
     with pytest.raises(SystemExit) as stop:
         main([str(arg) for arg in args])
     assert stop.value.code == 2
     assert contents(Path.cwd()) == before
-    (line,) = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr()
+    assert not (at_once and printed.out)
+    (line,) = printed.err.splitlines()
     assert line.startswith("feature-gan-kd: error: ")
     return line.removeprefix("feature-gan-kd: error: ")
 
@@ -283,7 +291,7 @@ def test_a_folder_that_holds_a_run(
     finished: tuple[Path, str], command: tuple[object, ...], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished[0], here / "run")
-    line = refused(capsys, *command, "--output-dir", "run")
+    line = refused(capsys, *command, "--output-dir", "run", at_once=True)
     assert line == "--output-dir: run already holds a run: resume it (--resume) or choose another folder"
 
 
@@ -292,7 +300,7 @@ def test_a_file_where_a_folder_is_meant(
     place: str, command: tuple[object, ...], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "file").write_text("no folder")
-    line = refused(capsys, *command, "--output-dir", place)
+    line = refused(capsys, *command, "--output-dir", place, at_once=True)
     assert line.startswith(f"--output-dir: {place} cannot be written (")
     assert line.endswith("file is no folder): choose another folder")
 
@@ -492,11 +500,16 @@ def test_evaluate_takes_the_evaluation_data_of_the_run(data: Path, here: Path) -
     agrees(here / "run")
 
 
-def test_a_second_label_column_is_named(data: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([*("train", *PAIR, "--epochs", "1", "--output-dir", "run"), "--data", str(data / "good")])
+def test_columns_and_splits_are_named_and_kept(data: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--train-split", "test", "--eval-split", "train", "--data", str(data / "good"), "--output-dir", "run")
+    main(["train", *PAIR, "--epochs", "1", *options])
     printed = capsys.readouterr()
-    assert "labels in 'fine' (also there: coarse; choose with --label-column)" in printed.err
-    assert "Traceback" not in printed.err
+    assert (
+        "split 'test': 13 images in column 'picture', labels in 'fine' (also there: coarse; choose with" in printed.err
+    )
+    assert "split 'train': 40 images" in printed.err
+    assert last_record(here / "run")["images"] == 40
+    agrees(here / "run")
 
 
 @pytest.mark.parametrize("which", ["last", "best"])

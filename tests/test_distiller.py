@@ -314,3 +314,13 @@ def test_data_parallel_wrappers_are_taken_off() -> None:
     own = GroupNormNetwork(4)
     distiller = OnlineAdversarialDistiller([nn.DataParallel(own), GroupNormNetwork(4)], image_size=8)
     assert distiller.models[0] is own
+
+
+def test_evaluating_again_takes_the_images_of_the_fit(tmp_path: Path) -> None:
+    distiller = tiny()
+    last = distiller.fit(image_dataset()).last
+    again = distiller.evaluate()
+    assert (again["accuracy"], again["ensemble"], again["images"]) == (last["accuracy"], last["ensemble"], 3)
+    distiller.save_checkpoint(tmp_path / "saved")
+    with pytest.raises(UserError, match="the Dataset of the training is not there any more: give data"):
+        OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved").evaluate()
