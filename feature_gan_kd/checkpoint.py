@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,33 @@ def newest(parent: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
+def newest_good(parent: Path, signature: Mapping[str, Any] | None) -> tuple[Path, Checkpoint] | None:
+    """The newest checkpoint in a folder that is whole, with its place; a broken one is passed over with a warning.
+
+    Args:
+        parent: of the checkpoints.
+        signature: as for `load`.
+
+    Returns:
+        None where there is no checkpoint.
+
+    Raises:
+        UserError: where all are broken.
+        MismatchError: where the newest whole one is of other networks or settings.
+    """
+    found = newest(parent)
+    for position, folder in enumerate(found):
+        try:
+            return folder, load(folder, signature)
+        except MismatchError:
+            raise
+        except UserError as error:
+            if position + 1 == len(found):
+                raise
+            warnings.warn(f"{error}; trying {found[position + 1].name}", stacklevel=2)
+    return None
+
+
 def prune(parent: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints, and what broken writes left behind."""
     for path in newest(parent)[keep:]:
@@ -194,6 +222,8 @@ def _difference(saved: Any, expected: Any, where: str) -> tuple[str, Any, Any] |
             inner = _difference(saved.get(key), expected.get(key), f"{where} {key}".strip())
             if inner is not None:
                 return inner
+    if isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected):
+        return _difference(dict(enumerate(saved)), dict(enumerate(expected)), where)
     return where, saved, expected
 
 

@@ -274,10 +274,10 @@ def _layers(networks: Networks) -> list[str | int] | dict[int, list[str | int]] 
 
 
 def _restored(run: Path) -> OnlineAdversarialDistiller:
-    from feature_gan_kd.checkpoint import newest
+    from feature_gan_kd.checkpoint import newest_good
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
 
-    found = newest(run / "checkpoints")
-    if not found:
+    found = newest_good(run / "checkpoints", None)
+    if found is None:
         raise UserError(f"run: there is no checkpoint in {run / 'checkpoints'}: name the folder of a run")
     return OnlineAdversarialDistiller.from_checkpoint(found[0])

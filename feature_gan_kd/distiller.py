@@ -26,7 +26,7 @@ from feature_gan_kd.history import History
 from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.lesson import Lesson, Which, name_of, publication_of, sources_of, write_network
 from feature_gan_kd.loop import Fit
-from feature_gan_kd.networks import Network, build_architecture, build_networks
+from feature_gan_kd.networks import Network, build_architecture, build_networks, memory_format_for
 from feature_gan_kd.optimizers import build_schedules
 from feature_gan_kd.run_folder import describe_run, usable_folder
 from feature_gan_kd.summary import draw
@@ -346,7 +346,9 @@ class OnlineAdversarialDistiller:
             UserError: without network, or with a wrong token; what was saved locally stays.
         """
         publication = self._publication(network, "last", license)
-        push(self.models[network], repo_id, publication, private=private, token=token)
+        if self.accelerator.is_main_process:
+            push(self.models[network], repo_id, publication, private=private, token=token)
+        self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self, directory: str | Path) -> None:
         """Writes the whole state (networks, discriminators, transfers, optimisers) as one verified folder.
@@ -499,10 +501,11 @@ class OnlineAdversarialDistiller:
         }
 
     def _place(self) -> None:
+        device = self.accelerator.device
         for k, module in enumerate(self.models):
-            module.to(self.accelerator.device)
+            module.to(device)
             if self.config.channels_last:
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=memory_format_for(module, device, channels_last=True))
             if k in self.frozen:
                 module.eval()
 

@@ -25,14 +25,16 @@ class InputAdapter(nn.Module):
 
     Args:
         size: side in pixels that the network wants; 0 leaves the size alone.
+        memory_format: in which the network wants the images.
     """
 
     scale: Tensor | None
     offset: Tensor | None
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, memory_format: torch.memory_format = torch.preserve_format) -> None:
         super().__init__()
         self.size = size
+        self.memory_format = memory_format
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("offset", None, persistent=False)
 
@@ -50,6 +52,8 @@ class InputAdapter(nn.Module):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         if self.scale is not None and self.offset is not None:
             images = images * self.scale.to(images) + self.offset.to(images)
+        if self.memory_format is not torch.preserve_format:
+            images = images.contiguous(memory_format=self.memory_format)
         return images
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,24 +162,16 @@ class Fit:
 
     def resume(self) -> None:
         """Loads the newest checkpoint that is whole and belongs to this run; a broken one is passed over."""
-        found = checkpoint.newest(self.output_dir / "checkpoints") if self.output_dir else []
-        for position, folder in enumerate(found):
-            try:
-                state = checkpoint.load(folder, self.signature)
-            except checkpoint.MismatchError:
-                raise
-            except UserError as error:
-                if position + 1 == len(found):
-                    raise
-                warnings.warn(f"{error}; trying {found[position + 1].name}", stacklevel=2)
-                continue
-            window = state.tensors.pop("window", {})
-            self.trainee.load_state(state)
-            self.step = state.meta["step"]
-            self.history.epochs, self.history.best = (state.meta["history"][key] for key in ("epochs", "best"))
-            self.window.sums = {key: value.to(self.accelerator.device) for key, value in window.items()}
-            self.window.steps, self.window.images = state.meta["window"]
+        found = checkpoint.newest_good(self.output_dir / "checkpoints", self.signature) if self.output_dir else None
+        if found is None:
             return
+        _, state = found
+        window = state.tensors.pop("window", {})
+        self.trainee.load_state(state)
+        self.step = state.meta["step"]
+        self.history.epochs, self.history.best = (state.meta["history"][key] for key in ("epochs", "best"))
+        self.window.sums = {key: value.to(self.accelerator.device) for key, value in window.items()}
+        self.window.steps, self.window.images = state.meta["window"]
 
     def _batches(self, epoch: int) -> Any:
         return self.data.train.batches(

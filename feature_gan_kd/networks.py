@@ -210,5 +210,18 @@ def build_architecture(name: str, *, pretrained: bool = False, **kwargs: Any) ->
     return module
 
 
+def memory_format_for(module: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:
+    """Channels-last where it is wanted and safe.
+
+    On CPU the backward pass of a strided 1x1 convolution with fewer than 16 input channels writes outside its
+    memory in that order (seen in torch 2.15: FastViT's stem ends the process).
+    """
+    unsafe = device.type == "cpu" and any(
+        isinstance(one, nn.Conv2d) and one.kernel_size == (1, 1) and max(one.stride) > 1 and one.in_channels < 16
+        for one in module.modules()
+    )
+    return torch.channels_last if channels_last and not unsafe else torch.contiguous_format
+
+
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "network"

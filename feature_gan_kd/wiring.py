@@ -17,7 +17,7 @@ from feature_gan_kd.discovery import find_taps, layers_of, try_out
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.features import MapShape, TappedNetwork
 from feature_gan_kd.inputs import InputAdapter
-from feature_gan_kd.networks import Network
+from feature_gan_kd.networks import Network, memory_format_for
 from feature_gan_kd.optimizers import build_optimizer
 from feature_gan_kd.step import AdversarialStep, Update
 from feature_gan_kd.topology import Edge
@@ -80,9 +80,10 @@ def wire(
         size = network.image_size
         images = torch.zeros((2, in_chans, size, size), device=parameter.device, dtype=parameter.dtype)
         layers = layers_of(feature_layers, k)
+        adapter = InputAdapter(size, memory_format_for(network.module, parameter.device, config.channels_last))
         try:
             taps = find_taps(network.module, images, name, layers) if objective.updates_extractors else []
-            tapped.append(TappedNetwork(network.module, taps, name, InputAdapter(size)))
+            tapped.append(TappedNetwork(network.module, taps, name, adapter))
             trial = try_out(tapped[k], images)
         except UserError:
             raise

@@ -204,7 +204,8 @@ def test_links_are_a_function_of_the_seed_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first, again, other = (
-        nn.ModuleList(build_links([EDGE], shapes, seed=seed, discriminator=Discriminator)).state_dict() for seed in (3, 3, 4)
+        nn.ModuleList(build_links([EDGE], shapes, seed=seed, discriminator=Discriminator)).state_dict()
+        for seed in (3, 3, 4)
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from feature_gan_kd import UserError
-from feature_gan_kd.networks import Network, build_architecture, build_networks
+from feature_gan_kd.networks import Network, build_architecture, build_networks, memory_format_for
 
 
 def build(models: Any, **settings: Any) -> list[Network]:
@@ -180,3 +182,29 @@ def test_encoders_are_refused(classes: int | None, remedy: str) -> None:
     message = refused([timm.create_model("test_resnet", num_classes=0), "test_vit"], num_classes=classes)
     assert message.startswith("models: test_resnet has no classifier, it only encodes: ")
     assert remedy in message
+
+
+def test_a_memory_order_that_ends_the_process_is_not_used() -> None:
+    """A strided 1x1 convolution of few channels, trained in channels-last on CPU, corrupts memory in torch 2.15."""
+    code = """
+import torch
+from torch import nn
+from feature_gan_kd import OnlineAdversarialDistiller
+
+def network():
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 5)
+    return nn.Sequential(nn.Conv2d(3, 48, 1, stride=2), nn.ReLU(), *head)
+
+distiller = OnlineAdversarialDistiller([network(), network()], image_size=256)
+for _ in range(3):
+    distiller.training_step(torch.randn(2, 3, 256, 256), torch.tensor([1, 2]))
+print("trained")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "trained\n", (result.returncode, result.stderr)
+    safe, unsafe = nn.Conv2d(16, 4, 1, stride=2), nn.Conv2d(3, 4, 1, stride=2)
+    cpu = torch.device("cpu")
+    assert memory_format_for(safe, cpu, True) is torch.channels_last
+    assert memory_format_for(unsafe, cpu, True) is torch.contiguous_format
+    assert memory_format_for(unsafe, torch.device("cuda"), True) is torch.channels_last
+    assert memory_format_for(safe, cpu, False) is torch.contiguous_format
