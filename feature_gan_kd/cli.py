@@ -90,6 +90,8 @@ def train(
         finished, curves = read_run(run.output_dir), run.output_dir / "curves.png"
         draw_curves(finished, curves)
         print(f"\n{table(finished)}\n\nnetworks: {run.output_dir / 'networks'}\ncurves:   {curves}")
+        if run.license is None and not networks.pretrained:
+            print(f"licence:  none stated; feature-gan-kd export {run.output_dir} FOLDER --license LICENCE states one")
 
 
 def inspect(networks: OmitArgPrefixes[Networks], config: OmitArgPrefixes[DistillConfig]) -> None:

@@ -168,6 +168,8 @@ class DistillConfig:
     clip_grad: float | None = _bounded(None, above=0)
     """Largest norm of a network's logit gradient [no clipping]."""
 
+    vectors_as_maps: bool = False
+    """Take the vector that a named layer gives as a map of 1x1."""
     discriminator_width: int = _bounded(128, at_least=1)
     """Channels inside a discriminator, at most."""
     discriminator_norm: Literal["batch", "group", "none"] = "batch"

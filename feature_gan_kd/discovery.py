@@ -32,7 +32,9 @@ Fired = dict[str, list[Any]]
 """The outputs of every named module, in the order in which they end."""
 
 
-def find_taps(network: nn.Module, images: Tensor, name: str, layers: Sequence[Layer] = ()) -> list[Tap]:
+def find_taps(
+    network: nn.Module, images: Tensor, name: str, layers: Sequence[Layer] = (), *, vectors: bool = False
+) -> list[Tap]:
     """Finds where a network's maps are, by forward passes in evaluation mode and without gradient.
 
     The last map before pooling is what timm's `forward_features` gives; of several scales the last (the deepest).
@@ -46,6 +48,7 @@ def find_taps(network: nn.Module, images: Tensor, name: str, layers: Sequence[La
         images: (batch, channels, height, width) to try it with; on the meta device nothing is computed.
         name: of the network, for error lines.
         layers: dotted names, or indices of timm's stages; none means the last map before pooling.
+        vectors: take the (batch, channels) output of a named layer as a map of 1x1.
 
     Returns:
         One tap per layer.
@@ -56,7 +59,7 @@ def find_taps(network: nn.Module, images: Tensor, name: str, layers: Sequence[La
     fired = _trace(network, images, name)
     stages = _stage_shapes(network, images)
     if layers:
-        return [_named(network, layer, fired, stages, name) for layer in layers]
+        return [_named(network, layer, fired, stages, name, vectors) for layer in layers]
     if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
         tap = _timm_last(network, images, fired, stages)
     else:
@@ -140,7 +143,7 @@ def _last_spatial(network: nn.Module, fired: Fired) -> Tap | None:
     return found
 
 
-def _named(network: nn.Module, layer: Layer, fired: Fired, stages: Sequence[MapShape], name: str) -> Tap:
+def _named(network: nn.Module, layer: Layer, fired: Fired, stages: Sequence[MapShape], name: str, vectors: bool) -> Tap:
     """A tap where the user asked for one."""
     if isinstance(layer, int):
         if not -len(stages) <= layer < len(stages):
@@ -159,8 +162,13 @@ def _named(network: nn.Module, layer: Layer, fired: Fired, stages: Sequence[MapS
     for element, form in reversed(forms):
         if form is not None:
             return Tap(layer, *form, element=element)
+    if vectors and tensors and tensors[-1].ndim == 2:
+        return Tap(layer, Layout.NC, 0, (tensors[-1].shape[1], 1, 1), element=len(tensors) - 1)
     given = " and ".join(str(tuple(tensor.shape)) for tensor in tensors) or type(outputs[0]).__name__
-    raise UserError(f"{name}: layer {layer!r} gives {given}, which has no grid: name a layer that gives a map")
+    raise UserError(
+        f"{name}: layer {layer!r} gives {given}, which has no grid: name a layer that gives a map, or set "
+        "vectors_as_maps to take a vector as a map of 1x1"
+    )
 
 
 def _form(network: nn.Module, tensor: Tensor, known: Sequence[MapShape]) -> tuple[Layout, int, MapShape] | None:

@@ -503,6 +503,8 @@ class OnlineAdversarialDistiller:
     def _place(self) -> None:
         device = self.accelerator.device
         for k, module in enumerate(self.models):
+            if any(parameter.is_meta for parameter in module.parameters()):
+                raise UserError(f"models: network {k} ({self.names[k]}) is on the meta device: give it weights first")
             module.to(device)
             if self.config.channels_last:
                 module.to(memory_format=memory_format_for(module, device, channels_last=True))

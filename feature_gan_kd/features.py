@@ -29,6 +29,7 @@ class Layout(enum.Enum):
     NHWC = "batch, height, width, channels"
     NLC = "batch, tokens, channels"
     NCL = "batch, channels, tokens"
+    NC = "batch, channels"
 
 
 class Origin(enum.Enum):
@@ -77,6 +78,8 @@ class Tap:
             return tensor.permute(0, 3, 1, 2)
         if self.layout is Layout.NCHW:
             return tensor
+        if self.layout is Layout.NC:
+            return tensor[:, :, None, None]
         tokens = tensor.transpose(1, 2)[..., self.prefix_tokens :] if self.layout is Layout.NLC else tensor
         if tokens.shape[2] != self.shape[1] * self.shape[2]:
             raise UserError(

@@ -127,6 +127,7 @@ def build_networks(
                 torch.manual_seed(seed * 1009 + index)
                 built.append(_build(model, num_classes, in_chans, pretrained, image_size))
     _check_apart(built)
+    _check_places(built)
     first = built[0].preprocessing.get("input_size", (IMAGENET_SIZE,))[-1]
     for network in built:
         own = network.preprocessing["input_size"][-1] if network.pretrained and network.preprocessing else first
@@ -151,6 +152,16 @@ def _check_apart(networks: Sequence[Network]) -> None:
                 raise UserError(
                     f"models: networks {other} and {k} share the parameter {name!r}: give each its own (copy.deepcopy)"
                 )
+
+
+def _check_places(networks: Sequence[Network]) -> None:
+    """Raises UserError where a network's parameters are spread over devices, or have no values."""
+    for k, network in enumerate(networks):
+        devices = sorted({str(parameter.device) for parameter in network.module.parameters()})
+        if len(devices) > 1:
+            raise UserError(
+                f"models: network {k} ({network.name}) has parameters on {' and '.join(devices)}: put it on one device"
+            )
 
 
 def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None) -> Network:

@@ -82,7 +82,11 @@ def wire(
         layers = layers_of(feature_layers, k)
         adapter = InputAdapter(size, memory_format_for(network.module, parameter.device, config.channels_last))
         try:
-            taps = find_taps(network.module, images, name, layers) if objective.updates_extractors else []
+            taps = (
+                find_taps(network.module, images, name, layers, vectors=config.vectors_as_maps)
+                if objective.updates_extractors
+                else []
+            )
             tapped.append(TappedNetwork(network.module, taps, name, adapter))
             trial = try_out(tapped[k], images)
         except UserError:
@@ -90,7 +94,9 @@ def wire(
         except Exception as error:  # from inside the user's module, of any kind
             shape = "x".join(map(str, images.shape[1:]))
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{name}: it fails on images of {shape} ({reason}): choose another image_size") from error
+            raise UserError(
+                f"{name}: it fails on images of {shape} ({reason}): see to image_size and in_chans"
+            ) from error
         extractors.append(trial.extractor)
         classes.append(trial.classes)
     if len(set(classes)) > 1:

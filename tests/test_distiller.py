@@ -324,3 +324,28 @@ def test_evaluating_again_takes_the_images_of_the_fit(tmp_path: Path) -> None:
     distiller.save_checkpoint(tmp_path / "saved")
     with pytest.raises(UserError, match="the Dataset of the training is not there any more: give data"):
         OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved").evaluate()
+
+
+def test_a_vector_is_a_map_only_where_one_asks() -> None:
+    with pytest.raises(UserError, match=r"layer 'fc_norm' gives \(2, 64\), which has no grid"):
+        tiny(feature_layers={0: "layer4", 1: "fc_norm"})
+    distiller = tiny(feature_layers={0: "layer4", 1: "fc_norm"}, vectors_as_maps=True)
+    assert [link.source_shape for link in distiller.links] == [(96, 1, 1), (64, 1, 1)]
+    metrics = distiller.training_step(torch.randn(4, 3, 32, 32), torch.arange(4) % 3)
+    assert all(value.isfinite() for value in metrics.values())
+
+
+def test_networks_that_are_nowhere_or_in_two_places() -> None:
+    with torch.device("meta"):
+        nowhere = GroupNormNetwork(4)
+    with pytest.raises(UserError, match=r"network 0 .GroupNormNetwork. is on the meta device"):
+        OnlineAdversarialDistiller([nowhere, GroupNormNetwork(4)], image_size=8)
+    split = GroupNormNetwork(4)
+    split.head.to("meta")
+    with pytest.raises(UserError, match=r"network 1 .* has parameters on cpu and meta"):
+        OnlineAdversarialDistiller([GroupNormNetwork(4), split], image_size=8)
+
+
+def test_another_number_of_channels() -> None:
+    with pytest.raises(UserError, match=r"it fails on images of 1x8x8 .*see to image_size and in_chans"):
+        OnlineAdversarialDistiller([GroupNormNetwork(4), GroupNormNetwork(4)], image_size=8, in_chans=1)

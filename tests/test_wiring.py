@@ -183,7 +183,11 @@ def test_a_learner_without_a_trainable_parameter() -> None:
             {"layers": {1: "third"}},
             r"^network 1 \(Tiny\): it has no layer 'third', .*first, second",
         ),
-        ([Tiny(4), Tiny(4).double()], {}, r"^network 1 \(Tiny\): it fails on images of 3x8x8 \(.+\): choose another"),
+        (
+            [Tiny(4), Tiny(4).double()],
+            {},
+            r"^network 1 \(Tiny\): it fails on images of 3x8x8 \(.+\): see to image_size",
+        ),
         ([nn.Flatten(), nn.Flatten()], {}, r"^models: the networks have no parameters$"),
         ([Tiny(4), nn.Conv2d(3, 4, 3)], {"method": "logit"}, r"^network 1 \(Conv2d\): its output is \(2, 4, 6, 6\)"),
     ],
@@ -197,6 +201,6 @@ def test_what_cannot_be_wired(modules: list[nn.Module], settings: dict[str, Any]
 def test_a_network_of_a_fixed_size_names_the_remedy() -> None:
     vit = timm.create_model("test_vit", num_classes=5, dynamic_img_size=False)
     with pytest.raises(
-        UserError, match=r"^network 1 \(.*\): it fails on images of 3x8x8 \(.*160.*\): choose another im"
+        UserError, match=r"^network 1 \(.*\): it fails on images of 3x8x8 \(.*160.*\): see to image_size"
     ):
         wired([Tiny(4), vit], {0: "second"})
