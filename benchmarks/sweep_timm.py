@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import io
 import json
 import pickle
@@ -60,21 +61,24 @@ def wired(name: str, partner: str = "resnet18") -> dict[str, Any]:
     }
 
 
-def trained(name: str) -> dict[str, Any]:
+def trained(name: str, image_size: int | None = None) -> dict[str, Any]:
     """One real update beside a partner of another layout, and what must hold before and after it."""
     channels, side = input_of(name)
+    side = image_size or side
     layout = wired(name)["layout"]
     partner = "test_resnet" if layout.startswith("NL") else "test_vit"
     distiller = OnlineAdversarialDistiller(
-        [name, partner], num_classes=CLASSES, in_chans=channels, method="afd", lr=1e-3
+        [name, partner], num_classes=CLASSES, in_chans=channels, image_size=image_size, method="afd", lr=1e-3
     )
+    side = distiller.image_size
     network = distiller.models[0]
     images = torch.randn(2, channels, side, side)
     labels = torch.tensor([1, 5])
     problems = []
     network.eval()
     with torch.no_grad():
-        if not torch.equal(network(images), distiller.step.networks[0](images)[0]):
+        wrapped = distiller.step.networks[0]
+        if not torch.equal(network(wrapped.adapter(images)), wrapped(images)[0]):
             problems.append("logits differ with the wrapper")
     expected = _touched_by_plain_training(network, images, labels)
     network.train()
@@ -98,6 +102,7 @@ def trained(name: str) -> dict[str, Any]:
     return {
         "class": type(network).__name__,
         "partner": partner,
+        "image_size": side,
         "layer": distiller.step.networks[0].taps[0].title,
         "map": list(distiller.step.networks[0].taps[0].shape),
         "losses": {key: round(float(value), 4) for key, value in metrics.items()},
@@ -130,6 +135,7 @@ def main() -> None:
     parser.add_argument("what", choices=("wire", "train"))
     parser.add_argument("--json", type=Path, required=True, help="results, kept from run to run")
     parser.add_argument("--only", nargs="+", help="these architectures alone")
+    parser.add_argument("--image-size", type=int, help="train: side in pixels [the network's own]")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
@@ -137,7 +143,8 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name not in results or "failed" in results[name]:
-            results[name] = _tried(trained if options.what == "train" else wired, name)
+            train = functools.partial(trained, image_size=options.image_size)
+            results[name] = _tried(train if options.what == "train" else wired, name)
             options.json.write_text(json.dumps(results, indent=0))
             print(name, results[name].get("refused") or results[name].get("failed") or "ok", flush=True)
     print(table({name: results[name] for name in names}))

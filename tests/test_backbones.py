@@ -49,3 +49,10 @@ def test_the_committed_sweep_has_every_architecture_and_no_failure() -> None:
     assert len(refused) == 7
     assert len(results) == 1379  # 1,371 of timm 1.0.31 and the eight CIFAR networks of this package
     assert all(len(results[name]["links"]) == 2 for name in results.keys() - refused)
+
+
+def test_the_committed_steps_have_every_class_and_no_problem() -> None:
+    wired = json.loads((RESULTS / "sweep_wire.json").read_text())
+    trained = json.loads((RESULTS / "sweep_train.json").read_text())
+    assert [name for name, result in trained.items() if result["problems"]] == []
+    assert {result["class"] for result in trained.values()} == {r["class"] for r in wired.values() if "class" in r}
