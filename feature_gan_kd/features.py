@@ -154,9 +154,9 @@ class TappedNetwork(nn.Module):
         self._outputs = {layer: [] for layer in self._layers}
         others: dict[str, list[Any]] = {}
         if self._stages:
-            features, maps = network.forward_intermediates(images, indices=list(self._stages), output_fmt="NCHW")
-            # timm gives the maps in the order of the stages, whatever the order of the indices.
-            others = {f"stage {index}": [one] for index, one in zip(sorted(self._stages), maps, strict=True)}
+            # All stages: asked for early ones alone, some networks (Hiera) stop there and give no features.
+            features, maps = network.forward_intermediates(images, output_fmt="NCHW")
+            others = {f"stage {index}": [maps[index]] for index in self._stages}
             output = network.forward_head(features)
         elif any(tap.origin is Origin.FEATURES for tap in self.taps):
             features = network.forward_features(images)

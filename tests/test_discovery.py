@@ -101,6 +101,14 @@ def test_any_stage_by_its_number(name: str, stage: int) -> None:
     assert torch.equal(feature_map, expected)
 
 
+def test_an_early_stage_of_a_network_that_would_stop_there() -> None:
+    with torch.device("meta"):
+        network, images = network_of("hiera_tiny_224"), torch.zeros(2, 3, 224, 224)
+        (tap,) = find_taps(network, images, "hiera", [-2])
+        assert try_out(TappedNetwork(network, [tap], "hiera"), images).classes == 7
+    assert tap.shape == (384, 14, 14)
+
+
 def test_several_layers_keep_the_order_they_were_named_in() -> None:
     network, images = network_of("test_resnet"), torch.randn(2, 3, 64, 64)
     taps = find_taps(network, images, "network", ["layer4", 1, "layer2", 0])
