@@ -204,7 +204,7 @@ class DistillConfig:
     log_every: int = _bounded(50, at_least=1)
     """Steps between two lines of metrics."""
     checkpoint_every: int | None = _bounded(None, at_least=1)
-    """Steps between two checkpoints [one at the end of each epoch]."""
+    """Steps between two checkpoints, besides the one at the end of each epoch [that one alone]."""
     keep_last: int = _bounded(2, at_least=1)
     """Checkpoints to keep."""
 

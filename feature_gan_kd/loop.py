@@ -139,8 +139,7 @@ class Fit:
         if self.step == self.total:
             for k in range(len(self.names)):
                 self._publish(k, "last")
-        if self.config.checkpoint_every is None or self.step == self.total:
-            self.save()
+        self.save()
 
     def save(self) -> None:
         """Writes a checkpoint of this moment and prunes the older ones."""

@@ -171,6 +171,13 @@ def test_accumulation_keeps_the_step_count(tmp_path: Path) -> None:
     assert history.last["step"] == 5
 
 
+@pytest.mark.parametrize(("every", "steps"), [(None, [5, 10]), (5, [5, 10]), (2, [2, 4, 5, 6, 8, 10])])
+def test_every_epoch_ends_with_a_checkpoint(every: int | None, steps: list[int], tmp_path: Path) -> None:
+    build(checkpoint_every=every, epochs=2).fit(output_dir=tmp_path / "run")
+    found = newest(tmp_path / "run" / "checkpoints")
+    assert [int(path.name.removeprefix("step-")) for path in reversed(found)] == steps
+
+
 def test_seed_step_decides_dropout_alone() -> None:
     draws = []
     for seed, step, process in ((0, 1, 0), (0, 1, 0), (0, 2, 0), (0, 1, 1), (1, 1, 0)):
