@@ -59,7 +59,12 @@ def find_taps(
     fired = _trace(network, images, name)
     stages = _stage_shapes(network, images)
     if layers:
-        return [_named(network, layer, fired, stages, name, vectors) for layer in layers]
+        return [
+            _stage(network, layer, images, fired, stages, name)
+            if isinstance(layer, int)
+            else _named(network, layer, fired, stages, name, vectors)
+            for layer in layers
+        ]
     if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
         tap = _timm_last(network, images, fired, stages)
     else:
@@ -92,16 +97,24 @@ def _recording(network: nn.Module) -> Iterator[Fired]:
 
 def _stage_shapes(network: nn.Module, images: Tensor) -> list[MapShape]:
     """The shapes of timm's own intermediate maps, by stage; empty where the network has none."""
-    intermediates: Any = getattr(network, "forward_intermediates", None)
-    if intermediates is None:
+    if not hasattr(network, "forward_intermediates"):
         return []
+    for layout in ("NCHW", "NLC"):  # on the meta device some cannot tell their grid; it is that of square images
+        shapes = [tensors_of(one)[-1].shape for one in _intermediates(network, images, layout)]
+        if shapes and all(len(shape) == 4 for shape in shapes):
+            return [(int(shape[1]), int(shape[2]), int(shape[3])) for shape in shapes]
+        if shapes and all(len(shape) == 3 and math.isqrt(shape[1]) ** 2 == shape[1] for shape in shapes):
+            return [(int(shape[2]), math.isqrt(shape[1]), math.isqrt(shape[1])) for shape in shapes]
+    return []
+
+
+def _intermediates(network: Any, images: Tensor, layout: str) -> list[Any]:
+    """timm's own intermediate outputs, by stage; empty where it has none in this layout."""
     with evaluating(network), torch.no_grad():
         try:
-            maps = intermediates(images, output_fmt="NCHW", intermediates_only=True)
-        except (AssertionError, NotImplementedError, TypeError, RuntimeError):  # it has no maps in this form
+            return list(network.forward_intermediates(images, output_fmt=layout, intermediates_only=True))
+        except (AssertionError, NotImplementedError, TypeError, RuntimeError):
             return []
-    shapes = [tensors_of(one)[-1].shape for one in maps]
-    return [(int(shape[1]), int(shape[2]), int(shape[3])) for shape in shapes if len(shape) == 4]
 
 
 def _timm_last(network: nn.Module, images: Tensor, fired: Fired, stages: Sequence[MapShape]) -> Tap | None:
@@ -143,13 +156,28 @@ def _last_spatial(network: nn.Module, fired: Fired) -> Tap | None:
     return found
 
 
-def _named(network: nn.Module, layer: Layer, fired: Fired, stages: Sequence[MapShape], name: str, vectors: bool) -> Tap:
+def _stage(network: nn.Module, stage: int, images: Tensor, fired: Fired, stages: Sequence[MapShape], name: str) -> Tap:
+    """A tap at timm's stage of that number: at the module that gives its map, or else through timm's own pass."""
+    if not -len(stages) <= stage < len(stages):
+        raise UserError(f"{name}: feature_layers names stage {stage}, it has {len(stages)} stages")
+    index = stage % len(stages)
+    for layout in ("NLC", "NHWC", "NCHW"):  # a map that timm brings into another order is not the module's own tensor
+        with _recording(network) as inside:
+            maps = _intermediates(network, images, layout)
+        if not maps:
+            continue
+        wanted = tensors_of(maps[index])[-1]
+        for layer, outputs in reversed(inside.items()):
+            once = len(outputs) == len(fired.get(layer, ())) == 1
+            for element, tensor in enumerate(tensors_of(outputs[0]) if once else ()):
+                form = _form(network, tensor, stages[index : index + 1])
+                if tensor is wanted and form is not None and form[2] == stages[index]:
+                    return Tap(layer, *form, element=element)
+    return _checked(network, Tap(str(index), Layout.NCHW, 0, stages[index], origin=Origin.STAGE), images, name)
+
+
+def _named(network: nn.Module, layer: str, fired: Fired, stages: Sequence[MapShape], name: str, vectors: bool) -> Tap:
     """A tap where the user asked for one."""
-    if isinstance(layer, int):
-        if not -len(stages) <= layer < len(stages):
-            raise UserError(f"{name}: feature_layers names stage {layer}, it has {len(stages)} stages")
-        index = layer % len(stages)
-        return Tap(str(index), Layout.NCHW, 0, stages[index], origin=Origin.STAGE)
     known = [path for path, _ in network.named_modules() if path]
     if layer not in known:
         near = closest(layer, known) or ", ".join(path for path in known if "." not in path)
@@ -223,7 +251,7 @@ def _checked(network: nn.Module, tap: Tap, images: Tensor, name: str) -> Tap:
         logits, _ = TappedNetwork(network, [tap], name)(images)
     if not torch.equal(expected, logits):
         raise UserError(
-            f"{name}: its last map can only be had by changing its logits: name a layer with feature_layers"
+            f"{name}: the map of {tap.title} can only be had by changing its logits: name a layer with feature_layers"
         )
     return tap
 

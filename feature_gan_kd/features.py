@@ -137,10 +137,10 @@ class TappedNetwork(nn.Module):
             maps.append(tap.to_map(fired[0]))
         return logits, tuple(maps)
 
-    def compile_forward(self) -> None:
-        """Compiles the forward pass; the hooks stay in the network until `release`."""
+    def compile_forward(self, backend: str = "inductor") -> None:
+        """Compiles the forward pass, by one of torch's compilers; the hooks stay in the network until `release`."""
         self._handles = self._register()
-        self._call = torch.compile(self._run)
+        self._call = torch.compile(self._run, backend=backend)
 
     def release(self) -> None:
         """Takes every hook out of the network."""

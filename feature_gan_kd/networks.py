@@ -139,18 +139,18 @@ def build_networks(
 
 
 def _check_apart(networks: Sequence[Network]) -> None:
-    """Raises UserError where two networks are one module, or share a parameter: each must learn by itself."""
+    """Raises UserError where two networks are one module, or share a tensor: each must learn by itself."""
     owner: dict[int, int] = {}
     for k, network in enumerate(networks):
-        for name, parameter in network.module.named_parameters():
-            other = owner.setdefault(id(parameter), k)
+        for name, tensor in (*network.module.named_parameters(), *network.module.named_buffers()):
+            other = owner.setdefault(id(tensor), k)
             if other != k and networks[other].module is network.module:
                 raise UserError(
                     "models: the same module stands twice: give each place a network of its own (copy.deepcopy)"
                 )
             if other != k:
                 raise UserError(
-                    f"models: networks {other} and {k} share the parameter {name!r}: give each its own (copy.deepcopy)"
+                    f"models: networks {other} and {k} share {name!r}: give each its own (copy.deepcopy)"
                 )
 
 

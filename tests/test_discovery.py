@@ -93,12 +93,22 @@ def test_tokens_go_back_to_their_grid_row_by_row() -> None:
 def test_any_stage_by_its_number(name: str, stage: int) -> None:
     network, images = network_of(name), torch.randn(2, 3, 160, 160)
     (tap,) = find_taps(network, images, name, [stage])
-    assert tap.origin is Origin.STAGE
     with torch.no_grad():
         expected = network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)[stage]  # type: ignore[operator]
         logits, (feature_map,) = TappedNetwork(network, [tap], name)(images)
         assert torch.equal(logits, network(images))
     assert torch.equal(feature_map, expected)
+
+
+def test_a_stage_is_tapped_at_its_module_where_one_gives_it() -> None:
+    (tap,) = find_taps(network_of("test_resnet"), torch.randn(2, 3, 160, 160), "it", [-2])
+    assert (tap.origin, tap.layer) == (Origin.MODULE, "layer3")
+
+
+def test_a_stage_of_a_network_that_pools_after_its_stages() -> None:
+    with torch.device("meta"):
+        (tap,) = find_taps(network_of("gemma4_vit_167m"), torch.zeros(2, 3, 224, 224), "it", [-2])
+    assert (tap.origin, tap.layer) == (Origin.MODULE, "encoder.blocks.14")
 
 
 def test_an_early_stage_of_a_network_that_would_stop_there() -> None:

@@ -304,7 +304,11 @@ def test_topologies_of_three(topology: str) -> None:
 def test_peers_that_share_a_parameter_are_refused() -> None:
     first, second = GroupNormNetwork(4), GroupNormNetwork(4)
     second.head = first.head
-    with pytest.raises(UserError, match=r"networks 0 and 1 share the parameter 'head.weight'"):
+    with pytest.raises(UserError, match=r"networks 0 and 1 share 'head.weight'"):
+        OnlineAdversarialDistiller([first, second], image_size=8)
+    norm = nn.BatchNorm2d(4, affine=False)
+    first, second = (nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Flatten(), nn.Linear(256, 5)) for _ in range(2))
+    with pytest.raises(UserError, match=r"networks 0 and 1 share '1.running_mean'"):
         OnlineAdversarialDistiller([first, second], image_size=8)
     with pytest.raises(UserError, match="the same module stands twice"):
         OnlineAdversarialDistiller([first, first], image_size=8)

@@ -1,0 +1,176 @@
+"""The tap of every timm class under every way to run a network: does it deliver the same map, with gradient?
+
+    python -m benchmarks.sweep_taps --json benchmarks/results/sweep_taps.json
+
+The smallest architecture of each class, with random weights, is tapped and run plainly; then in channels-last memory
+order, with gradient checkpointing, compiled (by AOTAutograd without code generation: hooks and graph are what is in
+question) and under bf16 autocast. Stage -2 is compared with timm's own `forward_intermediates`. Results are written
+after each network, and networks that stand in the file as good are not tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from benchmarks.sweep_timm import CLASSES, input_of, smallest_of_each_class
+from feature_gan_kd import UserError
+from feature_gan_kd.discovery import find_taps
+from feature_gan_kd.features import TappedNetwork
+from feature_gan_kd.networks import memory_format_for
+
+# Float32 rounding, which batch normalisation over two images amplifies (relative to the norm); bf16 has 8 bits.
+TOLERANCES = {"channels_last": 5e-3, "checkpointing": 5e-3, "compile": 5e-3, "stage": 0.0, "bf16": 0.2}
+
+
+def measured(network: nn.Module, images: Tensor, layers: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
+    """The map, and the gradient of a fixed sum over it by every parameter, in training mode with a fixed seed."""
+    tapped = TappedNetwork(network, find_taps(network, images, "it", layers), "it")
+    return _map_and_gradient(tapped, images)
+
+
+def _map_and_gradient(tapped: TappedNetwork, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    tapped.train()
+    torch.manual_seed(1)
+    _, (feature_map,) = tapped(images)
+    feature_map = feature_map.float()
+    weights = torch.linspace(-1, 1, feature_map.numel()).view(feature_map.shape)
+    parameters = [parameter for parameter in tapped.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad((feature_map * weights).mean(), parameters, allow_unused=True)
+    return feature_map.detach(), [
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
+
+
+def apart(one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]]) -> float:
+    """The larger of the differences of map and gradient, by their norms, relative to the first."""
+    map_difference = _relative(one[0], other[0])
+    flat = [torch.cat([gradient.flatten() for gradient in gradients]) for _, gradients in (one, other)]
+    return max(map_difference, _relative(*flat))
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / one.norm().clamp(min=1e-12))
+
+
+def tried(name: str, image_size: int | None) -> dict[str, Any]:
+    """The differences of one architecture from its plain run, by the way it was run."""
+    channels, side = input_of(name)
+    options = {} if image_size is None or side == image_size else {"img_size": image_size}
+    side = image_size or side
+    torch.manual_seed(0)
+    original = timm.create_model(name, num_classes=CLASSES, in_chans=channels, **options)
+    images = torch.randn(2, channels, side, side)
+
+    def fresh() -> nn.Module:
+        return copy.deepcopy(original)
+
+    def channels_last() -> tuple[Tensor, list[Tensor]]:
+        network = fresh()
+        order = memory_format_for(network, images.device, channels_last=True)
+        return measured(network.to(memory_format=order), images.contiguous(memory_format=order))
+
+    def checkpointing() -> tuple[Tensor, list[Tensor]]:
+        network: Any = fresh()
+        network.set_grad_checkpointing(True)
+        return measured(network, images)
+
+    def compiled() -> tuple[Tensor, list[Tensor]]:
+        torch._dynamo.reset()
+        network = fresh()
+        tapped = TappedNetwork(network, find_taps(network, images, "it"), "it")
+        tapped.compile_forward(backend="aot_eager")
+        return _map_and_gradient(tapped, images)
+
+    def bf16() -> tuple[Tensor, list[Tensor]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            feature_map, _ = measured(fresh(), images)
+        return feature_map, []
+
+    plain = measured(fresh(), images)
+    ways: dict[str, Callable[[], tuple[Tensor, list[Tensor]]]] = {
+        "channels_last": channels_last,
+        "checkpointing": checkpointing,
+        "compile": compiled,
+    }
+    result: dict[str, Any] = {"class": type(original).__name__, "image_size": side, "differences": {}, "refused": {}}
+    for way, run in ways.items():
+        try:
+            result["differences"][way] = apart(plain, run())
+        except UserError as error:
+            result["refused"][way] = str(error)
+        except AssertionError as error:  # timm's own, of networks without gradient checkpointing
+            if way != "checkpointing":
+                raise
+            result["refused"][way] = f"timm: {' '.join(str(error).split())}"
+    result["differences"]["bf16"] = _relative(plain[0], bf16()[0])
+    network: Any = fresh().eval()
+    try:
+        tapped = TappedNetwork(network, find_taps(network, images, "it", [-2]), "it")
+        with torch.no_grad():
+            expected = network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)[-2]
+            logits, (feature_map,) = tapped(images)
+            result["differences"]["stage"] = _relative(expected, feature_map) + _relative(network(images), logits)
+    except UserError as error:
+        result["refused"]["stage"] = str(error)
+    over = [way for way, value in result["differences"].items() if not value <= TOLERANCES[way]]
+    if over:
+        result["failed"] = ", ".join(f"{way} {result['differences'][way]:.2g}" for way in over)
+    result["differences"] = {way: float(f"{value:.2g}") for way, value in result["differences"].items()}
+    return result
+
+
+def main() -> None:
+    """Tries what is not in the file yet, then prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="results, kept from run to run")
+    parser.add_argument("--only", nargs="+", help="these architectures alone")
+    parser.add_argument("--image-size", type=int, help="side in pixels [the network's own]")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    names = options.only or smallest_of_each_class()
+    for name in names:
+        if name in results and "failed" not in results[name]:
+            continue
+        try:
+            results[name] = tried(name, options.image_size)
+        except Exception as error:  # a failure is what the sweep is there to find
+            results[name] = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        options.json.write_text(json.dumps(results, indent=0))
+        print(name, results[name].get("failed") or results[name]["refused"] or "ok", flush=True)
+    print(table({name: results[name] for name in names}))
+    sys.exit(any("failed" in results[name] for name in names))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: per way the networks that agree, the largest difference, and those refused."""
+    lines = ["| way | same map and gradient | largest relative difference | refused |", "|---|---|---|---|"]
+    for way in TOLERANCES:
+        values = [result["differences"][way] for result in results.values() if way in result.get("differences", ())]
+        reasons = Counter(result["refused"][way] for result in results.values() if way in result.get("refused", ()))
+        good = sum(value <= TOLERANCES[way] for value in values)
+        lines.append(f"| {way} | {good} | {max(values, default=0.0):.2g} | {sum(reasons.values())} |")
+    lines += [f"{name}: {result['failed']}" for name, result in results.items() if "failed" in result]
+    lines += [
+        f"{name}, {way}: {reason}"
+        for name, result in results.items()
+        for way, reason in result.get("refused", {}).items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
