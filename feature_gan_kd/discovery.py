@@ -113,7 +113,7 @@ def _intermediates(network: Any, images: Tensor, layout: str) -> list[Any]:
     with evaluating(network), torch.no_grad():
         try:
             return list(network.forward_intermediates(images, output_fmt=layout, intermediates_only=True))
-        except (AssertionError, NotImplementedError, TypeError, RuntimeError):
+        except (AssertionError, NotImplementedError, TypeError, RuntimeError, UserError):
             return []
 
 

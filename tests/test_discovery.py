@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+import feature_gan_kd.models  # noqa: F401  (registers the CIFAR networks with timm)
 from feature_gan_kd import UserError
 from feature_gan_kd.discovery import find_taps, layers_of, try_out
 from feature_gan_kd.features import Layout, Origin, Tap, TappedNetwork
@@ -101,8 +102,9 @@ def test_any_stage_by_its_number(name: str, stage: int) -> None:
 
 
 def test_a_stage_is_tapped_at_its_module_where_one_gives_it() -> None:
-    (tap,) = find_taps(network_of("test_resnet"), torch.randn(2, 3, 160, 160), "it", [-2])
-    assert (tap.origin, tap.layer) == (Origin.MODULE, "layer3")
+    for name, layer in (("test_resnet", "layer3"), ("cifar_resnet20", "layer2")):
+        (tap,) = find_taps(network_of(name), torch.randn(2, 3, 32, 32), "it", [-2])
+        assert (tap.origin, tap.layer) == (Origin.MODULE, layer)
 
 
 def test_a_stage_of_a_network_that_pools_after_its_stages() -> None:
