@@ -145,10 +145,16 @@ def main() -> None:
         if name not in results or "failed" in results[name]:
             train = functools.partial(trained, image_size=options.image_size)
             results[name] = _tried(train if options.what == "train" else wired, name)
-            options.json.write_text(json.dumps(results, indent=0))
+            write(options.json, results)
             print(name, results[name].get("refused") or results[name].get("failed") or "ok", flush=True)
     print(table({name: results[name] for name in names}))
     sys.exit(any("failed" in results[name] for name in names))
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Writes results as JSON, a line for each network."""
+    lines = [f"{json.dumps(name)}: {json.dumps(result)}" for name, result in sorted(results.items())]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _tried(function: Any, name: str) -> dict[str, Any]:

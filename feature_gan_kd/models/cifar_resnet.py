@@ -255,7 +255,7 @@ class CifarResNet(CifarNet):
         return out
 
 
-_NAMES = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnet110")
+_NAMES = ("cifar_resnet14", "cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnet110")
 default_cfgs = generate_default_cfgs({name: cifar_cfg("1512.03385") for name in _NAMES})
 
 
@@ -264,6 +264,12 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
         CifarResNet, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2)}, **kwargs
     )
     return model
+
+
+@register
+def cifar_resnet14(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-14, 0.18M parameters for 100 classes."""
+    return _create("cifar_resnet14", pretrained, blocks=2, **kwargs)
 
 
 @register
