@@ -1,0 +1,152 @@
+"""What is timed: one update of a pair, in every way to do it. Each row builds networks of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers.floor import Floor
+from benchmarks.peers.mutual import MutualLearning
+from benchmarks.peers.plain import PlainTraining
+from benchmarks.peers.textbook import TextbookLoop
+from feature_gan_kd import OnlineAdversarialDistiller
+
+CLASSES = 100
+Step = Callable[[Tensor, Tensor], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair and how it is run.
+
+    Attributes:
+        models: two timm names.
+        image_size: side in pixels.
+        batch: images of one update.
+        device: `cpu` or `cuda`.
+        precision: `bf16` or `fp32`.
+        channels_last: the memory order of images and convolutions.
+        compile: networks go through torch.compile.
+    """
+
+    models: tuple[str, str]
+    image_size: int
+    batch: int
+    device: str
+    precision: str = "bf16"
+    channels_last: bool = True
+    compile: bool = False
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        """One fixed batch of noise with labels."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.batch, 3, self.image_size, self.image_size, generator=generator)
+        labels = torch.randint(0, CLASSES, (self.batch,), generator=generator)
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(self.device, memory_format=order), labels.to(self.device)
+
+
+def distiller(case: Case, **settings: object) -> OnlineAdversarialDistiller:
+    """This package's, with the paper's optimisers."""
+    return OnlineAdversarialDistiller(
+        case.models,
+        num_classes=CLASSES,
+        image_size=case.image_size,
+        mixed_precision="bf16" if case.precision == "bf16" else "no",
+        channels_last=case.channels_last,
+        compile=case.compile,
+        **settings,
+    )
+
+
+class WithMap(nn.Module):
+    """Logits and the one map of a tapped network."""
+
+    def __init__(self, tapped: nn.Module) -> None:
+        super().__init__()
+        self.tapped = tapped
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (batch, classes) and map (batch, channels, height, width)."""
+        logits, (feature_map,) = self.tapped(images)
+        return logits, feature_map
+
+
+def plain(case: Case) -> Step:
+    """(a) Every network alone."""
+    built = distiller(replace(case, compile=False), method="vanilla")
+    networks = [torch.compile(one) if case.compile else one for one in built.models]
+    return PlainTraining(networks, case.precision).step
+
+
+def floor(case: Case) -> Step:
+    """(b) One forward, two backward passes, both optimisers, nothing else."""
+    built = distiller(case)
+    return Floor([WithMap(one) for one in built.step.networks], _extractors(built), case.precision).step
+
+
+def ours(**settings: object) -> Callable[[Case], Step]:
+    """(c), (d), (e) This package with these settings."""
+    return lambda case: distiller(case, **settings).training_step
+
+
+def textbook(case: Case) -> Step:
+    """(f) The method as a textbook loop."""
+    built = distiller(case)
+    links = sorted(built.links, key=lambda link: link.edge.learner)
+    return TextbookLoop(
+        [WithMap(one) for one in built.step.networks],
+        _extractors(built),
+        [link.transfer for link in links],
+        [link.discriminator for link in links if link.discriminator is not None],
+        case.precision,
+    ).step
+
+
+def mutual(*, defaults: bool) -> Callable[[Case], Step]:
+    """(g) pytorch-dml's trainer: with its default optimisers, or with SGD as ours."""
+
+    def build(case: Case) -> Step:
+        networks = distiller(case, method="vanilla").models
+        sgd = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for one in networks]
+        return MutualLearning(networks, None if defaults else list(sgd)).step
+
+    return build
+
+
+def _extractors(built: OnlineAdversarialDistiller) -> list[list[nn.Parameter]]:
+    assert built.step.feature_update is not None
+    learnt = {id(parameter) for parameter in built.step.feature_update.parameters}
+    return [[p for p in network.parameters() if id(p) in learnt] for network in built.models]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        title: in words.
+        build: makes the step for a case.
+        changes: of the case's own settings.
+    """
+
+    title: str
+    build: Callable[[Case], Step]
+    changes: Mapping[str, object]
+
+
+FP32 = {"precision": "fp32", "channels_last": False, "compile": False}
+ROWS: dict[str, Row] = {
+    "plain": Row("plain training of both, each alone", plain, {}),
+    "floor": Row("floor: one forward, two backward passes, both optimisers", floor, {}),
+    "exact": Row("ours, exact", ours(method="afd"), {}),
+    "logit": Row("ours, logit only", ours(method="logit"), {}),
+    "textbook": Row("textbook loop, same precision and memory order", textbook, {}),
+    "textbook-fp32": Row("textbook loop as one would write it (fp32, NCHW)", textbook, FP32),
+    "logit-fp32": Row("ours, logit only, fp32, NCHW", ours(method="logit"), FP32),
+    "dml-fp32": Row("pytorch-dml's trainer with SGD, fp32, NCHW", mutual(defaults=False), FP32),
+    "dml-defaults": Row("pytorch-dml's trainer with its defaults", mutual(defaults=True), FP32),
+}
