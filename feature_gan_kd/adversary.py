@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from feature_gan_kd.batch_statistics import normalise
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.features import MapShape
-from feature_gan_kd.processes import process_count, sum_with_gradient
+from feature_gan_kd.processes import process_count
 from feature_gan_kd.topology import Edge
 
 
@@ -73,14 +74,7 @@ class BatchStatisticsNorm(nn.Module):
         """Normalised (batch, channels, height, width), of the same shape."""
         if process_count() == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        count = wide.new_full((1,), x.numel() / x.shape[1])
-        sums = sum_with_gradient(torch.cat([count, wide.sum((0, 2, 3))]))
-        mean = (sums[1:] / sums[0]).view(1, -1, 1, 1)
-        centred = wide - mean
-        variance = sum_with_gradient(centred.square().sum((0, 2, 3))) / sums[0]
-        scale = self.weight / torch.sqrt(variance + self.eps)
-        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+        return normalise(x, self.weight, self.bias, self.eps)
 
 
 def build_links(

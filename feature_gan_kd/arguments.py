@@ -43,9 +43,10 @@ def mistake(command: str, function: Callable[..., None], args: Sequence[str]) ->
             return f"{name}: its value is missing, expected {_expected(hint)}"
         required.pop(name, None)
     usage = " ".join(["feature-gan-kd", command, *positions, *required.values(), "[--option value ...]"])
-    if len(loose) > len(positions):
+    needed = [one for one in positions if not one.startswith("[")]
+    if len(loose) > len(positions) == len(needed):
         return f"{command}: {loose[len(positions)]!r} is one argument too many, expected {usage}"
-    missing = " and ".join([*positions[len(loose) :], *required])
+    missing = " and ".join([*needed[len(loose) :], *required])
     return f"{command}: missing {missing or 'an argument'}, expected {usage}"
 
 
@@ -57,7 +58,7 @@ def _options(function: Callable[..., None]) -> tuple[dict[str, Any], dict[str, s
     positions = []
     for name, parameter in signature(function).parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            positions.append(name.upper())
+            positions.append(f"[{name.upper()} ...]" if _is_list(hints[name]) else name.upper())
         elif dataclasses.is_dataclass(hints[name]):
             settings |= typing.get_type_hints(hints[name])
             fields = [field.name for field in dataclasses.fields(hints[name]) if field.default is dataclasses.MISSING]

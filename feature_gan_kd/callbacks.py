@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.files import to_disk, write_text
 from feature_gan_kd.history import Record
 
 
@@ -84,10 +88,13 @@ class ProgressLine:
 
 
 class JsonLines:
-    """Writes every record as one line of JSON.
+    """Writes every record as one line of JSON, each on the disk before the next.
 
     Args:
         path: of the file; lines are added at its end.
+
+    Raises:
+        UserError: where the disk cannot hold a line, by the method that was to write it; those before it stay.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,9 +104,8 @@ class JsonLines:
         """Drops what an interrupted run wrote after the checkpoint at `step`."""
         if self.path.exists():
             kept = [line for line in read_records(self.path) if line["step"] <= step]
-            temporary = self.path.with_suffix(".writing")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            temporary.replace(self.path)
+            with self._refusing():
+                write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def on_step(self, step: int) -> None:
         """Nothing: metrics come with `on_metrics`."""
@@ -116,18 +122,37 @@ class JsonLines:
         """Nothing: every line is on its way to the disk."""
 
     def _write(self, record: Record) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with self._refusing():
+            whole = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                to_disk(self.path)
+            except OSError:
+                os.truncate(self.path, whole)
+                raise
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}): make room and go on with --resume; the lines "
+                "before are unharmed"
+            ) from None
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a metrics file; a last line cut short by a crash is left out."""
+    """The records of a metrics file; a line that is none, such as a last one cut short by a crash, is left out."""
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(record, dict) and record.get("event") in ("step", "epoch") and type(record.get("step")) is int:
+            records.append(record)
     return records
 
 
@@ -141,6 +166,8 @@ def _short(record: Record) -> str:
         values = [value for key, value in record["metrics"].items() if key.split("/")[0] == name]
         if values:
             words.append(f"{name} " + "/".join(f"{value:.2f}" for value in values))
+    if record["metrics"].get("skipped"):
+        words.append(f"{record['metrics']['skipped']:.0%} of the updates skipped: not finite")
     return "  ".join(words)
 
 

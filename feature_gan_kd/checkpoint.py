@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -17,7 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.errors import UserError, reason
+from feature_gan_kd.files import sweep, take_place, writing
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -44,8 +45,8 @@ class Checkpoint:
 def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> None:
     """Writes a checkpoint that is either wholly there or not at all.
 
-    Everything goes into a temporary folder beside `folder` and to the disk, the manifest with a hash per file
-    last; then the folder takes its name.
+    Everything goes into a temporary folder beside `folder`, the manifest with a hash per file last, and to the disk;
+    then the folder takes its name.
 
     Args:
         checkpoint: what to write.
@@ -55,7 +56,7 @@ def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> 
     Raises:
         UserError: where the disk cannot hold it; nothing else is touched then.
     """
-    temporary = folder.with_name(f".{folder.name}.writing")
+    temporary = writing(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -64,26 +65,21 @@ def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> 
             own = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
             save_file(own, temporary / f"{name}.safetensors")
         (temporary / _META).write_text(json.dumps(checkpoint.meta))
-        files = sorted(path for path in temporary.iterdir())
-        for path in files:
-            _to_disk(path)
-        manifest = {
-            "format": FORMAT,
-            "signature": signature,
-            "files": {path.name: _hash(path) for path in files},
-        }
+        files = {path.name: _hash(path) for path in sorted(temporary.iterdir())}
+        manifest = {"format": FORMAT, "signature": signature, "files": files}
+        manifest["digest"] = _digest(manifest)
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _to_disk(temporary / _MANIFEST)
-        _replace(temporary, folder)
+        take_place(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"{folder}: the checkpoint could not be written ({error}); those before it are unharmed"
+            f"{folder}: the checkpoint cannot be written ({error}): make room and go on with --resume; those before "
+            "it are unharmed"
         ) from None
 
 
 def load(folder: Path, signature: Mapping[str, Any] | None) -> Checkpoint:
-    """Reads a checkpoint after checking all of it: format, files, hashes and signature (None: any).
+    """Reads a checkpoint after checking all of it: format, files, hashes and signature (None: any), and for NaN.
 
     Raises:
         UserError: in one line, for anything that is not as it was written or belongs to other networks.
@@ -102,9 +98,13 @@ def load(folder: Path, signature: Mapping[str, Any] | None) -> Checkpoint:
     for name in manifest["files"]:
         if name.endswith(".safetensors"):
             try:
-                tensors[name.removesuffix(".safetensors")] = load_file(folder / name)
+                found = load_file(folder / name)
             except SafetensorError as error:
                 raise UserError(f"{folder / name}: is no safetensors file ({error}): use an earlier one") from None
+            bad = tensor_with_nan(found)
+            if bad is not None:
+                raise UserError(f"{folder / name}: holds NaN in {bad!r} (the run diverged): use an earlier checkpoint")
+            tensors[name.removesuffix(".safetensors")] = found
     return Checkpoint(tensors, meta)
 
 
@@ -112,22 +112,30 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     """Gives a module the weights in `folder/model.safetensors`, all of them or none.
 
     Raises:
-        UserError: where the file is not there, is damaged, or holds other tensors.
+        UserError: where the file is not there, is damaged, or holds other tensors or NaN.
     """
     path = folder / "model.safetensors"
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}): use the last weights") from None
+        raise UserError(f"{path}: cannot be read ({reason(error)}): use the last weights") from None
     expected = {key: value.shape for key, value in module.state_dict().items()}
     if expected != {key: value.shape for key, value in tensors.items()}:
         raise UserError(f"{path}: holds other tensors than the network: use the last weights")
+    bad = tensor_with_nan(tensors)
+    if bad is not None:
+        raise UserError(f"{path}: holds NaN in {bad!r}: use the last weights")
     module.load_state_dict(tensors)
+
+
+def tensor_with_nan(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN."""
+    return next((name for name, value in tensors.items() if bool(value.isnan().any())), None)
 
 
 def newest(parent: Path) -> list[Path]:
     """The finished checkpoints `step-N` in a folder, newest first."""
-    found = [path for path in parent.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
+    found = [path for path in parent.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
@@ -158,12 +166,12 @@ def newest_good(parent: Path, signature: Mapping[str, Any] | None) -> tuple[Path
     return None
 
 
-def prune(parent: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what broken writes left behind."""
+def prune(parent: Path, keep: int, spare: int | None = None) -> None:
+    """Removes all checkpoints but the newest `keep` and that of step `spare`, and what broken writes left behind."""
     for path in newest(parent)[keep:]:
-        shutil.rmtree(path, ignore_errors=True)
-    for path in parent.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.name != f"step-{spare}":
+            shutil.rmtree(path, ignore_errors=True)
+    sweep(parent)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -204,8 +212,16 @@ def signature_of(folder: Path) -> dict[str, Any]:
 
 
 def check_signature(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Raises MismatchError, naming the first difference, where a checkpoint was written for something else."""
-    difference = _difference(signature_of(folder), json.loads(json.dumps(expected)), "")
+    """Raises MismatchError, naming the first difference, where a checkpoint was written for something else.
+
+    A setting that the checkpoint's writer did not know yet counts as having its default.
+    """
+    saved, expected = signature_of(folder), json.loads(json.dumps(expected))
+    if isinstance(saved.get("config"), dict):
+        defaults = DistillConfig().defining()
+        known = {name: defaults[name] for name in expected.get("config", {}) if name in defaults}
+        saved["config"] = {**known, **saved["config"]}
+    difference = _difference(saved, expected, "")
     if difference is not None:
         where, saved, own = difference
         raise MismatchError(
@@ -234,7 +250,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / _MANIFEST}: is no manifest of a checkpoint: use another checkpoint")
     if parts.get("format") != FORMAT:
         raise UserError(f"{folder}: its format is {parts.get('format')!r}, this version reads {FORMAT}: upgrade")
+    # Checkpoints of the first versions have none.
+    stated = parts.pop("digest", None)
+    if stated is not None and stated != _digest(parts):
+        raise UserError(
+            f"{folder / _MANIFEST}: differs from what was written (its digest is wrong): use an earlier one"
+        )
     return parts
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    values = json.loads(json.dumps(manifest))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:
@@ -255,24 +282,3 @@ def _hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    _to_disk(temporary)
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.rename(folder)
-    _to_disk(folder.parent)

@@ -1,15 +1,20 @@
-"""The command line: `feature-gan-kd train | evaluate | export | inspect`. Options come from the dataclasses."""
+"""The command line: `feature-gan-kd train | evaluate | export | inspect | report`; options come from dataclasses."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import io
 import itertools
 import json
+import os
 import re
+import shlex
+import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,11 +24,14 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from feature_gan_kd.arguments import mistake, option
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.errors import DivergedError, Interrupted, UserError
 from feature_gan_kd.topology import TopologyName
 
 if TYPE_CHECKING:
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
+
+# The arguments of the present command, as they were typed.
+_typed: contextvars.ContextVar[list[str]] = contextvars.ContextVar("typed")
 
 # What `train` runs when neither networks nor data are named: a CNN and a transformer of timm's own on the bundled
 # digits, with rates that suit such networks and a run of some 450 steps.
@@ -90,8 +98,10 @@ def train(
         finished, curves = read_run(run.output_dir), run.output_dir / "curves.png"
         draw_curves(finished, curves)
         print(f"\n{table(finished)}\n\nnetworks: {run.output_dir / 'networks'}\ncurves:   {curves}")
-        if run.license is None and not networks.pretrained:
-            print(f"licence:  none stated; feature-gan-kd export {run.output_dir} FOLDER --license LICENCE states one")
+        print(f"evaluate: {_own_command('evaluate', str(run.output_dir))}")
+        unsaid = "" if run.license or networks.pretrained else " --license LICENCE"
+        print(f"export:   {_own_command('export', str(run.output_dir))} FOLDER --which best{unsaid}")
+        print(f"resume:   {_resume_command()}")
 
 
 def inspect(networks: OmitArgPrefixes[Networks], config: OmitArgPrefixes[DistillConfig]) -> None:
@@ -116,7 +126,12 @@ def inspect(networks: OmitArgPrefixes[Networks], config: OmitArgPrefixes[Distill
 
 
 def evaluate(
-    run: Positional[Path], /, data: str | None = None, eval_split: str | None = None, as_json: bool = False
+    run: Positional[Path],
+    /,
+    data: str | None = None,
+    eval_split: str | None = None,
+    skip_bad_images: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Evaluate the networks of a run, and their ensemble, as its newest checkpoint has them.
 
@@ -124,11 +139,13 @@ def evaluate(
         run: Folder of the run.
         data: Images to evaluate on [those the run was evaluated on].
         eval_split: Split of them [the run's; of other data test, else validation].
+        skip_bad_images: Leave out images that cannot be decoded.
         as_json: Print JSON.
     """
     distiller = _restored(run)
     if data is not None or eval_split is not None:
         distiller.config = distiller.config.replace(eval_split=eval_split)
+    distiller.config = distiller.config.replace(skip_bad_images=skip_bad_images)
     result = distiller.evaluate(data)
     if not distiller.accelerator.is_main_process:
         return
@@ -163,27 +180,94 @@ def export(
             print(folder)
 
 
+def report(run: Positional[Path], others: Positional[tuple[Path, ...]] = (), /, output: Path | None = None) -> None:
+    """Draw a run, or several laid over each other, as one HTML file that opens from disk.
+
+    Args:
+        run: Folder of the run; it may still be going on.
+        others: Folders of runs to compare with it.
+        output: The file [report.html in the first run's folder].
+    """
+    from feature_gan_kd.report import read_run, write_page
+
+    path = run / "report.html" if output is None else output
+    write_page([read_run(folder) for folder in (run, *others)], path)
+    print(path)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "export": export,
     "inspect": inspect,
+    "report": report,
 }
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command; a user's mistake is one line on stderr and exit status 2."""
+    """Runs a command; a user's mistake is one line on stderr and exit status 2, a training that
+    cannot go on one line and 1, a signal exit status 128 + signal.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console without some character must not end a run
+    typed = list(sys.argv[1:] if args is None else args)
+    _typed.set(typed)
+    plain, warnings.formatwarning = warnings.formatwarning, _one_line_warning
     try:
-        _parse(list(sys.argv[1:] if args is None else args))()
-    except UserError as error:
-        print(f"feature-gan-kd: error: {_as_option(' '.join(str(error).splitlines()))}", file=sys.stderr)
-        sys.exit(2)
+        _parse(typed)()
+    except (UserError, DivergedError) as error:
+        line = f"feature-gan-kd: error: {_as_option(' '.join(str(error).splitlines()))}"
+        if _first_to_say(line):
+            print(line, file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except Interrupted as stop:
+        if _speaks():
+            launched = "launched as before, " if "LOCAL_RANK" in os.environ else ""
+            print(f"feature-gan-kd: {stop}; {launched}it goes on with\n{_resume_command()}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("feature-gan-kd: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        warnings.formatwarning = plain
+
+
+def _own_command(*args: str) -> str:
+    """The line that runs this program again with other arguments."""
+    name = Path(sys.argv[0]).name
+    if name == "__main__.py":
+        return shlex.join([sys.executable, "-m", "feature_gan_kd", *args])
+    found = name != "feature-gan-kd" or shutil.which(name) == sys.argv[0]
+    return shlex.join(["feature-gan-kd" if found else sys.argv[0], *args])
+
+
+def _resume_command() -> str:
+    """The line that lets the present run go on."""
+    return _own_command(*(arg for arg in _typed.get() if arg not in ("--resume", "--no-resume")), "--resume")
+
+
+def _speaks() -> bool:
+    """Whether this is the one process of a launch that prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _first_to_say(line: str) -> bool:
+    """Whether no other process of the same launch has said this: most mistakes are found by all of them."""
+    if "LOCAL_RANK" not in os.environ:
+        return True
+    from feature_gan_kd.processes import first_to_say
+
+    return first_to_say(line)
+
+
+def _one_line_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package as one line, printed once; those of others with their origin."""
+    if not Path(filename).is_relative_to(Path(__file__).parent):
+        return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    return f"feature-gan-kd: warning: {' '.join(str(message).split())}\n" if _speaks() else ""
 
 
 def _parse(args: list[str]) -> Callable[[], None]:

@@ -163,10 +163,18 @@ class DistillConfig:
     discriminator_weight_decay: float | None = _bounded(None, at_least=0)
     """Weight decay of the discriminators [0.1]."""
     scale_adversarial_lr: bool = False
-    """Multiply both adversarial rates by 117,300 / steps of this run: Adam moves a weight by at most its rate a
-    step, so a run shorter than the paper's has hardly an adversarial term without it."""
+    """Multiply both adversarial rates by 117,300 / adversarial updates of this run: Adam moves a weight by at most its
+    rate a step, so a run shorter than the paper's has hardly an adversarial term without it."""
+    adversarial_interval: int = _bounded(1, at_least=1)
+    """Only every so-many-th update, the first among them, compares maps and steps extractors and discriminators:
+    cheaper, and another algorithm [1: every one, the paper's]."""
+    single_backward: bool = False
+    """Add the gradient of the feature loss to that of the logit loss, in one backward pass and one optimiser: cheaper,
+    and another algorithm; adversarial_weight then decides how much it counts."""
     clip_grad: float | None = _bounded(None, above=0)
     """Largest norm of a network's logit gradient [no clipping]."""
+    max_skipped: int = _bounded(20, at_least=1)
+    """Updates in a row that may be skipped, because a loss or a gradient is not finite, before training ends."""
 
     vectors_as_maps: bool = False
     """Take the vector that a named layer gives as a map of 1x1."""
@@ -180,6 +188,12 @@ class DistillConfig:
     augmentation: Augmentation = "auto"
     """Training augmentation [auto: crop-flip up to 96 pixels (padding 1/8 of the side), above it resized-crop with
     flip; crop for the bundled digits, which flipping would change]."""
+    mixup: float = _bounded(0.0, at_least=0)
+    """Alpha of mixup: two images of a batch are blended, and their labels with them; accuracy in training counts the
+    label that outweighs [0, off]."""
+    cutmix: float = _bounded(0.0, at_least=0)
+    """Alpha of CutMix: a rectangle of an image is taken from another; with mixup, each step has one or the other
+    [0, off]."""
     image_column: str | None = None
     """Column of the images [found by its type]."""
     label_column: str | None = None
@@ -192,15 +206,24 @@ class DistillConfig:
     """Use only the first so many training images."""
     max_eval_samples: int | None = _bounded(None, at_least=1)
     """Use only the first so many evaluation images."""
+    skip_bad_images: bool = False
+    """Pass over images that cannot be decoded, and say how many they are."""
     workers: int = _bounded(0, at_least=0)
     """Processes that decode images, where the data set is not held in memory."""
 
+    sync_batchnorm: bool = False
+    """Batch normalisation inside the networks takes its statistics over all processes; without it, over each one's
+    share of the batch."""
+    check_processes: bool = False
+    """Check after every update that all processes hold the same weights, and end the run where they do not."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Arithmetic of the forward and backward passes."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     channels_last: bool = True
     """Keep images and convolutions in channels-last memory order."""
+    evaluate_every: int = _bounded(1, at_least=1)
+    """Epochs between two evaluations; the last epoch always has one."""
     log_every: int = _bounded(50, at_least=1)
     """Steps between two lines of metrics."""
     checkpoint_every: int | None = _bounded(None, at_least=1)
@@ -223,6 +246,12 @@ class DistillConfig:
                 f"accumulation_steps: {self.accumulation_steps} parts of a batch of {self.batch_size} images: "
                 "at most one part per image"
             )
+        if self.single_backward and self.objective.feature_update:
+            raise UserError(
+                f"single_backward: method {self.method} has a feature update without a gradient: leave one of them out"
+            )
+        if self.sync_batchnorm and self.compile:
+            raise UserError("sync_batchnorm: does not go together with compile: leave one of them out")
 
     @property
     def objective(self) -> Objective:
@@ -269,7 +298,16 @@ class DistillConfig:
 
 
 # Settings that may change between the parts of one run.
-_RUNTIME = ("workers", "log_every", "checkpoint_every", "keep_last", "compile")
+_RUNTIME = (
+    "workers",
+    "max_skipped",
+    "skip_bad_images",
+    "log_every",
+    "checkpoint_every",
+    "keep_last",
+    "compile",
+    "check_processes",
+)
 
 Settings = typing.TypeVar("Settings", Objective, Recipe)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,28 @@ from feature_gan_kd import checkpoint, processes
 from feature_gan_kd.adversary import Link
 from feature_gan_kd.callbacks import Callback, JsonLines, ProgressLine
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.data import Data, ImageSource, open_data, open_evaluation
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.data import Data, ImageSource, Mixing, open_data, open_evaluation
+from feature_gan_kd.errors import UserError, reason
 from feature_gan_kd.evaluate import Evaluation, evaluate
-from feature_gan_kd.export import Publication, push
+from feature_gan_kd.export import Publication, holds, push
+from feature_gan_kd.faults import FaultReport
 from feature_gan_kd.features import Layer, MapShape
 from feature_gan_kd.history import History
 from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.lesson import Lesson, Which, name_of, publication_of, sources_of, write_network
 from feature_gan_kd.loop import Fit
-from feature_gan_kd.networks import Network, build_architecture, build_networks, memory_format_for
+from feature_gan_kd.networks import (
+    Network,
+    build_architecture,
+    build_networks,
+    check_description,
+    memory_format_for,
+)
 from feature_gan_kd.optimizers import build_schedules
-from feature_gan_kd.run_folder import describe_run, usable_folder
-from feature_gan_kd.summary import draw
+from feature_gan_kd.run_folder import describe_run, device_name, usable_folder
+from feature_gan_kd.summary import describe, draw
 from feature_gan_kd.topology import Edge, TopologyName, build_edges
+from feature_gan_kd.watch import DiscriminatorWatch
 from feature_gan_kd.wiring import build_step, wire
 
 EVALUATION_BATCH = 500
@@ -100,7 +109,7 @@ class OnlineAdversarialDistiller:
         self.edges = build_edges(topology, len(self.networks), self.frozen)
         self.in_chans = in_chans
         self.image_size = max(network.image_size for network in self.networks)
-        self.accelerator = processes.checked(accelerator or Accelerator())
+        self.accelerator = processes.checked(accelerator)
         if self.accelerator.mixed_precision == "bf16":  # as `accelerate launch` was told
             self.config = config = config.replace(mixed_precision="bf16")
         self.lesson: Lesson | None = None
@@ -172,7 +181,8 @@ class OnlineAdversarialDistiller:
             Detached scalars, see `AdversarialStep`.
 
         Raises:
-            UserError: for images of another size than the wiring was built for.
+            UserError: for images of another size than the wiring was built for, and under `check_processes` for
+                weights that are not the same on every process.
         """
         if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
             raise UserError(
@@ -181,7 +191,10 @@ class OnlineAdversarialDistiller:
             )
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = images.to(self.accelerator.device, non_blocking=True, memory_format=layout)
-        return self.step(images, labels.to(self.accelerator.device, non_blocking=True))
+        metrics = self.step(images, labels.to(self.accelerator.device, non_blocking=True))
+        if self.config.check_processes:
+            processes.check_equal(self._trained())
+        return metrics
 
     def fit(
         self,
@@ -213,6 +226,8 @@ class OnlineAdversarialDistiller:
 
         Raises:
             UserError: for data, folders or checkpoints that cannot be used, in one line.
+            Interrupted: a `KeyboardInterrupt`, where Ctrl-C or SIGTERM stopped the training between two updates,
+                after a checkpoint. Their handlers stand while networks are trained in the main thread, and no longer.
         """
         changes = {"epochs": epochs, "batch_size": batch_size}
         self.config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
@@ -229,11 +244,17 @@ class OnlineAdversarialDistiller:
             History(),
         )
         self._adapt_inputs(self.lesson.normalisation)
-        heard: list[Callback] = [ProgressLine(data.notes), *callbacks]
+        heard: list[Callback] = [ProgressLine(data.notes), DiscriminatorWatch(), *callbacks]
         self.accelerator.wait_for_everyone()  # all have looked at the folder
         if folder is not None:
-            if self.accelerator.is_main_process:
-                describe_run(folder, {**self.description(), "data": self._about(data)})
+            about = {
+                **self.description(),
+                "wiring": describe(self._wiring.tapped),
+                "data": self._about(data),
+                "device": device_name(self.accelerator.device),
+                "processes": self.accelerator.num_processes,
+            }
+            processes.on_first(lambda: describe_run(folder, about))
             heard.append(JsonLines(folder / "metrics.jsonl"))
         self.accelerator.wait_for_everyone()
         fit = Fit(
@@ -250,6 +271,7 @@ class OnlineAdversarialDistiller:
             output_dir=folder,
             signature=self._signature(data.fingerprint),
             names=self.names,
+            mixing=self._mixing(),
             history=self.lesson.history,
         )
         return fit.run(resume)
@@ -273,7 +295,7 @@ class OnlineAdversarialDistiller:
             train_data, data = self._given or (self.lesson.remembered() if self.lesson else (None, None))
             trained_on = data is None
             data = train_data if trained_on else data
-        source, _ = open_evaluation(
+        source, notes = open_evaluation(
             data,
             self.config,
             image_size=self.image_size,
@@ -284,6 +306,8 @@ class OnlineAdversarialDistiller:
             num_classes=self.num_classes,
             trained_on=trained_on,
         )
+        if self.config.skip_bad_images and self.accelerator.is_main_process:
+            print(*notes, sep="\n", file=sys.stderr)
         return dataclasses.asdict(self.evaluate_source(source))
 
     def normalisation(self) -> Normalisation:
@@ -413,8 +437,13 @@ class OnlineAdversarialDistiller:
 
     # What the loop calls.
 
-    def evaluate_source(self, source: ImageSource) -> Evaluation:
-        """Evaluates on every image of `source` once; the same figures on every process."""
+    def evaluate_source(self, source: ImageSource, between: Callable[[], None] = lambda: None) -> Evaluation:
+        """Evaluates on every image of `source` once; the same figures on every process.
+
+        Args:
+            source: of the images.
+            between: is called after every batch.
+        """
         processes.average_buffers(self.models)
         batches = source.batches(
             batch_size=EVALUATION_BATCH * self.accelerator.num_processes,
@@ -426,7 +455,13 @@ class OnlineAdversarialDistiller:
             train=False,
         )
         networks = [nn.Sequential(network.adapter, network.network) for network in self._wiring.tapped]
-        return evaluate(networks, batches, add_up=processes.sum_over_processes, autocast=self._autocast)
+        return evaluate(
+            networks, batches, add_up=processes.sum_over_processes, autocast=self._autocast, between=between
+        )
+
+    def faults(self) -> FaultReport:
+        """The updates so far that changed nothing, because a loss or a gradient was not finite."""
+        return self.step.faults.report()
 
     def state(self) -> checkpoint.Checkpoint:
         """Everything that training changes: tensors by component, the rest as JSON values."""
@@ -437,10 +472,23 @@ class OnlineAdversarialDistiller:
         for kind, update in self.step.updates.items():
             tensors[f"optimizer-{kind}"], groups[kind] = checkpoint.optimizer_state(update.optimizer)
         lesson = None if self.lesson is None else self.lesson.to_dict()
-        return checkpoint.Checkpoint(tensors, {"groups": groups, "lesson": lesson})
+        return checkpoint.Checkpoint(tensors, {"groups": groups, "lesson": lesson, "updates": self.step.number})
 
     def load_state(self, state: checkpoint.Checkpoint) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`.
+
+        Raises:
+            UserError: where it is the state of other networks or discriminators; they may hold part of it then.
+        """
+        try:
+            self._take_up(state)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"checkpoint: it holds the state of other networks or discriminators ({reason(error, 300)}): give "
+                "those it was written with"
+            ) from None
+
+    def _take_up(self, state: checkpoint.Checkpoint) -> None:
         for k, module in enumerate(self.models):
             module.load_state_dict(state.tensors[f"network-{k}"])
         for i, link in enumerate(self.links):
@@ -449,14 +497,16 @@ class OnlineAdversarialDistiller:
             checkpoint.load_optimizer_state(
                 update.optimizer, state.tensors[f"optimizer-{kind}"], state.meta["groups"][kind]
             )
+        self.step.number = state.meta.get("updates", 0)
         lesson = state.meta["lesson"]
         if lesson is not None and self.lesson is None:
             self.lesson = Lesson.from_dict(lesson)
             self._adapt_inputs(self.lesson.normalisation)
 
     def publish(self, index: int, which: Which, folder: Path) -> None:
-        """Writes network `index` into a run's folder as users get it."""
-        write_network(self.networks[index], folder, self._publication(index, which, None))
+        """Writes network `index` into a run's folder as users get it, unless its very weights are there."""
+        if not holds(folder, self.models[index]):
+            write_network(self.networks[index], folder, self._publication(index, which, None))
 
     def open_data(self, train_data: Any, eval_data: Any = None) -> Data:
         """Opens data as these networks want them: the largest size, channels, normalisation.
@@ -511,6 +561,12 @@ class OnlineAdversarialDistiller:
             if k in self.frozen:
                 module.eval()
 
+    def _mixing(self) -> Mixing | None:
+        config = self.config
+        if config.mixup == config.cutmix == 0:
+            return None
+        return Mixing(config.mixup, config.cutmix, self.num_classes, config.seed)
+
     def _autocast(self) -> torch.autocast:
         device = self.accelerator.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
@@ -523,6 +579,16 @@ class OnlineAdversarialDistiller:
         for network, tapped in zip(self.networks, self._wiring.tapped, strict=True):
             tapped.adapter.normalise(shared, network.normalisation or shared)
 
+    def _trained(self) -> dict[str, nn.Module]:
+        """What training changes, by the name that an error gives it."""
+        named: dict[str, nn.Module] = {f"network {k} ({name})": self.models[k] for k, name in enumerate(self.names)}
+        for link in self.links:
+            where = f"{link.edge}" if len(self.links) == len(self.edges) else f"{link.edge} at layer {link.tap}"
+            named[f"transfer {where}"] = link.transfer
+            if link.discriminator is not None:
+                named[f"discriminator {where}"] = link.discriminator
+        return {name: module for name, module in named.items() if next(module.parameters(), None) is not None}
+
     def _signature(self, fingerprint: str | None) -> dict[str, Any]:
         """What a checkpoint and the run that resumes it must agree in."""
         return {**self.description(), "config": self.config.defining(), "data": fingerprint}
@@ -533,6 +599,7 @@ class OnlineAdversarialDistiller:
             "fingerprint": data.fingerprint,
             "train_images": len(data.train),
             "evaluation_images": len(data.evaluation),
+            "skipped_images": data.skipped_images,
             "mean": data.mean,
             "std": data.std,
         }
@@ -559,6 +626,7 @@ def _shapes_digest(module: nn.Module) -> str:
 def _rebuilt(about: Mapping[str, Any], index: int, module: nn.Module | None) -> Network:
     """Network `index` of a checkpoint, built by timm where no module is given."""
     one = {key: value for key, value in about["models"][index].items() if key != "tensors"}
+    check_description(one)
     if module is None:
         module = build_architecture(
             one["architecture"], num_classes=about["num_classes"], in_chans=about["in_chans"], **one["model_args"]

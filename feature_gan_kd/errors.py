@@ -1,4 +1,9 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that are no fault of the program: what the user can mend, and what asked it to stop."""
+
+from __future__ import annotations
+
+import re
+import signal
 
 
 class UserError(ValueError):
@@ -6,6 +11,31 @@ class UserError(ValueError):
 
     The command line prints the line and exits with status 2; in Python it is an ordinary `ValueError`.
     """
+
+
+class DivergedError(RuntimeError):
+    """A training that cannot go on: losses or gradients stay infinite or undefined. The command line exits with 1."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that SIGTERM or Ctrl-C stopped between two updates, after its checkpoint was written.
+
+    A `KeyboardInterrupt`, so it ends a notebook's cell as Ctrl-C does; the command line exits with 128 + `signal`.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int, where: str = "stopped") -> None:
+        super().__init__(f"{signal.Signals(number).name}: {where}")
+        self.signal = number
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """What an exception says, on one line of at most `most` characters; its kind where it says nothing."""
+    text = " ".join(re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error)).split()).rstrip(".")
+    text = f"{text} is missing" if isinstance(error, KeyError) else text or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def closest(word: str, known: list[str], count: int = 3) -> str:

@@ -37,14 +37,16 @@ def evaluate(
     *,
     add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
     autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluates networks side by side, each image through each network once.
 
     Args:
         networks: modules that map images (batch, channels, height, width) to logits.
-        batches: images and labels (batch,), this process's share.
+        batches: images and labels (batch,), this process's share, which may be empty.
         add_up: adds a tensor over the processes.
         autocast: makes the context in which forward passes run.
+        between: is called after every batch.
 
     Returns:
         The same figures on every process.
@@ -58,10 +60,14 @@ def evaluate(
         for network in networks:
             stack.enter_context(evaluating(network))
         for images, labels in batches:
-            with autocast():
-                logits = [logits_of(network(images), f"network {k}").float() for k, network in enumerate(networks)]
-            sums = torch.stack([labels.new_tensor(len(labels)), *_sums([*logits, torch.stack(logits).mean(0)], labels)])
-            totals = sums.double() if totals is None else totals + sums
+            if totals is None:
+                totals = torch.zeros(1 + 2 * (len(networks) + 1), dtype=torch.float64, device=labels.device)
+            if len(labels):  # networks in general fail on an empty batch
+                with autocast():
+                    logits = [logits_of(network(images), f"network {k}").float() for k, network in enumerate(networks)]
+                counted = [labels.new_tensor(len(labels)), *_sums([*logits, torch.stack(logits).mean(0)], labels)]
+                totals = totals + torch.stack(counted)
+            between()
     if totals is None:
         totals = torch.zeros(1 + 2 * (len(networks) + 1), dtype=torch.float64)
     values: list[float] = add_up(totals).tolist()

@@ -27,14 +27,16 @@ class History:
         """The record of the last epoch."""
         return self.epochs[-1]
 
-    def add(self, record: Record) -> list[int]:
-        """Adds an epoch; gives the networks for which it is the best so far."""
+    @property
+    def best_epoch(self) -> Record | None:
+        """The record of the first epoch whose ensemble was never surpassed; None before any."""
+        return max(self.epochs, key=lambda record: record["ensemble"], default=None)
+
+    def add(self, record: Record) -> None:
+        """Adds an epoch, and takes it for the best of each network that it improved."""
         self.epochs.append(record)
-        improved = []
         for k, accuracy in enumerate(record["accuracy"]):
             if k == len(self.best):
                 self.best.append({})
             if not self.best[k] or accuracy > self.best[k]["accuracy"]:
                 self.best[k] = {"epoch": record["epoch"], "accuracy": accuracy}
-                improved.append(k)
-        return improved

@@ -105,7 +105,8 @@ def publication_of(
     network = networks[index]
     record = lesson.history.epochs[-1] if lesson and lesson.history.epochs else None
     if record is not None and lesson is not None and which == "best":
-        record = lesson.history.epochs[lesson.history.best[index]["epoch"] - 1]
+        best = lesson.history.best[index]["epoch"]
+        record = next(one for one in lesson.history.epochs if one["epoch"] == best)
     normalisation = network.normalisation or (lesson.normalisation if lesson else None)
     normalisation = normalisation or network.stated_normalisation(in_chans)
     return Publication(

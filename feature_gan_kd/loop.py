@@ -1,10 +1,11 @@
-"""The fit loop: epochs, evaluation, logging, checkpoints, resume. It knows nothing of what a step does."""
+"""The fit loop: epochs, evaluation, logging, checkpoints, stops, resume. It knows nothing of what a step does."""
 
 from __future__ import annotations
 
+import functools
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,10 +19,15 @@ from torch import Tensor
 from feature_gan_kd import checkpoint
 from feature_gan_kd.callbacks import Callback
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.data import Data, ImageSource
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.data import Data, ImageSource, Mixing
+from feature_gan_kd.errors import DivergedError, Interrupted, UserError
 from feature_gan_kd.evaluate import Evaluation
+from feature_gan_kd.faults import FaultReport
+from feature_gan_kd.files import sweep
 from feature_gan_kd.history import History, Record
+from feature_gan_kd.processes import on_first, same_everywhere
+from feature_gan_kd.stops import Stop
+from feature_gan_kd.window import Window
 
 
 class Trainee(Protocol):
@@ -31,8 +37,12 @@ class Trainee(Protocol):
         """One whole update; detached metrics."""
         ...
 
-    def evaluate_source(self, source: ImageSource) -> Evaluation:
-        """Accuracy on the images of `source`, the same on every process."""
+    def faults(self) -> FaultReport:
+        """The updates so far that changed nothing, because a value was not finite; the same on every process."""
+        ...
+
+    def evaluate_source(self, source: ImageSource, between: Callable[[], None]) -> Evaluation:
+        """Accuracy on the images of `source`, the same on every process; calls `between` after every batch."""
         ...
 
     def state(self) -> checkpoint.Checkpoint:
@@ -44,7 +54,7 @@ class Trainee(Protocol):
         ...
 
     def publish(self, index: int, which: Literal["last", "best"], folder: Path) -> None:
-        """Writes network `index` as users get it."""
+        """Writes network `index` as users get it, unless the folder holds these very weights."""
         ...
 
 
@@ -62,6 +72,7 @@ class Fit:
         output_dir: where checkpoints and networks go; None writes nothing.
         signature: what a checkpoint must agree with to be resumed.
         names: of the networks.
+        mixing: of the images and labels of a batch; None for none.
     """
 
     trainee: Trainee
@@ -73,104 +84,157 @@ class Fit:
     output_dir: Path | None
     signature: Mapping[str, Any]
     names: Sequence[str]
+    mixing: Mixing | None = None
     step: int = 0
     history: History = field(default_factory=History)
-    window: Window = field(init=False)
+    window: Window = field(default_factory=Window)
+    stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = self.data.train.steps(self.config.batch_size)
         self.total = self.steps_per_epoch * self.config.epochs
         self.started = time.perf_counter()
-        self.window = Window()
+        self.started_at = 0
+        self.evaluated = self.started, 0  # when, and after which step, the last evaluation was
+        self.saved: tuple[int, int] | None = None
         if self.total == 0:
             raise UserError("training data: there is no batch of at least 2 images in it")
 
     def run(self, resume: bool) -> History:
-        """Trains from the start, or from the newest good checkpoint, to the end."""
+        """Trains from the start, or from the newest good checkpoint, to the end.
+
+        Raises:
+            Interrupted: after a checkpoint, where SIGTERM or Ctrl-C asked for it.
+            DivergedError: where `max_skipped` updates in a row had a loss or a gradient that is not finite.
+            UserError: where the disk cannot hold what is to be written; what was written before is unharmed.
+        """
         if resume:
             self.resume()
         self._tell("on_start", self.step, self.total)
-        started_at = self.step
+        self.started_at = self.step
+        self.evaluated = time.perf_counter(), self.step
         try:
-            for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
-                self.epoch(epoch, started_at)
+            with self.stop:
+                self._epochs()
         finally:
-            self._tell("on_end")
+            if self.accelerator.is_main_process:
+                for callback in self.callbacks:
+                    callback.on_end()
         return self.history
 
-    def epoch(self, epoch: int, started_at: int) -> None:
-        """The rest of one epoch, its evaluation and its checkpoint."""
-        begin = time.perf_counter()
-        first = self.step
+    def _epochs(self) -> None:
+        try:
+            for epoch in range(self._first_epoch(), self.config.epochs):
+                self.epoch(epoch)
+        except Interrupted as interrupted:
+            self.save()
+            kept = "nothing was written" if self.output_dir is None else f"its checkpoint is in {self.output_dir}"
+            where = f"stopped after step {self.step} of {self.total}, {kept}"
+            raise Interrupted(interrupted.signal, where) from None
+
+    def _first_epoch(self) -> int:
+        """The epoch to go on in: that of the next update, or one whose updates are done but not its evaluation."""
+        done, inside = divmod(self.step, self.steps_per_epoch)
+        evaluated = self.history.last["epoch"] if self.history.epochs else 0
+        return done - 1 if not inside and done > evaluated and self._evaluates(done - 1) else done
+
+    def _evaluates(self, epoch: int) -> bool:
+        return (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs
+
+    def epoch(self, epoch: int) -> None:
+        """The rest of one epoch, its evaluation if it has one, and its checkpoint."""
         for images, labels in self._batches(epoch):
-            seed_step(self.config.seed, self.step, self.accelerator.process_index)
-            for schedule in self.schedules.values():
-                schedule.step_update(self.step)
-            self.window.add(self.trainee.training_step(images, labels), len(images))
-            self.step += 1
-            self._tell("on_step", self.step)
+            self._update(images, labels)
             inside = self.step % self.steps_per_epoch
-            if inside and self.step % self.config.log_every == 0:
-                self._tell("on_metrics", self._record(epoch))
+            if self.step % self.config.log_every == 0 and (inside or not self._evaluates(epoch)):
+                record = self._record(epoch)
+                self.window = Window()
+                self._tell("on_metrics", record)
             if inside and self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
                 self.save()
+            self.stop.check()
+        if self._evaluates(epoch):
+            self._evaluate(epoch)
+        self.save()
+        if self._evaluates(epoch):
+            self._publish()
+
+    def _evaluate(self, epoch: int) -> None:
         record = self._record(epoch)
+        evaluation = self.trainee.evaluate_source(self.data.evaluation, self.stop.check)
+        self.window = Window()
         self._tell("on_metrics", record)
-        evaluation = self.trainee.evaluate_source(self.data.evaluation)
         done = time.perf_counter()
-        left = (done - self.started) / (self.step - started_at) * (self.total - self.step)
+        pace = (done - self.started) / max(self.step - self.started_at, 1)
+        seconds, steps = done - self.evaluated[0], self.step - self.evaluated[1]
+        self.evaluated = done, self.step
         record |= {
             "epochs": self.config.epochs,
             "accuracy": evaluation.accuracy,
             "loss": evaluation.loss,
             "ensemble": evaluation.ensemble,
             "images": evaluation.images,
-            "seconds": done - begin,
-            "seconds_left": left,
-            "images_per_second": min(self.step - first, self.steps_per_epoch) * self.config.batch_size / (done - begin),
+            "seconds": seconds,
+            "seconds_left": pace * (self.total - self.step),
+            "images_per_second": steps * self.config.batch_size / seconds,
         }
-        self._finish(record)
-
-    def _finish(self, record: Record) -> None:
-        improved = self.history.add(record)
+        self.history.add(record)
         self._tell("on_epoch", record)
-        for k in improved:
-            self._publish(k, "best")
-        if self.step == self.total:
-            for k in range(len(self.names)):
-                self._publish(k, "last")
-        self.save()
+
+    def _update(self, images: Tensor, labels: Tensor) -> None:
+        seed_step(self.config.seed, self.step, self.accelerator.process_index)
+        for schedule in self.schedules.values():
+            schedule.step_update(self.step)
+        if self.mixing is not None:
+            images, labels = self.mixing(images, labels, self.step)
+        self.window.add(self.trainee.training_step(images, labels), len(images))
+        self.step += 1
+        if self.accelerator.is_main_process:
+            for callback in self.callbacks:
+                callback.on_step(self.step)
 
     def save(self) -> None:
-        """Writes a checkpoint of this moment and prunes the older ones."""
-        if self.output_dir is None:
+        """Writes a checkpoint of this moment, where there is none yet, and prunes the older ones."""
+        moment = self.step, len(self.history.epochs)
+        if self.output_dir is None or self.saved == moment:
             return
         state = self.trainee.state()
         state.meta |= {
             "step": self.step,
             "history": {"epochs": self.history.epochs, "best": self.history.best},
-            "window": [self.window.steps, self.window.images],
+            "window": self.window.state(self.accelerator),
         }
-        if self.window.sums:
-            state.tensors["window"] = dict(self.window.sums)
-        if self.accelerator.is_main_process:
-            parent = self.output_dir / "checkpoints"
+        parent = self.output_dir / "checkpoints"
+
+        def write() -> None:
             checkpoint.save(state, parent / f"step-{self.step}", self.signature)
-            checkpoint.prune(parent, self.config.keep_last)
-        self.accelerator.wait_for_everyone()
+            best = self.history.best_epoch
+            checkpoint.prune(parent, self.config.keep_last, spare=None if best is None else best["step"])
+
+        on_first(write)
+        self.saved = moment
 
     def resume(self) -> None:
         """Loads the newest checkpoint that is whole and belongs to this run; a broken one is passed over."""
-        found = checkpoint.newest_good(self.output_dir / "checkpoints", self.signature) if self.output_dir else None
+        if self.output_dir is None:
+            return
+        for name in ("checkpoints", "networks"):
+            on_first(functools.partial(sweep, self.output_dir / name))
+        found = checkpoint.newest_good(self.output_dir / "checkpoints", self.signature)
+        step = -1 if found is None else found[1].meta["step"]
+        if not all(same_everywhere(torch.tensor([step], device=self.accelerator.device))):
+            raise UserError(
+                f"{self.output_dir}: not all processes find the same checkpoint there: all hosts must see one folder"
+            )
         if found is None:
             return
         _, state = found
-        window = state.tensors.pop("window", {})
         self.trainee.load_state(state)
         self.step = state.meta["step"]
         self.history.epochs, self.history.best = (state.meta["history"][key] for key in ("epochs", "best"))
-        self.window.sums = {key: value.to(self.accelerator.device) for key, value in window.items()}
-        self.window.steps, self.window.images = state.meta["window"]
+        self.window = Window.from_state(state.meta["window"], self.accelerator)
+        if self.history.epochs and self.step == self.history.last["step"]:
+            self._publish()  # the run may have been killed after the checkpoint and before this
 
     def _batches(self, epoch: int) -> Any:
         return self.data.train.batches(
@@ -185,46 +249,40 @@ class Fit:
         )
 
     def _record(self, epoch: int) -> Record:
-        metrics, speed = self.window.close(self.accelerator)
+        self._end_if_diverged()
+        metrics, speed = self.window.means(self.accelerator)
         rates = {kind: schedule.optimizer.param_groups[0]["lr"] for kind, schedule in self.schedules.items()}
         return {"step": self.step, "epoch": epoch + 1, "metrics": metrics, "lr": rates, "images_per_second": speed}
 
-    def _publish(self, index: int, which: Literal["last", "best"]) -> None:
-        if self.output_dir is not None and self.accelerator.is_main_process:
-            suffix = "" if which == "last" else "-best"
-            folder = self.output_dir / "networks" / f"{index}-{self.names[index]}{suffix}"
-            self.trainee.publish(index, which, folder)
+    def _end_if_diverged(self) -> None:
+        found = self.trainee.faults()
+        if found.longest < self.config.max_skipped:
+            return
+        saved = checkpoint.newest(self.output_dir / "checkpoints") if self.output_dir else []
+        raise DivergedError(
+            f"training: {found.longest} updates in a row up to step {self.step} had a loss or a gradient that is not "
+            f"finite ({', '.join(found.where[:2])}), and changed nothing: lower the learning rate, or set clip_grad; "
+            + (f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet")
+        )
+
+    def _publish(self) -> None:
+        """Writes the networks for which the last epoch is the best so far, and at the end all as they are."""
+        if self.output_dir is None:
+            return
+        due: list[tuple[int, Literal["last", "best"]]] = []
+        for k, best in enumerate(self.history.best):
+            due += [(k, "best")] * (best["epoch"] == self.history.last["epoch"])
+            due += [(k, "last")] * (self.step == self.total)
+        networks = self.output_dir / "networks"
+
+        def write() -> None:
+            for k, which in due:
+                self.trainee.publish(k, which, networks / f"{k}-{self.names[k]}{'-best' * (which == 'best')}")
+
+        on_first(write)
 
     def _tell(self, event: str, *args: Any) -> None:
-        if self.accelerator.is_main_process:
-            for callback in self.callbacks:
-                getattr(callback, event)(*args)
-
-
-class Window:
-    """Sums of the metrics since the last record; they stay on the device until it is closed."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-        self.images = 0
-        self.began = time.perf_counter()
-
-    def add(self, metrics: Mapping[str, Tensor], images: int) -> None:
-        """Adds one step's metrics."""
-        for key, value in metrics.items():
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
-        self.steps += 1
-        self.images += images
-
-    def close(self, accelerator: Accelerator) -> tuple[dict[str, float], float]:
-        """The means over steps and processes, and images a second; begins a new window."""
-        values = torch.stack([value.double() for value in self.sums.values()]).to(accelerator.device)
-        means = (accelerator.reduce(values, "mean") / self.steps).tolist()
-        speed = self.images * accelerator.num_processes / (time.perf_counter() - self.began)
-        metrics = dict(zip(self.sums, means, strict=True))
-        self.sums, self.steps, self.images, self.began = {}, 0, 0, time.perf_counter()
-        return metrics, speed
+        on_first(lambda: [getattr(callback, event)(*args) for callback in self.callbacks])
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

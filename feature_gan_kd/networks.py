@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR networks with timm)
-from feature_gan_kd.errors import UserError, closest
+from feature_gan_kd.checkpoint import tensor_with_nan
+from feature_gan_kd.errors import UserError, closest, reason
 from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.offline import offline_without_network
 
@@ -149,9 +151,7 @@ def _check_apart(networks: Sequence[Network]) -> None:
                     "models: the same module stands twice: give each place a network of its own (copy.deepcopy)"
                 )
             if other != k:
-                raise UserError(
-                    f"models: networks {other} and {k} share {name!r}: give each its own (copy.deepcopy)"
-                )
+                raise UserError(f"models: networks {other} and {k} share {name!r}: give each its own (copy.deepcopy)")
 
 
 def _check_places(networks: Sequence[Network]) -> None:
@@ -203,22 +203,45 @@ def build_architecture(name: str, *, pretrained: bool = False, **kwargs: Any) ->
     with offline_without_network() if trained else contextlib.nullcontext(False) as offline:
         try:
             module: nn.Module = timm.create_model(name, pretrained=trained, **kwargs)
-        except TypeError as error:
-            raise UserError(
-                f"models: {name} does not take {', '.join(kwargs)} ({error}): choose another size or network"
-            ) from None
-        except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if not isinstance(error, OSError):
-                raise UserError(f"models: {name} could not be built ({reason}): check the name") from None
-            if name.startswith("local-dir:"):
-                raise UserError(f"models: {name} could not be read ({reason}): name a published network") from None
-            reason = "there is no network, and they are not in the hub's cache" if offline else reason
-            raise UserError(
-                f"models: the weights of {name} could not be fetched ({reason}): start without them, or name a folder "
-                "with local-dir:"
-            ) from None
+        except Exception as error:  # a published network's files are free text, on which timm fails in every way
+            if not (trained or isinstance(error, (TypeError, RuntimeError, ValueError, KeyError, AssertionError))):
+                raise
+            raise UserError(_not_built(name, error, list(kwargs), offline)) from None
+    bad = tensor_with_nan(module.state_dict()) if trained else None
+    if bad is not None:
+        raise UserError(f"models: the weights of {name} hold NaN in {bad!r}: name a network that did not diverge")
     return module
+
+
+def _not_built(name: str, error: Exception, options: list[str], offline: bool) -> str:
+    """Why timm gave no network of that name, and what to do."""
+    said = reason(error, 300)
+    if name.startswith("local-dir:"):
+        return f"models: {name} could not be read ({said}): name the folder of a published network"
+    if isinstance(error, OSError):
+        said = "there is no network, and they are not in the hub's cache" if offline else said
+        return (
+            f"models: the weights of {name} could not be fetched ({said}): start without them, or name a folder with "
+            "local-dir:"
+        )
+    if isinstance(error, TypeError):
+        return f"models: {name} does not take {', '.join(options)} ({said}): choose another size or network"
+    return f"models: {name} could not be built ({said}): check the name"
+
+
+def check_description(description: Mapping[str, Any]) -> None:
+    """Looks through a `Network.description` that comes from a file before a network is built from it.
+
+    Raises:
+        UserError: where it would write outside a folder, or have timm read or fetch anything.
+    """
+    name, architecture, args = (description[key] for key in ("name", "architecture", "model_args"))
+    if _slug(str(name)) != name:
+        raise UserError(f"checkpoint: {name!r} is no name of a network but a path: use a checkpoint that you trust")
+    loading = sorted(args.keys() & inspect.signature(timm.create_model).parameters.keys())
+    if ":" in str(architecture) or loading:
+        what = f"the argument {loading[0]!r}" if loading else repr(architecture)
+        raise UserError(f"checkpoint: {what} would load other files: use a checkpoint that you trust")
 
 
 def memory_format_for(module: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:

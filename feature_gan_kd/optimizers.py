@@ -65,7 +65,8 @@ def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, 
         steps: updates of the whole run.
     """
     recipe = config.recipe_settings
-    factor = PAPER_STEPS / steps if config.scale_adversarial_lr else 1.0
+    adversarial_steps = -(-steps // config.adversarial_interval)
+    factor = PAPER_STEPS / adversarial_steps if config.scale_adversarial_lr else 1.0
     schedules = {}
     for kind, optimizer in optimizers.items():
         if kind != "logit":

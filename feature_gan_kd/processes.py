@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.errors import UserError, reason
+
+# What `accelerate launch` can put around a model, by the names that Accelerate gives it.
+_UNFIT = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def process_count() -> int:
     """The number of processes that train together."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1
+    return torch.distributed.get_world_size() if _several() else 1
+
+
+def process_index() -> int:
+    """This process's number among them."""
+    return torch.distributed.get_rank() if _several() else 0
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The value added up over all processes, in place."""
     if process_count() > 1:
-        torch.distributed.all_reduce(value)
+        with exchanging():
+            torch.distributed.all_reduce(value)
     return value
 
 
-class _Sum(torch.autograd.Function):
-    """All-reduce whose backward is one too: every process's loss depends on every process's value."""
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Around an exchange between processes: where another one is gone, the error says so in one line.
 
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        torch.distributed.all_reduce(total)
-        return total
+    Raises:
+        UserError: where the exchange fails.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise UserError(
+            f"processes: another of the {process_count()} processes ended or cannot be reached ({reason}): see what "
+            "it said, then launch the run again with --resume"
+        ) from error
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        torch.distributed.all_reduce(total)
-        return total
 
+def parts_of_batch(images: int, parts: int, device: torch.device) -> list[slice]:
+    """Where this process's images of each part of a batch stand among its own.
 
-def sum_with_gradient(value: Tensor) -> Tensor:
-    """The value added up over all processes; gradients flow back to all of them."""
-    total: Tensor = _Sum.apply(value)
-    return total
+    A part is every so-many-th image of the whole batch, counted on through the processes: the same images whatever
+    the number of processes. All processes have as many parts, of which some may be empty.
+
+    Args:
+        images: in this process's share of the batch.
+        parts: wanted; a batch of fewer images has only as many.
+        device: where the processes exchange the sizes of their shares, which waits for it.
+    """
+    if parts == 1:
+        return [slice(None)]
+    shares = [images]
+    if process_count() > 1:
+        sizes = torch.zeros(process_count(), dtype=torch.int64, device=device)
+        sizes[process_index()] = images
+        shares = sum_over_processes(sizes).tolist()
+    before, parts = sum(shares[: process_index()]), min(parts, sum(shares))
+    return [slice((part - before) % parts, None, parts) for part in range(parts)]
 
 
 def reduce_gradients(gradients: Sequence[Tensor | None]) -> None:
@@ -60,7 +93,7 @@ def reduce_gradients(gradients: Sequence[Tensor | None]) -> None:
     for dtype in sorted({gradient.dtype for gradient in present}, key=str):
         bucket = [gradient for gradient in present if gradient.dtype is dtype]
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        torch.distributed.all_reduce(flat)
+        sum_over_processes(flat)
         for gradient, summed in zip(bucket, torch.split(flat, [gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(summed.view(gradient.shape))
 
@@ -72,8 +105,7 @@ def average_buffers(networks: Iterable[nn.Module]) -> None:
     for network in networks:
         for buffer in network.buffers():
             if buffer.is_floating_point():
-                torch.distributed.all_reduce(buffer)
-                buffer /= process_count()
+                sum_over_processes(buffer).div_(process_count())
 
 
 def copy_from_first(modules: Iterable[nn.Module]) -> None:
@@ -82,24 +114,133 @@ def copy_from_first(modules: Iterable[nn.Module]) -> None:
         return
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
-            torch.distributed.broadcast(tensor.data, src=0)
+            with exchanging():
+                torch.distributed.broadcast(tensor.data, src=0)
 
 
-def checked(accelerator: Accelerator) -> Accelerator:
-    """The accelerator, if the method can be trained with it.
+def same_everywhere(values: Tensor) -> list[bool]:
+    """Which of the whole numbers (n,) are the same on every process."""
+    # The largest of the complements is the complement of the smallest.
+    both = torch.stack([values, ~values])
+    if process_count() > 1:
+        with exchanging():
+            torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+    same: list[bool] = (both[0] == ~both[1]).tolist()
+    return same
+
+
+def check_equal(modules: Mapping[str, nn.Module]) -> None:
+    """Compares the parameters of all processes by a checksum each: one small all-reduce.
+
+    Args:
+        modules: by the name that an error gives them; none is empty.
 
     Raises:
-        UserError: for DeepSpeed, FSDP and the like, and for fp16.
+        UserError: on every process, naming the first module whose parameters are not the same bits everywhere.
     """
-    unfit = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
-    if accelerator.distributed_type in unfit:
+    if process_count() == 1:
+        return
+    same = same_everywhere(torch.stack([_checksum(module) for module in modules.values()]))
+    unequal = [name for name, equal in zip(modules, same, strict=True) if not equal]
+    if unequal:
         raise UserError(
-            f"accelerate: {accelerator.distributed_type.value} takes one model and one gradient per step, the method "
-            "needs several of both: launch with plain multi-GPU or multi-CPU"
+            f"processes: the weights of {unequal[0]} are not the same on all {process_count()} processes after this "
+            "step: the run ended here; go on from its last checkpoint"
         )
+
+
+def _checksum(module: nn.Module) -> Tensor:
+    """The sum of the parameters' bits, read as whole numbers; it wraps round, so that no order matters."""
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [parameter.detach().view(bits[parameter.element_size()]).sum() for parameter in module.parameters()]
+    return torch.stack(sums).sum()
+
+
+def on_first(write: Callable[[], object]) -> None:
+    """Has the first process write; where it cannot, all processes end with its error and none waits for it.
+
+    Raises:
+        UserError: on every process, where `write` raised it on the first.
+    """
+    if process_count() == 1:
+        write()
+        return
+    error: list[str | None] = [None]
+    if process_index() == 0:
+        try:
+            write()
+        except UserError as mistake:
+            error = [str(mistake)]
+    with exchanging():
+        torch.distributed.broadcast_object_list(error)
+    if error[0] is not None:
+        raise UserError(error[0])
+
+
+def first_to_say(line: str) -> bool:
+    """Whether no other process of this launch has said this line before; also where they cannot be asked.
+
+    What stands in brackets, such as the address of another process, may differ between them.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True  # behind the port may be another program, which would be waited for without end
+    try:
+        # The launcher's own, which outlives the processes.
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        patience = timedelta(seconds=5)
+        store = TCPStore(*where, is_master=False, wait_for_workers=False, timeout=patience)
+        return int(store.add(line.partition("(")[0], 1)) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True
+
+
+def checked(accelerator: Accelerator | None = None) -> Accelerator:
+    """The accelerator, if the method can be trained with it; one as the launch describes it where none is given.
+
+    Raises:
+        UserError: for DeepSpeed, FSDP and the like, for fp16, and for a device or a port that cannot be had.
+    """
+    launched = next((name for name in _UNFIT if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"), None)
+    unfit = launched if accelerator is None else accelerator.distributed_type.value
+    if unfit in (*_UNFIT, DistributedType.XLA.value):
+        raise UserError(
+            f"accelerate: {unfit} takes one model and one gradient per step, the method needs several of both: launch "
+            "with plain multi-GPU or multi-CPU"
+        )
+    accelerator = _usable(accelerator or _launched())
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise UserError(
             f"accelerate: mixed precision {accelerator.mixed_precision} is not supported, allowed are no and bf16: "
             "fp16 would need a loss scale per gradient"
         )
+    return accelerator
+
+
+def _launched() -> Accelerator:
+    """The accelerator that the environment describes."""
+    try:
+        accelerator = Accelerator()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"accelerate: the process cannot start as it was launched ({reason(error)}): check device, port and "
+            "precision of the launch"
+        ) from None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    on_purpose = torch.version.cuda is None or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if accelerator.device.type == "cpu" and re.fullmatch(r"\d[\d,]*", visible) and not on_purpose:
+        raise UserError(
+            f"accelerate: CUDA_VISIBLE_DEVICES={visible} names no GPU that is there: name one, or set "
+            "ACCELERATE_USE_CPU=1 to train without"
+        )
+    return accelerator
+
+
+def _usable(accelerator: Accelerator) -> Accelerator:
+    try:
+        torch.empty(1, device=accelerator.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"accelerate: the device {accelerator.device} cannot be used ({reason(error)}): name one that is there, or "
+            "set ACCELERATE_USE_CPU=1"
+        ) from None
     return accelerator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 
 from feature_gan_kd import losses
 from feature_gan_kd.adversary import Link
+from feature_gan_kd.batch_statistics import taking_part
 from feature_gan_kd.config import Objective
+from feature_gan_kd.faults import Buffers, Faults, Gradients, step_unless
 from feature_gan_kd.features import TappedNetwork
-from feature_gan_kd.processes import reduce_gradients, sum_over_processes
+from feature_gan_kd.processes import parts_of_batch, reduce_gradients, sum_over_processes
 from feature_gan_kd.topology import Edge
 
 Metrics = dict[str, Tensor]
-Gradients = list[Tensor | None]
 
 
 @dataclass
@@ -27,8 +28,8 @@ class Update:
 
     parameters: list[nn.Parameter]
     optimizer: Optimizer
-    clip_groups: list[list[int]] = field(default_factory=list)
-    """Positions in `parameters` whose gradient is clipped together."""
+    owners: list[str]
+    """For each parameter the part that it belongs to, in words: a network, a transfer layer, a discriminator."""
 
 
 @dataclass
@@ -57,8 +58,12 @@ class AdversarialStep:
         logit_update: all learners' parameters, with the optimiser of the logit loss.
         feature_update: all extractors' and transfers' parameters with theirs, or None.
         discriminator_update: all discriminators' parameters with theirs, or None.
-        accumulation_steps: parts into which a batch is divided.
+        adversarial_interval: only every so-many-th update compares maps (ours).
+        single_backward: the feature loss is added to the logit loss, in one backward pass; `feature_update` then has
+            the transfers alone, or is None (ours).
+        accumulation_steps: parts into which a batch is divided: each holds every so-many-th image.
         clip_grad: largest norm of one network's logit gradient.
+        sync_batchnorm: batch normalisation inside the networks takes its statistics over all processes.
         autocast: makes the context in which forward passes run.
     """
 
@@ -73,8 +78,11 @@ class AdversarialStep:
         logit_update: Update,
         feature_update: Update | None,
         discriminator_update: Update | None,
+        adversarial_interval: int = 1,
+        single_backward: bool = False,
         accumulation_steps: int = 1,
         clip_grad: float | None = None,
+        sync_batchnorm: bool = False,
         autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.networks = list(networks)
@@ -86,9 +94,14 @@ class AdversarialStep:
         self.logit_update = logit_update
         self.feature_update = feature_update
         self.discriminator_update = discriminator_update
+        self.adversarial_interval = adversarial_interval
+        self.single_backward = single_backward
         self.accumulation_steps = accumulation_steps
         self.clip_grad = clip_grad
+        self.sync_batchnorm = sync_batchnorm
         self.autocast = autocast
+        self.faults = Faults()
+        self.number = 0  # of updates done
 
     @property
     def updates(self) -> dict[str, Update]:
@@ -110,23 +123,30 @@ class AdversarialStep:
         Returns:
             Detached scalars on the device: `cross_entropy/K`, `accuracy/K`, `logit/K`, `l1/K`, `l2/K`,
             `adversarial/K` and `discriminator/K` per learner, `real/S->K` and `fake/S->K` (the mean answers) per
-            edge; this process's own, averaged over its parts.
+            edge; means over the whole batch, the same on every process. `skipped` is 1 where a loss or a gradient
+            was not finite: nothing is changed then, on any process.
         """
         self._set_modes()
+        before = Buffers([self.networks[k].network for k in self.learners])
         # Filled on the device: a copy from the host would wait for it.
         images_in_all = sum_over_processes(torch.full((), float(len(images)), device=images.device))
-        # As many parts on every process, however uneven the shares: the parts' collective operations must meet.
-        parts = min(self.accumulation_steps, len(images))
         totals: dict[str, Gradients] = {}
         metrics: Metrics = {}
-        for part, part_labels in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            gradients, part_metrics = self.gradients(part, part_labels, images_in_all)
+        for chosen in parts_of_batch(len(images), self.accumulation_steps, images.device):
+            own = images[chosen]
+            # What stands in for no images is divided by infinitely many.
+            divisor = images_in_all if len(own) else torch.full_like(images_in_all, torch.inf)
+            with taking_part(own, labels[chosen], self.networks, synchronised=self.sync_batchnorm) as shown:
+                gradients, part_metrics = self.gradients(*shown, divisor)
             for name, values in gradients.items():
                 totals[name] = _add(totals[name], values) if name in totals else values
             for key, value in part_metrics.items():
-                share = value * (len(part) / len(images))
+                share = value * (len(own) / images_in_all.to(value.dtype))
                 metrics[key] = metrics[key] + share if key in metrics else share
-        self.apply(totals)
+        metrics = dict(zip(metrics, sum_over_processes(torch.stack(list(metrics.values()))), strict=True))
+        metrics["skipped"] = self.apply(totals, metrics)
+        before.restore(metrics["skipped"])
+        self.number += 1
         return metrics
 
     def gradients(self, images: Tensor, labels: Tensor, images_in_all: Tensor) -> tuple[dict[str, Gradients], Metrics]:
@@ -135,7 +155,8 @@ class AdversarialStep:
         Args:
             images: (part, channels, height, width).
             labels: (part,) or (part, classes).
-            images_in_all: number of images in the whole update; every loss is weighted by this part's share.
+            images_in_all: number of images in the whole update, of which this part is a share: its losses are
+                weighted by that share.
 
         Returns:
             Per kind of update one gradient per parameter, and the metrics.
@@ -146,33 +167,57 @@ class AdversarialStep:
             forward = self._forward(images)
             logit_loss = self._logit_loss(forward, labels, metrics)
         share = len(images) / images_in_all.to(logit_loss.dtype)
-        compares_maps = self.objective.has_feature_loss
-        gradients["logit"] = _gradient(logit_loss * share, self.logit_update, retain_graph=compares_maps)
-        if compares_maps and self.feature_update is not None:
+        acts = self.number % self.adversarial_interval == 0
+        compares_maps = acts and self.objective.has_feature_loss
+        in_one = compares_maps and self.single_backward
+        if not in_one:
+            gradients["logit"] = _gradient(logit_loss * share, self.logit_update.parameters, retain_graph=compares_maps)
+        if compares_maps:
             with self.autocast():
                 feature_loss, discriminator_loss = self._feature_losses(forward, metrics)
             if self.discriminator_update is not None:
                 gradients["discriminator"] = _gradient(
-                    discriminator_loss * share, self.discriminator_update, retain_graph=True
+                    discriminator_loss * share, self.discriminator_update.parameters, retain_graph=True
                 )
-            gradients["feature"] = _gradient(feature_loss * share, self.feature_update)
-        elif self.feature_update is not None:
+            if in_one:
+                gradients = {**self._gradients_of_sum((logit_loss + feature_loss) * share), **gradients}
+            elif self.feature_update is not None:
+                gradients["feature"] = _gradient(feature_loss * share, self.feature_update.parameters)
+        elif acts and self.feature_update is not None:
             gradients["feature"] = [torch.zeros_like(p) for p in self.feature_update.parameters]
         return gradients, {key: value.detach() for key, value in metrics.items()}
 
-    def apply(self, gradients: dict[str, Gradients]) -> None:
-        """Adds the gradients over all processes and steps every optimiser with its own."""
+    def _gradients_of_sum(self, loss: Tensor) -> dict[str, Gradients]:
+        """One backward pass of both losses; only the transfers have a feature update of their own."""
+        kinds = {"logit": self.logit_update, "feature": self.feature_update}
+        parameters = {kind: [] if update is None else update.parameters for kind, update in kinds.items()}
+        values = _gradient(loss, [parameter for own in parameters.values() for parameter in own])
+        first = len(parameters["logit"])
+        return {"logit": values[:first], **({"feature": values[first:]} if self.feature_update else {})}
+
+    def apply(self, gradients: dict[str, Gradients], losses: Metrics) -> Tensor:
+        """Adds the gradients over all processes and steps every optimiser with its own.
+
+        Args:
+            gradients: by kind of update, of this process's share.
+            losses: of the whole batch.
+
+        Returns:
+            1 where a loss or a gradient is not finite and no optimiser stepped, else 0: a scalar on the device.
+        """
         for values in gradients.values():
             reduce_gradients(values)
+        skipped = self.faults.look(losses, gradients, {name: update.owners for name, update in self.updates.items()})
         if self.clip_grad is not None:
-            for group in self.logit_update.clip_groups:
-                _clip(gradients["logit"], group, self.clip_grad)
-        for name, update in self.updates.items():
-            for parameter, gradient in zip(update.parameters, gradients[name], strict=True):
+            _clip(gradients["logit"], self.logit_update.owners, self.clip_grad)
+        for name, values in gradients.items():
+            update = self.updates[name]
+            for parameter, gradient in zip(update.parameters, values, strict=True):
                 parameter.grad = gradient
-            update.optimizer.step()
+            step_unless(skipped, update.optimizer)
             for parameter in update.parameters:
                 parameter.grad = None
+        return skipped
 
     def _set_modes(self) -> None:
         for k, network in enumerate(self.networks):
@@ -245,9 +290,9 @@ def _full(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _gradient(loss: Tensor, update: Update, *, retain_graph: bool = False) -> Gradients:
-    gradients = torch.autograd.grad(loss, update.parameters, retain_graph=retain_graph, allow_unused=True)
-    return [_laid_out_like(p, gradient) for p, gradient in zip(update.parameters, gradients, strict=True)]
+def _gradient(loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False) -> Gradients:
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+    return [_laid_out_like(p, gradient) for p, gradient in zip(parameters, gradients, strict=True)]
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
@@ -264,13 +309,15 @@ def _add(total: Gradients, more: Gradients) -> Gradients:
     return [b if a is None else a if b is None else a + b for a, b in zip(total, more, strict=True)]
 
 
-def _clip(gradients: Gradients, group: Sequence[int], limit: float) -> None:
-    """Scales the gradients at the positions `group` to a common norm of at most `limit`.
+def _clip(gradients: Gradients, owners: Sequence[str], limit: float) -> None:
+    """Scales the gradients of each owner to a common norm of at most `limit`.
 
     New tensors take their places: two parameters that are only ever added share one gradient in memory.
     """
-    present = {i: gradient for i in group if (gradient := gradients[i]) is not None}
-    norm = torch.nn.utils.get_total_norm(list(present.values()))
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for i, scaled in zip(present, torch._foreach_mul(list(present.values()), scale), strict=True):
-        gradients[i] = scaled
+    for owner in dict.fromkeys(owners):
+        places = [i for i, name in enumerate(owners) if name == owner]
+        present = {i: gradient for i in places if (gradient := gradients[i]) is not None}
+        norm = torch.nn.utils.get_total_norm(list(present.values()))
+        scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for i, scaled in zip(present, torch._foreach_mul(list(present.values()), scale), strict=True):
+            gradients[i] = scaled

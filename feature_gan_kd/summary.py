@@ -1,8 +1,9 @@
-"""The wiring as text: who teaches whom, through what."""
+"""The wiring as text, and as values: who teaches whom, through what."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -47,6 +48,17 @@ def draw(
             )
             rows.append((*(start if position == 0 else ("", "")), *_link(link), ""))
     return "\n".join([*lines, "", *table(rows)])
+
+
+def describe(networks: Sequence[TappedNetwork]) -> list[dict[str, Any]]:
+    """Per network its `parameters` and its `maps` (`layer` and `shape`: channels, height, width), as JSON values."""
+    return [
+        {
+            "parameters": _count(network),
+            "maps": [{"layer": tap.title, "shape": list(tap.shape)} for tap in network.taps],
+        }
+        for network in networks
+    ]
 
 
 def _link(link: Link | None) -> tuple[str, str, str]:

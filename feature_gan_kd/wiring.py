@@ -126,36 +126,43 @@ def build_step(
     Raises:
         UserError: for a learner without a trainable parameter.
     """
-    parameters: list[nn.Parameter] = []
-    extractors: list[nn.Parameter] = []
-    clip_groups = []
+    learnt: list[tuple[nn.Parameter, str]] = []
+    extracting: list[tuple[nn.Parameter, str]] = []
     for k, network in enumerate(wiring.tapped):
         if k in wiring.frozen:
             continue
-        own = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        own = [(parameter, network.name) for parameter in network.parameters() if parameter.requires_grad]
         if not own:
             raise UserError(f"{network.name}: it has no parameter to train: add {k} to frozen")
-        clip_groups.append(list(range(len(parameters), len(parameters) + len(own))))
-        parameters += own
-        extractors += [parameter for parameter in own if parameter in wiring.extractors[k]]
-    extractors += [parameter for link in wiring.links for parameter in link.transfer.parameters()]
-    if config.objective.updates_extractors and not extractors:
-        raise UserError("models: nothing that a map comes from is trained: unfreeze it, or choose method logit")
-    judges = [p for link in wiring.links if link.discriminator for p in link.discriminator.parameters()]
+        learnt += own
+        if not config.single_backward:
+            extracting += [(parameter, name) for parameter, name in own if parameter in wiring.extractors[k]]
+    judging: list[tuple[nn.Parameter, str]] = []
+    for link in wiring.links:
+        extracting += [(parameter, f"transfer layer {link.edge}") for parameter in link.transfer.parameters()]
+        if link.discriminator is not None:
+            judging += [(parameter, f"discriminator {link.edge}") for parameter in link.discriminator.parameters()]
     objective = config.objective
-    feature = (
-        Update(extractors, build_optimizer("feature", extractors, config)) if objective.updates_extractors else None
-    )
+    if objective.updates_extractors and not extracting and not config.single_backward:
+        raise UserError("models: nothing that a map comes from is trained: unfreeze it, or choose method logit")
     return AdversarialStep(
         wiring.tapped,
         wiring.edges,
         wiring.frozen,
         wiring.links,
         objective,
-        logit_update=Update(parameters, build_optimizer("logit", parameters, config), clip_groups),
-        feature_update=feature,
-        discriminator_update=Update(judges, build_optimizer("discriminator", judges, config)) if judges else None,
+        logit_update=_update("logit", learnt, config),
+        feature_update=_update("feature", extracting, config) if objective.updates_extractors and extracting else None,
+        discriminator_update=_update("discriminator", judging, config) if judging else None,
+        adversarial_interval=config.adversarial_interval,
+        single_backward=config.single_backward,
         accumulation_steps=config.accumulation_steps,
         clip_grad=config.clip_grad,
+        sync_batchnorm=config.sync_batchnorm,
         autocast=autocast,
     )
+
+
+def _update(kind: str, owned: Sequence[tuple[nn.Parameter, str]], config: DistillConfig) -> Update:
+    parameters = [parameter for parameter, _ in owned]
+    return Update(parameters, build_optimizer(kind, parameters, config), [owner for _, owner in owned])

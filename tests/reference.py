@@ -248,6 +248,8 @@ class Settings:
     discriminator_decay: float = 0.1
     decoupled: bool = False
     clip: float | None = None
+    interval: int = 1
+    single: bool = False
 
 
 Key = tuple[str, int, str]
@@ -267,6 +269,7 @@ class Reference:
     settings: Settings
     frozen: Sequence[int] = ()
     state: dict[tuple[str, Key], Weights] = field(default_factory=dict)
+    number: int = 0
 
     @property
     def learners(self) -> list[int]:
@@ -342,11 +345,11 @@ class Reference:
                 )
         return out
 
-    def step(self, images: Tensor, labels: Tensor, parts: Sequence[int] = ()) -> None:
-        """One update by a batch, in parts of the given sizes where any are given."""
+    def step(self, images: Tensor, labels: Tensor, parts: int = 1) -> None:
+        """One update by a batch, in parts; each holds every `parts`-th image."""
         total: Gradients = {"logit": {}, "feature": {}, "discriminator": {}}
-        sizes = list(parts) or [len(images)]
-        for part, part_labels in zip(images.split(sizes), labels.split(sizes), strict=True):
+        for begin in range(parts):
+            part, part_labels = images[begin::parts], labels[begin::parts]
             for kind, gradients in self.gradients(part, part_labels).items():
                 for key, gradient in gradients.items():
                     total[kind][key] = total[kind].get(key, 0) + gradient * len(part) / len(images)
@@ -357,6 +360,12 @@ class Reference:
     def update(self, gradients: Gradients) -> None:
         """First the optimiser of the logit loss, then those of the features and discriminators."""
         s = self.settings
+        if self.number % s.interval:
+            gradients = {**gradients, "feature": {}, "discriminator": {}}
+        self.number += 1
+        if s.single:
+            for key in [key for key in gradients["feature"] if key[0] == "network"]:
+                gradients["logit"][key] = gradients["logit"][key] + gradients["feature"].pop(key)
         if s.clip is not None:
             for k in self.learners:
                 own = [key for key in gradients["logit"] if key[1] == k]

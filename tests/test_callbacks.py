@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from feature_gan_kd import UserError
 from feature_gan_kd.callbacks import JsonLines, ProgressLine, read_records
 
 RECORD: dict[str, Any] = {
@@ -86,3 +90,25 @@ def test_records_are_lines_and_a_resumed_run_drops_what_is_done_again(tmp_path: 
     lines = path.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5, 6]
     assert json.loads(lines[0])["metrics"]["real/1->0"] == 0.9
+
+
+def test_a_line_that_finds_no_room_is_not_begun(tmp_path: Path) -> None:
+    """The lines before stay whole, and more can follow when there is room."""
+    path = tmp_path / "metrics.jsonl"
+    file = JsonLines(path)
+    file.on_metrics(RECORD)
+    whole = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 50, hard))
+    try:
+        with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written \(File too large\): make room"):
+            file.on_metrics(RECORD)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+        with pytest.raises(UserError, match="lines before are unharmed"):
+            JsonLines(path).on_start(5, 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+    file.on_metrics(RECORD)
+    assert path.read_bytes() == whole + whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_a_planted_pickle_is_not_run(folder: Path) -> None:
     # with a hash that agrees, too
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["network-0.safetensors"] = checkpoint._hash(folder / "network-0.safetensors")
+    del manifest["digest"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is no safetensors file"):
         checkpoint.load(folder, SIGNATURE)
@@ -80,7 +82,7 @@ def damage(folder: Path, kind: str) -> None:
     elif kind == "newer":
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 2}))
     elif kind == "outside":
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {"../x": "0"}}))
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {"../x": "0"}, "digest": None}))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,38 @@ def test_prune_keeps_the_newest(folder: Path) -> None:
     checkpoint.prune(folder.parent, 2)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["step-10", "step-100"]
     assert checkpoint.newest(folder.parent)[0].name == "step-100"
+
+
+def test_prune_spares_one(folder: Path) -> None:
+    for step in (9, 10, 100):
+        shutil.copytree(folder, folder.parent / f"step-{step}")
+    checkpoint.prune(folder.parent, 1, spare=9)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["step-100", "step-9"]
+
+
+def test_everything_is_on_the_disk_before_the_name_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def flush(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def move(path: Path, target: Path) -> Path:
+        events.append(f"{path.name} to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "rename", move)
+    checkpoint.save(Checkpoint({"network-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
+    assert set(events[:-2]) == {"manifest.json", "network-0.safetensors", "state.json", ".step-9.writing"}
+    assert events[-2:] == [".step-9.writing to step-9", folder.parent.name]
+
+
+def test_a_setting_that_the_writer_did_not_know_has_its_default(folder: Path) -> None:
+    checkpoint.check_signature(folder, {**SIGNATURE, "config": {"lr": 0.1, "mixup": 0.0}})
+    with pytest.raises(checkpoint.MismatchError, match=r"config mixup 0.0, this run has 0.5"):
+        checkpoint.check_signature(folder, {**SIGNATURE, "config": {"lr": 0.1, "mixup": 0.5}})
 
 
 def test_optimiser_state_goes_on_where_it_was() -> None:

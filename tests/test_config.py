@@ -134,6 +134,11 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "log_every": ([1], [0], "at least 1"),
     "checkpoint_every": ([1], [0], "at least 1"),
     "keep_last": ([1], [0], "at least 1"),
+    "mixup": ([0, 0.2], [-1], "at least 0"),
+    "cutmix": ([0, 1.0], [-1], "at least 0"),
+    "max_skipped": ([1], [0], "at least 1"),
+    "evaluate_every": ([1, 5], [0], "at least 1"),
+    "adversarial_interval": ([1, 4], [0], "at least 1"),
 }
 
 
@@ -222,6 +227,10 @@ def test_no_more_parts_than_images() -> None:
     assert message.startswith("accumulation_steps: 5 parts of a batch of 4 images")
 
 
+def test_batch_norm_over_processes_is_not_compiled() -> None:
+    assert refused(sync_batchnorm=True, compile=True).startswith("sync_batchnorm: does not go together with compile")
+
+
 def test_a_long_or_broken_value_is_still_one_short_line() -> None:
     class Lines:
         def __repr__(self) -> str:
@@ -286,7 +295,8 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 
 def test_defining_leaves_out_what_does_not_change_the_weights() -> None:
-    runtime = {"workers": 3, "log_every": 7, "checkpoint_every": 9, "keep_last": 5}
+    runtime = {"workers": 3, "log_every": 7, "checkpoint_every": 9, "keep_last": 5, "check_processes": True}
+    runtime |= {"max_skipped": 3, "skip_bad_images": True}
     assert DistillConfig().replace(**runtime).defining() == DistillConfig().defining()
     changed: dict[str, Any] = {"lr": 0.3, "seed": 1, "method": "logit", "batch_size": 64, "accumulation_steps": 2}
     for name, value in changed.items():

@@ -53,7 +53,7 @@ def test_every_image_counts_once_whatever_the_batches(sizes: list[int]) -> None:
     for k, one in enumerate(logits):
         assert result.accuracy[k] == pytest.approx(100 * (one.argmax(1) == labels).double().mean().item())
         assert result.loss[k] == pytest.approx(F.cross_entropy(one.double(), labels).item(), rel=1e-6)
-        assert pair[k].seen == sizes
+        assert pair[k].seen == [size for size in sizes if size]  # networks in general fail on an empty batch
     together = (logits[0] + logits[1]).argmax(1)
     assert result.ensemble == pytest.approx(100 * (together == labels).double().mean().item())
     assert result.images == 23

@@ -208,7 +208,9 @@ def test_a_last_map_that_no_module_gives() -> None:
 
 
 def test_a_last_map_that_would_cost_the_networks_own_forward() -> None:
-    with pytest.raises(UserError, match=r"^it: the map of forward_features can only be had by changing its logits: name a"):
+    with pytest.raises(
+        UserError, match=r"^it: the map of forward_features can only be had by changing its logits: name a"
+    ):
         find_taps(Functional(scale=2.0), torch.randn(2, 3, 8, 8), "it")
 
 

@@ -2,94 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from feature_gan_kd import OnlineAdversarialDistiller, UserError
+from feature_gan_kd import UserError, files
 from feature_gan_kd.checkpoint import newest
 from feature_gan_kd.loop import seed_step
-
-
-class DropoutNetwork(nn.Module):
-    """Batch normalisation and dropout: state in buffers, and randomness in the step."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU())
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(width, 10))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, 10)."""
-        logits: Tensor = self.head(self.features(x).mean((2, 3)))
-        return logits
-
-
-SETTINGS: dict[str, Any] = {
-    "image_size": 8,
-    "max_train_samples": 130,
-    "max_eval_samples": 60,
-    "batch_size": 32,
-    "epochs": 3,
-    "checkpoint_every": 1,
-    "keep_last": 100,
-    "log_every": 2,
-    "lr": 0.05,
-    "adversarial_lr": 1e-3,
-}
-
-
-def build(**changes: Any) -> OnlineAdversarialDistiller:
-    torch.manual_seed(3)
-    return OnlineAdversarialDistiller([DropoutNetwork(4), DropoutNetwork(6)], **{**SETTINGS, **changes})
+from tests.runs import AtStep, assert_same_run, at_forward, build, published, records, steps_of
 
 
 class PowerCutError(Exception):
     """Stands for the power going off."""
 
 
-class StopAt:
-    """Stops the run right after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, step: int) -> None:
-        """Raises at the step."""
-        if step == self.step:
-            raise PowerCutError
-
-    def on_start(self, step: int, total: int) -> None:
-        """Nothing."""
-
-    def on_metrics(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_epoch(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_end(self) -> None:
-        """Nothing."""
-
-
-def final_state(folder: Path) -> dict[str, Tensor]:
-    last = newest(folder / "checkpoints")[0]
-    return {
-        f"{path.name}/{key}": value
-        for path in sorted(last.glob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "seconds_left", "images_per_second")
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+def cut() -> None:
+    raise PowerCutError
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +36,71 @@ def test_resume_gives_the_very_same_weights(undisturbed: Path, tmp_path: Path, s
     folder = tmp_path / "run"
     for step in stops:
         with pytest.raises(PowerCutError):
-            build().fit(output_dir=folder, resume=True, callbacks=[StopAt(step)])
+            build().fit(output_dir=folder, resume=True, callbacks=[AtStep(step, cut)])
     build().fit(output_dir=folder, resume=True)
-    expected, resumed = final_state(undisturbed), final_state(folder)
-    assert expected.keys() == resumed.keys()
-    assert [key for key in expected if not torch.equal(expected[key], resumed[key])] == []
-    assert records(folder) == records(undisturbed)
-    for path in (undisturbed / "networks").rglob("model.safetensors"):
-        assert path.read_bytes() == (folder / path.relative_to(undisturbed)).read_bytes()
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.0, "cutmix": 0.0}, {"cutmix": 0.0}, {"accumulation_steps": 3}])
+def test_resume_with_other_settings_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, and of an accumulation where there is one."""
+    settings = {**settings, "epochs": 2, "checkpoint_every": 3}
+    build(**settings).fit(output_dir=tmp_path / "undisturbed")
+    distiller = build(**settings)
+    at_forward(distiller.models[1], 7 * settings.get("accumulation_steps", 1) - 1, cut, training=True)
+    with pytest.raises(PowerCutError):
+        distiller.fit(output_dir=tmp_path / "run")
+    build(**settings).fit(output_dir=tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_mixing_is_a_function_of_the_step(undisturbed: Path, tmp_path: Path) -> None:
+    """Not of what was drawn before, and it does change what is learnt."""
+    build(mixup=0.0, cutmix=0.0).fit(output_dir=tmp_path / "unmixed")
+    mixed, unmixed = records(undisturbed), records(tmp_path / "unmixed")
+    assert mixed[0]["metrics"]["cross_entropy/0"] != unmixed[0]["metrics"]["cross_entropy/0"]
+
+
+@pytest.mark.parametrize("event", ["replace the folder", "publish", "record"])
+def test_a_power_cut_at_the_end_of_an_epoch(
+    event: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the epoch's records, its checkpoint and the best networks, and while a folder is replaced."""
+    folder, distiller = tmp_path / "run", build()
+    with monkeypatch.context() as patch:
+        if event == "publish":
+            patch.setattr(distiller, "publish", lambda *args: cut())
+        elif event == "record":
+            patch.setattr(distiller, "evaluate_source", lambda *args: cut())
+        else:
+            real, replaced = files.take_place, []
+
+            def cut_inside(temporary: Path, target: Path) -> None:
+                if target.exists():
+                    target.rename(target.with_name(f".{target.name}.old"))
+                    replaced.append(target)
+                    cut()
+                real(temporary, target)
+
+            patch.setattr("feature_gan_kd.export.folder.take_place", cut_inside)
+        with pytest.raises(PowerCutError):
+            distiller.fit(output_dir=folder)
+    build().fit(output_dir=folder, resume=True)
+    assert_same_run(folder, undisturbed)
+
+
+def test_what_is_published_needs_no_recomputing(undisturbed: Path, tmp_path: Path) -> None:
+    """A run killed between its last checkpoint and the networks has them after `resume`; the rest is not touched."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    best = records(folder)[-1]["epoch"]
+    assert any(record["epoch"] != best for record in records(folder))
+    shutil.rmtree(folder / "networks" / "0-RandomNetwork")
+    untouched = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "0-RandomNetwork" not in str(path)}
+    build().fit(output_dir=folder, resume=True)
+    assert published(folder) == published(undisturbed)
+    changed = {path.name for path, time in untouched.items() if path.stat().st_mtime_ns != time}
+    assert changed <= {"run", "networks", "metrics.jsonl"}
 
 
 def test_steps_and_records(undisturbed: Path) -> None:
@@ -136,7 +125,7 @@ def test_best_is_kept_beside_last(tmp_path: Path) -> None:
         assert best["accuracy"] == max(accuracies)
         assert best["epoch"] == accuracies.index(max(accuracies)) + 1
     folders = sorted(path.name for path in (tmp_path / "run" / "networks").iterdir())
-    names = ["0-DropoutNetwork", "0-DropoutNetwork-best", "1-DropoutNetwork", "1-DropoutNetwork-best"]
+    names = ["0-RandomNetwork", "0-RandomNetwork-best", "1-RandomNetwork", "1-RandomNetwork-best"]
     assert folders == names
     distiller.load_best(tmp_path / "run")
     result = distiller.evaluate()
@@ -147,13 +136,12 @@ def test_best_is_kept_beside_last(tmp_path: Path) -> None:
 def test_a_broken_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(PowerCutError):
-        build().fit(output_dir=folder, callbacks=[StopAt(5)])
+        build().fit(output_dir=folder, callbacks=[AtStep(5, cut)])
     newest_one = newest(folder / "checkpoints")[0]
     (newest_one / "network-0.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="trying step-3"):
         build().fit(output_dir=folder, resume=True)
-    expected, resumed = final_state(undisturbed), final_state(folder)
-    assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
+    assert_same_run(folder, undisturbed)
 
 
 def test_resume_with_other_settings_touches_nothing(undisturbed: Path) -> None:
@@ -166,6 +154,33 @@ def test_resume_with_other_settings_touches_nothing(undisturbed: Path) -> None:
     assert before == {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("mode", [{"adversarial_interval": 3}, {"single_backward": True}])
+def test_a_stop_in_a_cheaper_mode(mode: dict[str, Any], tmp_path: Path) -> None:
+    """Which updates compare maps goes on where it was, and so do the means of those that do not."""
+    build(**mode).fit(output_dir=tmp_path / "whole")
+    with pytest.raises(PowerCutError):
+        build(**mode).fit(output_dir=tmp_path / "run", callbacks=[AtStep(8, cut)])
+    build(**mode).fit(output_dir=tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop", [3, 10, 15, 20])
+def test_evaluations_can_be_rare(stop: int, tmp_path: Path) -> None:
+    """Every second epoch and the last: no other is in the history, and a stop anywhere changes nothing."""
+    settings = {"evaluate_every": 2, "epochs": 5}
+    history = build(**settings).fit(output_dir=tmp_path / "whole")
+    assert [record["epoch"] for record in history.epochs] == [2, 4, 5]
+    assert [record["step"] for record in history.epochs] == [10, 20, 25]
+    assert {best["epoch"] for best in history.best} <= {2, 4, 5}
+    assert steps_of(tmp_path / "whole") == list(range(1, 26))
+    lines = [line["step"] for line in records(tmp_path / "whole") if line["event"] == "step"]
+    assert lines == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25]
+    with pytest.raises(PowerCutError):
+        build(**settings).fit(output_dir=tmp_path / "run", callbacks=[AtStep(stop, cut)])
+    build(**settings).fit(output_dir=tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_accumulation_keeps_the_step_count(tmp_path: Path) -> None:
     history = build(accumulation_steps=3, epochs=1).fit(output_dir=tmp_path / "run")
     assert history.last["step"] == 5
@@ -174,8 +189,16 @@ def test_accumulation_keeps_the_step_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("every", "steps"), [(None, [5, 10]), (5, [5, 10]), (2, [2, 4, 5, 6, 8, 10])])
 def test_every_epoch_ends_with_a_checkpoint(every: int | None, steps: list[int], tmp_path: Path) -> None:
     build(checkpoint_every=every, epochs=2).fit(output_dir=tmp_path / "run")
-    found = newest(tmp_path / "run" / "checkpoints")
-    assert [int(path.name.removeprefix("step-")) for path in reversed(found)] == steps
+    assert steps_of(tmp_path / "run") == steps
+
+
+def test_the_checkpoint_of_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    """That of the best ensemble, the first of equals, beside the newest."""
+    history = build(epochs=6, lr=0.5, keep_last=1).fit(output_dir=tmp_path / "run")
+    ensembles = [record["ensemble"] for record in history.epochs]
+    best = 5 * (ensembles.index(max(ensembles)) + 1)
+    assert best < 30, "the last epoch is the best: choose another learning rate"
+    assert steps_of(tmp_path / "run") == [best, 30]
 
 
 def test_seed_step_decides_dropout_alone() -> None:

@@ -151,16 +151,17 @@ def test_each_optimiser_has_its_own_parameters() -> None:
         assert len(set(held)) == len(held)
 
 
-def test_a_frozen_network_is_in_no_optimiser_and_no_clip_group() -> None:
+def test_a_frozen_network_is_in_no_optimiser_and_owns_nothing() -> None:
     modules: list[nn.Module] = [Tiny(4), Tiny(6), Tiny(8)]
     edges = (Edge(0, 1), Edge(1, 2), Edge(2, 1))
     step = build_step(wired(modules, edges=edges, frozen=(0,)), DistillConfig(clip_grad=1), context)
     frozen = {id(p) for p in modules[0].parameters()}
     for update in step.updates.values():
         assert not frozen & {id(p) for p in update.parameters}
-    groups = step.logit_update.clip_groups
-    clipped = [{id(step.logit_update.parameters[i]) for i in group} for group in groups]
-    assert clipped == [{id(p) for p in module.parameters()} for module in modules[1:]]
+    owned: dict[str, set[int]] = {}
+    for parameter, owner in zip(step.logit_update.parameters, step.logit_update.owners, strict=True):
+        owned.setdefault(owner, set()).add(id(parameter))
+    assert owned == {f"network {k} (Tiny)": {id(p) for p in modules[k].parameters()} for k in (1, 2)}
 
 
 def test_a_learner_without_a_trainable_parameter() -> None:

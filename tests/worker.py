@@ -1,73 +1,159 @@
-"""One process of a launched training: whole updates on fixed batches, then every tensor into a file."""
+"""Whole trainings through `fit`, as one process or as one of several: `python -m tests.worker FOLDER CASE...`.
+
+`DIE=1:8` in the environment kills process 1 in its eighth update. A run that is there is resumed.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from accelerate import Accelerator
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from feature_gan_kd import OnlineAdversarialDistiller
+from feature_gan_kd import OnlineAdversarialDistiller, UserError
+from feature_gan_kd.processes import process_index
+from tests import norm_worker
 
 
-class GroupNormNetwork(nn.Module):
-    """A small network whose statistics do not depend on the batch."""
+class SmallNetwork(nn.Module):
+    """Convolution, normalisation, convolution, mean and a linear layer, of any type whatever that of the images.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: channels.
+        norm: of `width` channels.
+        dtype: of its parameters; float64 tells a mistake from rounding.
+    """
+
+    def __init__(self, width: int, norm: nn.Module, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), nn.GroupNorm(2, width), nn.GELU(), nn.Conv2d(width, width, 3, stride=2)
+            nn.Conv2d(3, width, 3, padding=1, bias=False), norm, nn.GELU(), nn.Conv2d(width, width, 3, stride=2)
         )
-        self.head = nn.Linear(width, 5)
+        self.head = nn.Linear(width, 10)
+        self.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, 5)."""
-        logits: Tensor = self.head(self.features(x).mean((2, 3)))
+        """Logits (batch, 10)."""
+        logits: Tensor = self.head(self.features(x.to(self.head.weight.dtype)).mean((2, 3)))
         return logits
 
 
-def build(**settings: object) -> OnlineAdversarialDistiller:
-    """Three networks in a cycle, in float64, two of one width and one of another."""
-    torch.manual_seed(0)
-    networks = [GroupNormNetwork(width).double() for width in (4, 6, 4)]
-    return OnlineAdversarialDistiller(networks, image_size=8, lr=0.05, adversarial_lr=1e-3, **settings)  # type: ignore[arg-type]
+def plain(*widths: int) -> list[nn.Module]:
+    """Networks without batch statistics."""
+    return [SmallNetwork(width, nn.GroupNorm(2, width)) for width in widths]
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
-    """Global batches; the last is uneven."""
-    generator = torch.Generator().manual_seed(1)
+def normalised(dtype: torch.dtype = torch.float64) -> list[nn.Module]:
+    """Networks with batch statistics."""
     return [
-        (torch.randn(n, 3, 8, 8, dtype=torch.float64, generator=generator), torch.arange(n) % 5) for n in (12, 12, 7)
+        SmallNetwork(4, nn.BatchNorm2d(4, momentum=None), dtype),
+        SmallNetwork(6, BatchNormAct2d(6), dtype),
+        SmallNetwork(4, nn.BatchNorm2d(4, affine=False), dtype),
     ]
 
 
-def tensors_of(distiller: OnlineAdversarialDistiller) -> dict[str, Tensor]:
-    """Every parameter and buffer of networks, transfers and discriminators."""
-    modules = {f"network{k}": module for k, module in enumerate(distiller.models)}
-    modules |= {f"link{i}": link for i, link in enumerate(distiller.links)}
-    return {
-        f"{name}.{key}": value.clone(memory_format=torch.contiguous_format)
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+def images(count: int) -> TensorDataset:
+    """Normalised random images with labels."""
+    generator = torch.Generator().manual_seed(5)
+    return TensorDataset(torch.randn(count, 3, 8, 8, generator=generator), torch.arange(count) % 10)
 
 
-def train(distiller: OnlineAdversarialDistiller) -> dict[str, Tensor]:
-    """Trains on this process's share of every batch."""
-    rank, world = distiller.accelerator.process_index, distiller.accelerator.num_processes
-    for images, labels in batches():
-        share = slice(len(images) * rank // world, len(images) * (rank + 1) // world)
-        distiller.training_step(images[share], labels[share])
-    return tensors_of(distiller)
+# 38 images in batches of 12: the last batch has 2, so that one of three processes has none.
+SETTINGS: dict[str, Any] = {
+    "image_size": 8,
+    "max_train_samples": 38,
+    "max_eval_samples": 50,
+    "batch_size": 12,
+    "epochs": 2,
+    "log_every": 1,
+    "checkpoint_every": 3,
+    "lr": 0.05,
+    "adversarial_lr": 1e-3,
+    "discriminator_lr": 1e-3,
+    "check_processes": True,
+}
+CASES: dict[str, Mapping[str, Any]] = {
+    "pair": {},
+    "cycle of 3": {"models": lambda: plain(4, 6, 4)},
+    "frozen source": {"models": lambda: plain(4, 6, 4), "frozen": [2]},
+    "complete, two layers": {"feature_layers": ["features.0", "features.3"], "topology": "complete"},
+    "parts": {"accumulation_steps": 2},
+    "more parts than a process has images": {"accumulation_steps": 5, "batch_size": 9},
+    "clipped": {"clip_grad": 0.5},
+    "l1 and l2": {"method": "l1", "l2_weight": 0.5},
+    "logit": {"method": "logit"},
+    "zero-gradient": {"method": "zero-gradient"},
+    "group norm in discriminators": {"discriminator_norm": "group"},
+    "no norm in discriminators": {"discriminator_norm": "none"},
+    "batch norm": {"models": normalised, "sync_batchnorm": True},
+    "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "accumulation_steps": 2},
+    "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
+    "data set of torch": {"data": lambda: (images(38), images(50)), "max_train_samples": None},
+    "loader": {
+        "data": lambda: (DataLoader(images(38), 12, shuffle=True), DataLoader(images(50), 12)),
+        "max_train_samples": None,
+        "max_eval_samples": None,
+    },
+}
+
+
+def build(models: Sequence[nn.Module], **settings: Any) -> OnlineAdversarialDistiller:
+    """A distiller with the settings of all cases."""
+    return OnlineAdversarialDistiller(models, **{**SETTINGS, **settings})
+
+
+def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], object] = lambda network: None) -> None:
+    """Trains one case into a folder; `act` is called with network 0 in its forward pass of that number (from 1)."""
+    torch.manual_seed(0)
+    changes = dict(CASES[case])
+    models = changes.pop("models", lambda: plain(4, 6))
+    data = changes.pop("data", lambda: (None, None))
+    distiller = build(models(), **changes)
+    numbers = itertools.count(1)
+    distiller.models[0].register_forward_pre_hook(
+        lambda network, _: act(network) and None if network.training and next(numbers) == number else None
+    )
+    distiller.fit(*data(), output_dir=folder, resume=folder.exists())
+
+
+def spoil(network: nn.Module) -> None:
+    """Changes one weight, by the least there is."""
+    bias = list(network.parameters())[-1].detach()
+    bias[5] = torch.nextafter(bias[5], bias[5] + 1)
+
+
+def run_spoiled(folder: Path) -> None:
+    """Trains a pair of which the second process has another weight, and writes down what ends that."""
+    index = process_index()
+    try:
+        run("pair", folder / "run", 3, spoil if index == 1 else lambda network: None)
+    except UserError as error:
+        (folder / f"{index}.txt").write_text(str(error))
 
 
 def main() -> None:
-    """Arguments: a folder, and the accumulation steps."""
-    folder, accumulation = Path(sys.argv[1]), int(sys.argv[2])
-    distiller = build(accumulation_steps=accumulation)
-    save_file(train(distiller), folder / f"{distiller.accelerator.process_index}.safetensors")
+    """Trains the named cases, each into a folder of its name; `norms` and `spoiled` are explained in their tests."""
+    parent, *cases = sys.argv[1:]
+    Accelerator()
+    rank, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
+    for case in cases:
+        folder = Path(parent) / case
+        if case == "norms":
+            norm_worker.save(folder)
+        elif case == "spoiled":
+            run_spoiled(folder)
+        else:
+            dies = rank == process_index()
+            run(case, folder, number * dies, lambda network: os.kill(os.getpid(), signal.SIGKILL))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Data sets of any origin as normalised batches: order and augmentation depend on (seed, epoch, image) alone."""
 
 from feature_gan_kd.data.batches import ImageSource as ImageSource
+from feature_gan_kd.data.mixing import Mixing as Mixing
 from feature_gan_kd.data.opening import Data as Data
 from feature_gan_kd.data.opening import count_classes as count_classes
 from feature_gan_kd.data.opening import open_data as open_data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from feature_gan_kd.errors import UserError
 # Usual names of label columns where the type does not tell, the likeliest first.
 _LABEL_NAMES = ("label", "labels", "target", "targets", "class", "classes", "category", "y")
 _LABEL_PARTS = ("label", "target", "class")
+# Plain numbers are class indices; a larger one is an identifier, for which no network could have the logits.
+MOST_CLASSES = 1_000_000
 
 
 def image_column(features: Mapping[str, Any], named: str | None, split: str) -> str:
@@ -47,16 +50,18 @@ def label_column(features: Mapping[str, Any], named: str | None, image: str, spl
             raise UserError(
                 f"label_column: split {split!r} has no column {named!r}; its columns are {_listed(features)}"
             )
+        if named == image:
+            raise UserError(f"label_column: column {named!r} of split {split!r} holds the images: name another")
         return named, []
     found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     if not found:
-        plain = [n for n, f in features.items() if n != image and _is_value(f, ("int", "uint", "string"))]
+        plain = [n for n, f in features.items() if n != image and _is_value(f, ("int", "uint", "bool", "string"))]
         exact = [n for likely in _LABEL_NAMES for n in plain if n.lower() == likely]
         found = exact or [n for n in plain if any(part in n.lower() for part in _LABEL_PARTS)]
     if not found:
         raise UserError(
-            f"label_column: split {split!r} has no column that looks like labels; its columns are "
-            f"{_listed(features)}: name one"
+            f"label_column: split {split!r} has no column of whole numbers or texts that looks like labels; its "
+            f"columns are {_listed(features)}: name one, or change its type"
         )
     return found[0], found[1:]
 
@@ -65,9 +70,8 @@ def class_names_of(feature: Any, values: Sequence[Any]) -> list[str] | None:
     """The names of the classes: of a `ClassLabel`, or the sorted different texts; None for plain numbers."""
     if type(feature).__name__ == "ClassLabel":
         return list(feature.names)
-    if all(value is None or isinstance(value, str) for value in values):
-        return sorted({value for value in values if value is not None})
-    return None
+    texts = [value for value in values if value is not None]
+    return sorted(set(texts)) if texts and all(isinstance(value, str) for value in texts) else None
 
 
 def encoded(values: Sequence[Any], column: str, split: str, names: list[str] | None, classes: int | None) -> Tensor:
@@ -78,23 +82,24 @@ def encoded(values: Sequence[Any], column: str, split: str, names: list[str] | N
         column: for errors.
         split: for errors.
         names: class names, where there are any.
-        classes: number of classes; None admits every index from 0.
+        classes: number of classes; None admits every index below `MOST_CLASSES`.
 
     Raises:
         UserError: for a label that is missing, not a whole number, negative or outside the classes; the first
             such row is named.
     """
     index_of = {name: index for index, name in enumerate(names or [])}
-    limit = len(names) if names is not None else classes
-    expected = f"0 to {limit - 1}" if limit is not None else "a whole number from 0"
+    limit = len(names) if names is not None else classes or MOST_CLASSES
     indices = []
     for row, value in enumerate(values):
         index = index_of.get(value, value) if isinstance(value, str) else value
-        if not isinstance(index, int) or index < 0 or (limit is not None and index >= limit):
-            shown = "no label" if value is None else f"the label {value!r}"
-            wanted = f"one of the {len(index_of)} classes" if isinstance(value, str) else expected
+        if not isinstance(index, int) or not 0 <= index < limit:
+            shown = "no label" if value is None else f"the label {reprlib.repr(value)}"
+            wanted = f"0 to {limit - 1}" if isinstance(value, int) else f"a whole number from 0 to {limit - 1}"
+            wanted = wanted if names is None or isinstance(value, int) else f"one of the {limit} classes"
+            remedy = "cast the column to int64" if isinstance(value, float) else "mend the label or remove the row"
             raise UserError(
-                f"labels: image {row} of split {split!r} has {shown} in column {column!r}, expected {wanted}"
+                f"labels: image {row} of split {split!r} has {shown} in column {column!r}, expected {wanted}: {remedy}"
             )
         indices.append(int(index))
     return torch.tensor(indices, dtype=torch.int64)

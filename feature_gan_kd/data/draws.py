@@ -20,7 +20,7 @@ _FIRST = -4658895280553007687
 _SECOND = -7723592293110705685
 
 # Streams of one seed, so that the order of the images says nothing about their crops.
-ORDER, CROP, ITEM = 1, 2, 3
+ORDER, CROP, ITEM, MIX = 1, 2, 3, 4
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
@@ -39,7 +39,7 @@ def hashed(seed: int, epoch: int, stream: int, indices: Tensor) -> Tensor:
     Args:
         seed: of the run.
         epoch: counted from 0.
-        stream: what the numbers are for (`ORDER`, `CROP` or `ITEM`).
+        stream: what the numbers are for (`ORDER`, `CROP`, `ITEM` or `MIX`).
         indices: int64, any shape.
 
     Returns:
@@ -56,9 +56,9 @@ def permutation(length: int, seed: int, epoch: int) -> Tensor:
     return torch.argsort(hashed(seed, epoch, ORDER, torch.arange(length)), stable=True)
 
 
-def item_seeds(seed: int, epoch: int, indices: Tensor) -> list[int]:
+def item_seeds(seed: int, epoch: int, indices: Tensor, stream: int = ITEM) -> list[int]:
     """A seed in [0, 2^32) for each of the `indices`, as numpy's generator takes it."""
-    return _shift_right(hashed(seed, epoch, ITEM, indices), 32).tolist()
+    return _shift_right(hashed(seed, epoch, stream, indices), 32).tolist()
 
 
 @contextlib.contextmanager

@@ -12,13 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.errors import UserError, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Images that a thread decodes at once: handing over each small image costs as much as decoding it.
 _TASK = 100
+REMEDY = "mend or remove it, or pass over such images with --skip-bad-images"
+
+
+class ImageError(UserError):
+    """One image that is missing or cannot be decoded: what `skip_bad_images` passes over."""
+
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -64,20 +70,41 @@ def decode(value: Any, channels: int, where: str) -> Image:
         where: names the image in an error.
 
     Raises:
-        UserError: where the image is missing or cannot be decoded.
+        ImageError: where the image is missing or cannot be decoded.
     """
     from datasets import Image as ImageFeature
 
-    if value is None:
-        raise UserError(f"images: {where} is missing: remove the row")
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        raise ImageError(f"images: {where} is missing: {REMEDY}")
+    if value["path"] is not None:
+        where = f"{where} ({value['path']})"
+    if value["bytes"] == b"":
+        raise ImageError(f"images: {where} is empty (0 bytes): {REMEDY}")
     try:
         return with_channels(ImageFeature().decode_example(value), channels)
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"images: {where} cannot be decoded ({reason}): mend or remove it") from error
+        raise undecodable(where, error) from error
 
 
-def decode_all(values: Iterable[list[Any]], names: Sequence[str], size: int, channels: int) -> tuple[Tensor, int]:
+def undecodable(where: str, error: Exception) -> ImageError:
+    """What is said of the image `where` that PIL cannot read."""
+    return ImageError(f"images: {where} cannot be decoded ({reason(error)}): {REMEDY}")
+
+
+def passed_over(count: int, instead: str, first: str) -> str:
+    """The note on images that cannot be decoded.
+
+    Args:
+        count: of them.
+        instead: what was done.
+        first: names the first.
+    """
+    return f"images that cannot be decoded: {count}, {instead}; the first is {first}"
+
+
+def decode_all(
+    values: Iterable[list[Any]], names: Sequence[str], size: int, channels: int, *, skip: bool = False
+) -> tuple[Tensor, list[int], int]:
     """Decodes images into one tensor.
 
     Args:
@@ -85,19 +112,28 @@ def decode_all(values: Iterable[list[Any]], names: Sequence[str], size: int, cha
         names: N names for errors.
         size: side in pixels, see `fitted`.
         channels: 1 or 3.
+        skip: leave out images that cannot be decoded.
 
     Returns:
-        The pixels, uint8 `(N, size, size, channels)`, and how many images had another size.
+        The pixels, uint8 `(n, size, size, channels)`, the positions of the N - n images that are left out, and how
+        many images had another size.
 
     Raises:
-        UserError: naming the first image that cannot be decoded.
+        ImageError: naming the first image that cannot be decoded, unless it is to be left out.
     """
     pixels = np.empty((len(names), size, size, channels), dtype=np.uint8)
+    bad: list[int] = []
 
     def fill(begin: int, part: list[Any]) -> int:
         others = 0
         for index, value in enumerate(part, begin):
-            image = decode(value, channels, names[index])
+            try:
+                image = decode(value, channels, names[index])
+            except ImageError:
+                if not skip:
+                    raise
+                bad.append(index)
+                continue
             others += image.size != (size, size)
             pixels[index] = as_pixels(fitted(image, size), channels)
         return others
@@ -109,7 +145,8 @@ def decode_all(values: Iterable[list[Any]], names: Sequence[str], size: int, cha
             places, tasks = [begin + at for at in starts], [part[at : at + _TASK] for at in starts]
             resized += sum(threads.map(fill, places, tasks))
             begin += len(part)
-    return torch.from_numpy(pixels), resized
+    bad.sort()
+    return torch.from_numpy(np.delete(pixels, bad, axis=0) if bad else pixels), bad, resized
 
 
 def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data.batches import CropFlip, ImageSource, MemoryImages, Normalisation
 from feature_gan_kd.data.draws import permutation
-from feature_gan_kd.data.images import decode_all
+from feature_gan_kd.data.images import decode_all, passed_over
+from feature_gan_kd.data.items import TableItems, TorchItems, Views
 from feature_gan_kd.data.loaders import LoaderBatches
 from feature_gan_kd.data.sources import Part, choose_evaluation, choose_parts, is_of_datasets
-from feature_gan_kd.data.streams import StreamedImages, TableItems, TorchItems, Views
+from feature_gan_kd.data.streams import StreamedImages
 from feature_gan_kd.data.table import Classes, Table, read_table
 from feature_gan_kd.errors import UserError
 
@@ -39,6 +40,8 @@ class Data:
         num_classes: number of classes; None where the data do not say.
         mean: per channel, of pixels in [0, 1]: what the images are normalised with.
         std: likewise.
+        skipped_images: images left out of both because they cannot be decoded; of those that are decoded as they are
+            read it is not known beforehand.
         notes: lines that tell the user what was chosen.
         fingerprint: of the training images and labels; of the data set's origin where they are not in memory.
     """
@@ -49,6 +52,7 @@ class Data:
     num_classes: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    skipped_images: int
     notes: list[str]
     fingerprint: str
 
@@ -94,6 +98,8 @@ def open_data(
     _check_channels(in_chans)
     notes: list[str] = []
     train_part, eval_part = choose_parts(train_data, eval_data, config)
+    if eval_data is None and eval_part is not None and eval_part.split == train_part.split:
+        raise UserError(f"eval_split: {eval_part.split!r} is the split that is trained on: name another")
     form = _form(config, image_size, in_chans, flip=train_data is not None)
     train = _labelled(train_part, form, notes, num_classes)
     if eval_part is None:
@@ -103,8 +109,10 @@ def open_data(
         evaluation = _labelled(eval_part, form, notes, num_classes, known)
     train = _limited(train, config.max_train_samples, "max_train_samples")
     evaluation = _limited(evaluation, config.max_eval_samples, "max_eval_samples")
-    _check_training(train)
+    _check_training(train, train.split)
     train_source, eval_source = _source(train, form, notes), _source(evaluation, form, notes)
+    _check_training(train_source, train.split)  # bad images may have been left out
+    skipped = len(train) - len(train_source) + len(evaluation) - len(eval_source)
     own = train_source.statistics() if mean is None or std is None else (mean, std)
     if own == ((0.0,) * in_chans, (1.0,) * in_chans):
         notes.append("the images are floats, taken as normalised already; mean 0 and std 1 are recorded for them")
@@ -117,6 +125,7 @@ def open_data(
         num_classes=train.num_classes,
         mean=normalise.mean,
         std=normalise.std,
+        skipped_images=skipped,
         notes=notes,
         fingerprint=train_source.fingerprint(),
     )
@@ -193,6 +202,8 @@ def _labelled(part: Part, form: _Form, notes: list[str], classes: int | None, tr
     known = train.count if train is not None and train.count is not None else len(names) if names else None
     bound = known if known is not None else classes
     if isinstance(part.data, DataLoader):
+        if form.config.skip_bad_images:
+            raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
         notes.append(f"split {part.split!r}: batches as the DataLoader gives them; batch_size is not used")
         return LoaderBatches(part.data, form.views.channels, names, known, bound, part.split)
     if not hasattr(part.data, "__len__"):
@@ -234,10 +245,10 @@ def _limited(part: Labelled, limit: int | None, option: str) -> Labelled:
     return part.select(torch.arange(limit))
 
 
-def _check_training(train: Labelled) -> None:
+def _check_training(train: Labelled | Source, split: str) -> None:
     if len(train) < 2:
-        raise UserError(f"data: split {train.split!r} has 1 image to train on, at least 2 are needed")
-    if isinstance(train, Table) and len(torch.unique(train.labels)) == 1:
+        raise UserError(f"data: split {split!r} has 1 image to train on, at least 2 are needed")
+    if isinstance(train, Table | MemoryImages) and len(torch.unique(train.labels)) == 1:
         only = int(train.labels[0])
         raise UserError(
             f"labels: all {len(train)} images to train on are of class {only}, at least 2 classes are needed"
@@ -247,22 +258,33 @@ def _check_training(train: Labelled) -> None:
 def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:
     if isinstance(part, LoaderBatches):
         return part
-    views, workers = form.views, form.config.workers
+    views, workers, skip = form.views, form.config.workers, form.config.skip_bad_images
     if isinstance(part, TorchItems):
-        return StreamedImages(part, views, form.augment if part.holds_pictures() else None, workers)
+        return StreamedImages(part, views, form.augment if part.holds_pictures() else None, workers, skip=skip)
     if views.resized_crop or len(part) * views.size**2 * views.channels > MEMORY_LIMIT:
         where = f"in {workers} worker processes" if workers else "in the training process (more with --workers)"
         notes.append(f"split {part.split!r}: decoded as it is read, {where}")
-        return StreamedImages(TableItems(part, views), views, form.augment, workers)
+        return StreamedImages(TableItems(part, views), views, form.augment, workers, skip=skip)
     names = [part.where(row) for row in range(len(part))]
-    pixels, resized = decode_all(part.undecoded(), names, views.size, views.channels)
+    pixels, bad, resized = decode_all(part.undecoded(), names, views.size, views.channels, skip=skip)
     note = f"images resized to {views.size} x {views.size} (largest centred square, bicubic)"
     if resized and note not in notes:
         notes.append(note)
-    return MemoryImages(pixels, part.labels, form.augment)
+    if bad:
+        notes.append(passed_over(len(bad), "left out", names[bad[0]]))
+    if len(bad) == len(part):
+        raise UserError(f"images: not one image of split {part.split!r} can be decoded: check the data")
+    good = torch.ones(len(part), dtype=torch.bool).index_fill(0, torch.tensor(bad, dtype=torch.int64), False)
+    return MemoryImages(pixels, part.labels[good], form.augment)
 
 
 def count_classes(train_data: Any, config: DistillConfig) -> int | None:
-    """The number of classes of the training images, without decoding one; None where the data do not say."""
+    """The number of classes of the training images, without decoding one; None where the data do not say.
+
+    Raises:
+        UserError: as `open_data`.
+    """
     part, _ = choose_parts(train_data, None, config)
-    return _labelled(part, _form(config, SMALL, 3, flip=False), [], None, None).num_classes
+    labelled = _labelled(part, _form(config, SMALL, 3, flip=False), [], None, None)
+    _check_training(labelled, part.split)
+    return labelled.num_classes

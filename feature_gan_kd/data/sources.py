@@ -14,11 +14,12 @@ from typing import Any
 import torch.utils.data
 
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.errors import UserError, reason
 from feature_gan_kd.offline import offline_without_network
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "digits.parquet"
 _EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -123,6 +124,8 @@ def _loaded(name: str) -> Any:
             exists = path.exists()
         except OSError as error:
             raise UserError(f"data: {name} cannot be read ({error.strerror})") from error
+        if path.is_symlink() and not exists:
+            raise UserError(f"data: the link {name} leads nowhere: mend it or name what it led to")
         if not exists:
             return _fetched(name)
         try:
@@ -137,7 +140,7 @@ def _loaded(name: str) -> Any:
             empty = re.match('Instruction "(.+)" corresponds to no data', str(error))
             if empty:
                 raise UserError(f"data: split {empty[1]!r} of {name} is empty") from error
-            raise UserError(f"data: {name} holds no images that can be read ({_reason(error)})") from error
+            raise UserError(f"data: {name} holds no images that can be read ({_origin(error)})") from error
 
 
 def _file(path: Path) -> Any:
@@ -152,7 +155,7 @@ def _fetched(name: str) -> Any:
     """A data set of the hub, or of the hub's local cache."""
     import datasets
 
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or ".." in name or Path(name).suffix in _FILES:
+    if not _HUB_NAME.fullmatch(name) or ".." in name or Path(name).suffix in _FILES:
         raise UserError(f"data: there is no file or folder {name!r}")
     try:
         with offline_without_network():
@@ -165,11 +168,19 @@ def _fetched(name: str) -> Any:
             f"download it first where there is one with: hf download {name} --repo-type dataset --local-dir DIR"
         ) from error
     except Exception as error:
-        raise UserError(f"data: {name!r} could not be read ({_reason(error)})") from error
+        raise UserError(f"data: {name!r} could not be read ({_origin(error)})") from error
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _origin(error: BaseException) -> str:
+    """What the first error of a chain says: `datasets` wraps it in ones that say nothing."""
+    from datasets.table import CastError
+
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, CastError):
+        details = error.details().rstrip(".")
+        return f"its files have different columns: {details}"
+    return reason(error, 300)
 
 
 @contextlib.contextmanager

@@ -2,188 +2,71 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from feature_gan_kd.data.batches import (
-    Batch,
-    CropFlip,
-    Normalisation,
-    batch_bounds,
-    count_steps,
-    share,
-)
-from feature_gan_kd.data.draws import item_seeds, permutation, seeded
-from feature_gan_kd.data.images import as_pixels, decode, fingerprint, fitted, statistics, with_channels
-from feature_gan_kd.data.table import Table
+from feature_gan_kd.data.batches import Batch, CropFlip, Normalisation, batch_bounds, count_steps, share
+from feature_gan_kd.data.draws import item_seeds, permutation
+from feature_gan_kd.data.images import ImageError, fingerprint, passed_over, statistics
+from feature_gan_kd.data.items import Item, Items, Key, Views
 from feature_gan_kd.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 # Images looked at for mean and std where not all are decoded.
 SAMPLE = 500
-# Index of an image and the seed of its augmentation; None in evaluation.
-Key = tuple[int, int | None]
+# An item (None: left out), and the index of the image that was passed over for it, if one was.
+Found = tuple[Item | None, int | None]
+# Images, labels, and the indices of those that were passed over.
+Read = tuple[Tensor, Tensor, list[int]]
 
 
 @dataclass(frozen=True)
-class Views:
-    """A PIL image as pixels of one size, uint8 `(size, size, channels)`.
+class Reader:
+    """Reads items for a batch; where images are to be passed over, it finds what stands in their place.
+
+    In training that is the next good image, in the order of the data, with its own label and the augmentation that
+    was drawn for the bad one: the number of updates and all other images stay what they are, and a resumed run
+    finds the same. In evaluation it is nothing: each image counts once.
 
     Attributes:
-        size: side in pixels.
-        channels: 1 or 3.
-        resized_crop: timm's transforms (random resized crop and flip in training, resize and centre crop in
-            evaluation); else the largest centred square, resized.
+        items: the images.
+        skip: pass over images that cannot be decoded.
     """
 
-    size: int
-    channels: int
-    resized_crop: bool
+    items: Items
+    skip: bool
 
-    def __call__(self, image: Image, *, train: bool) -> Tensor:
-        """An RGB or L image as its pixels; draws from the global generators where `train`."""
-        if self.resized_crop:
-            image = _transforms(self.size, train)(image)
-        return torch.from_numpy(as_pixels(fitted(image, self.size), self.channels))
-
-
-@functools.lru_cache(maxsize=4)
-def _transforms(size: int, train: bool) -> Callable[[Image], Image]:
-    from timm.data import create_transform
-
-    chain = create_transform(size, is_training=train, color_jitter=None, interpolation="bicubic", normalize=False)
-    # The last transform makes a tensor; pixels are normalised on the device.
-    return type(chain)(chain.transforms[:-1])  # type: ignore[no-any-return]
-
-
-class Items(Protocol):
-    """Labelled images by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | UserError:
-        """uint8 `(H, W, C)`, or float `(C, H, W)` that is normalised already, and the label.
-
-        A bad image is returned as its error and not raised: a worker's exception would reach the user with the
-        worker's traceback in its text.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class TableItems:
-    """Images of a `Table`, decoded when they are asked for."""
-
-    table: Table
-    views: Views
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | UserError:
+    def __getitem__(self, key: Key) -> Found:
         index, seed = key
-        try:
-            value = self.table.rows[index][self.table.image]
-            image = decode(value, self.views.channels, self.table.where(index))
-        except UserError as error:
-            return error
-        with seeded(seed or 0):
-            return self.views(image, train=seed is not None), int(self.table.labels[index])
+        item = self.items[key]
+        if not (self.skip and isinstance(item, ImageError)):
+            return item, None
+        if seed is None:
+            return None, index
+        for other in range(index + 1, index + len(self.items)):
+            item = self.items[other % len(self.items), seed]
+            if not isinstance(item, ImageError):
+                return item, index
+        return item, None
 
 
-@dataclass(frozen=True)
-class TorchItems:
-    """Images of a map-style torch `Dataset`: tensors as they are, PIL images through `views`.
-
-    Attributes:
-        data: the data set.
-        views: of PIL images.
-        class_names: where the data set has them.
-        num_classes: where the data set says.
-        bound: labels must be below it; None for no bound.
-        split: for messages.
-        positions: int64 `(N,)`, indices into `data`.
-    """
-
-    data: Any
-    views: Views
-    class_names: list[str] | None
-    num_classes: int | None
-    bound: int | None
-    split: str
-    positions: Tensor
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def select(self, indices: Tensor) -> TorchItems:
-        """The images at `indices`, int64 `(n,)`."""
-        return replace(self, positions=self.positions[indices])
-
-    def holds_pictures(self) -> bool:
-        """Whether the items are PIL images, which this project transforms, and not tensors."""
-        from PIL.Image import Image
-
-        with seeded(0):
-            item = self.data[int(self.positions[0])]
-        return isinstance(item, Sequence) and isinstance(item[0], Image)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | UserError:
-        from PIL.Image import Image
-
-        index, seed = key
-        where = f"image {int(self.positions[index])} of split {self.split!r}"
-        try:
-            with seeded(seed or 0):
-                item = self.data[int(self.positions[index])]
-                if not isinstance(item, Sequence) or len(item) != 2:
-                    raise UserError(f"data: {where} is no pair of an image and a label")
-                image, label = item
-                if isinstance(image, Image):
-                    image = self.views(with_channels(image, self.views.channels), train=seed is not None)
-                else:
-                    image = _as_item(image, self.views.channels, where)
-            return image, _class_index(label, self.bound, where)
-        except UserError as error:
-            return error
-
-
-def _as_item(image: Any, channels: int, where: str) -> Tensor:
-    if not isinstance(image, Tensor) or not (image.dtype == torch.uint8 or image.is_floating_point()):
-        kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise UserError(f"images: {where} is {kind}, expected a PIL image or a uint8 or float tensor")
-    if image.dim() != 3 or image.shape[0] != channels:
-        raise UserError(f"images: {where} has the shape {tuple(image.shape)}, expected ({channels}, height, width)")
-    return image.permute(1, 2, 0) if image.dtype == torch.uint8 else image.float()
-
-
-def _class_index(label: Any, classes: int | None, where: str) -> int:
-    if (isinstance(label, Tensor) and label.dim() == 0) or type(label).__module__ == "numpy":
-        label = label.item()
-    if not isinstance(label, int) or label < 0 or (classes is not None and label >= classes):
-        expected = "a whole number from 0" if classes is None else f"0 to {classes - 1}"
-        raise UserError(f"labels: {where} has the label {label!r}, expected {expected}")
-    return label
-
-
-def _collate(items: list[tuple[Tensor, int] | UserError]) -> Batch | UserError:
-    for item in items:
+def _collate(found: list[Found]) -> Read | UserError:
+    for item, _ in found:
         if isinstance(item, UserError):
             return item
-    pairs = [item for item in items if not isinstance(item, UserError)]
+    pairs = [item for item, _ in found if isinstance(item, tuple)]
     shapes = {tuple(image.shape) for image, _ in pairs}
     if len(shapes) > 1:
         return UserError(f"images: tensors of different shapes, {sorted(shapes)[:2]}: resize them to one")
     images = torch.stack([image for image, _ in pairs]) if pairs else torch.empty(0)
-    return images, torch.tensor([label for _, label in pairs], dtype=torch.int64)
+    labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
+    return images, labels, [bad for _, bad in found if bad is not None]
 
 
 class StreamedImages:
@@ -194,14 +77,19 @@ class StreamedImages:
         views: their size and channels.
         augment: on whole batches of uint8 pixels, in training; None for none.
         workers: processes.
+        skip: pass over images that cannot be decoded, see `Reader`; the first whole pass says on stderr how many.
     """
 
-    def __init__(self, items: Items, views: Views, augment: CropFlip | None, workers: int) -> None:
+    def __init__(
+        self, items: Items, views: Views, augment: CropFlip | None, workers: int, *, skip: bool = False
+    ) -> None:
         self.items = items
+        self.reader = Reader(items, skip)
         self.views = views
         self.augment = augment
         self.workers = workers
         self.normalise = Normalisation.identity(views.channels)
+        self._told = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -232,7 +120,13 @@ class StreamedImages:
 
     def _sample(self, count: int) -> Batch:
         indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
-        return _checked(_collate([self.items[index, None] for index in indices]))
+        images, labels, _ = _checked(_collate([self.reader[index, None] for index in indices]))
+        if not len(images):
+            raise UserError(
+                f"images: none of the {len(indices)} images of split {self.items.split!r} that were looked at can be "
+                "decoded: check the data"
+            )
+        return images, labels
 
     def batches(
         self,
@@ -253,18 +147,26 @@ class StreamedImages:
         spans = [range(begin, end)[share(end - begin, rank, world)] for begin, end in bounds]
         places = order.tolist()
         loader: DataLoader[Any] = DataLoader(
-            self.items,  # type: ignore[arg-type]
+            self.reader,  # type: ignore[arg-type]
             batch_sampler=[[(places[k], seeds[k]) for k in span] for span in spans],
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=_ignore_signals,
             pin_memory=torch.device(device).type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the generator that dropout uses
         )
+        skipped: set[int] = set()
         for span, read in zip(spans, loader, strict=True):
-            images, labels = _checked(read)
+            images, labels, bad = _checked(read)
+            skipped.update(bad)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             indices = order[span.start : span.stop].to(device, non_blocking=True)
             yield self._finished(images, seed, epoch, indices, train=train), labels
+        if skipped and not self._told:
+            instead = "replaced by the next" if train else "left out"
+            whose = f" by process {rank}, of its share" if world > 1 else ""
+            print(passed_over(len(skipped), instead + whose, self.items.where(min(skipped))), file=sys.stderr)
+            self._told = True
 
     def _finished(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
         if not len(images):
@@ -276,7 +178,13 @@ class StreamedImages:
         return self.normalise(images)
 
 
-def _checked(read: Batch | UserError) -> Batch:
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C and schedulers reach every process of a run; its own process decides when the workers end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _checked(read: Read | UserError) -> Read:
     if isinstance(read, UserError):
         raise read
     return read

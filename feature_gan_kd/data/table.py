@@ -120,7 +120,8 @@ def read_table(
     values = dataset.select_columns([label]).with_format("arrow")[:].column(label).to_pylist()
     names = class_names_of(dataset.features[label], values)
     if train is not None:
-        names = train.names if isinstance(values[0], str) and train.names else train.agree(names, part.split)
+        texts = any(isinstance(value, str) for value in values)
+        names = train.names if texts and train.names else train.agree(names, part.split)
     known = train.count if train is not None and train.count is not None else len(names) if names else classes
     labels = encoded(values, label, part.split, names, known)
     others_note = f" (also there: {', '.join(others)}; choose with --label-column)" if others else ""

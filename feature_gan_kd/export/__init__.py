@@ -2,6 +2,7 @@
 
 from feature_gan_kd.export.card import Publication as Publication
 from feature_gan_kd.export.folder import RebuildError as RebuildError
+from feature_gan_kd.export.folder import holds as holds
 from feature_gan_kd.export.folder import load_published as load_published
 from feature_gan_kd.export.folder import publish as publish
 from feature_gan_kd.export.folder import publish_bare as publish_bare

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd.errors import UserError, closest
 from feature_gan_kd.export.card import Publication, license_of, model_card
+from feature_gan_kd.files import take_place, writing
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # Up to this side images are evaluated whole; above it as timm does, on the centre of a larger image.
@@ -92,6 +93,16 @@ def refusal(network: nn.Module) -> str | None:
         if forward is not None and getattr(forward, "__self__", None) is not module:
             return f"timm cannot rebuild {kind}: the forward of {name or 'the network'} was replaced on the object"
     return None
+
+
+def holds(folder: Path, network: nn.Module) -> bool:
+    """Whether a published folder holds the very weights of the network."""
+    try:
+        saved = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError):
+        return False
+    own = _own(network.state_dict())
+    return saved.keys() == own.keys() and all(torch.equal(saved[key], value) for key, value in own.items())
 
 
 def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -253,7 +264,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _written(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, which takes its name where the block ends well."""
     folder = folder.resolve()
-    temporary = folder.with_name(f".{folder.name}.writing")
+    temporary = writing(folder)
     try:
         foreign = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CARD}) if folder.exists() else []
         if foreign:
@@ -263,22 +274,8 @@ def _written(folder: Path) -> Iterator[Path]:
         yield temporary
         # safetensors makes a file that only its owner can read.
         shutil.copymode(temporary / CARD, temporary / WEIGHTS)
-        _take_place(temporary, folder)
+        take_place(temporary, folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be written ({one_line(error)}): name another folder") from None
+        raise UserError(f"{folder}: cannot be written ({one_line(error)}): make room or name another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _take_place(temporary: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

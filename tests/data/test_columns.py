@@ -57,8 +57,12 @@ def test_a_plain_column_is_found_by_its_name(columns: list[str], expected: tuple
         (lambda: image_column(CIFAR, "label", "s"), rf"column 'label' of split 's' holds no images; columns: {LISTED}"),
         (lambda: label_column(CIFAR, "fine", "img", "s"), rf"no column 'fine'; its columns are {LISTED}"),
         (
+            lambda: label_column(CIFAR, "img", "img", "s"),
+            "label_column: column 'img' of split 's' holds the images: name another",
+        ),
+        (
             lambda: label_column({"image": Image(), "id": Value("int64")}, None, "image", "s"),
-            r"no column that looks like labels; its columns are image \(Image\), id \(int64\): name one",
+            r"that looks like labels; its columns are image \(Image\), id \(int64\): name one, or change its type",
         ),
     ],
 )
@@ -72,6 +76,8 @@ def test_names_come_from_the_type_or_from_the_texts() -> None:
     assert class_names_of(CIFAR["fine_label"], [0]) == ["a", "b"]
     assert class_names_of(Value("string"), ["dog", "cat", "dog"]) == ["cat", "dog"]
     assert class_names_of(Value("int64"), [1, 0]) is None
+    assert class_names_of(Value("string"), [None, "cat", None]) == ["cat"]
+    assert class_names_of(Value("null"), [None, None]) is None
 
 
 def test_labels_become_indices() -> None:
@@ -83,15 +89,23 @@ def test_labels_become_indices() -> None:
 @pytest.mark.parametrize(
     ("values", "names", "classes", "message"),
     [
-        ([0, None], None, None, "image 1 of split 's' has no label in column 'y', expected a whole number from 0"),
+        (
+            [0, None],
+            None,
+            None,
+            "image 1 of split 's' has no label in column 'y', expected a whole number from 0 to 99",
+        ),
         ([0, 1, -1], ["a", "b"], None, "image 2 of split 's' has the label -1 in column 'y', expected 0 to 1"),
-        ([-1], None, None, "image 0 .* the label -1 .* expected a whole number from 0"),
+        ([-1], None, None, "image 0 .* the label -1 .* expected 0 to 999999"),
         ([0, 2], ["a", "b"], None, "image 1 .* the label 2 .* expected 0 to 1"),
         ([0, 10], None, 10, "image 1 .* the label 10 .* expected 0 to 9"),
         ([0, 1.5], None, None, "image 1 .* the label 1.5 .* expected a whole number"),
         ([float("nan")], None, None, "image 0 .* the label nan .*"),
         (["a", "c"], ["a", "b"], None, "image 1 .* the label 'c' .* expected one of the 2 classes"),
         ([[0, 1]], None, None, r"image 0 .* the label \[0, 1\]"),
+        ([b"0123456789" * 99], None, None, r"image 0 .* the label b'0123.{20,30} in"),
+        (["a", None], ["a", "b"], None, "image 1 .* no label .* expected one of the 2 classes"),
+        ([0, 4_000_000_000], None, None, "image 1 .* the label 4000000000 .* expected 0 to 999999"),
     ],
 )
 def test_a_bad_label_is_named(values: list[Any], names: list[str] | None, classes: int | None, message: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from image_samples import encoded, make, plain, random_images
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.data import Data, ImageSource, open_data, open_evaluation
+from feature_gan_kd.data import Data, ImageSource, count_classes, open_data, open_evaluation
 from feature_gan_kd.data.batches import CropFlip, MemoryImages
 from feature_gan_kd.data.images import statistics
 from feature_gan_kd.data.loaders import LoaderBatches
@@ -195,13 +196,53 @@ def test_no_evaluation_of_images_that_were_trained_on(parquet: Path) -> None:
         open_evaluation(parquet, DistillConfig(), num_classes=3, **form)
 
 
-def _broken() -> datasets.Dataset:
+def _broken(rows: Iterable[int] = (7,)) -> datasets.Dataset:
     values = [encoded(image) for image in random_images(10)]
-    values[7] = {"bytes": values[7]["bytes"][:50], "path": None}
+    for row in rows:
+        values[row] = {"bytes": values[row]["bytes"][:50], "path": None}
     return datasets.Dataset.from_dict({"image": values, "label": [0, 1] * 5}).cast_column("image", datasets.Image())
 
 
+def test_bad_images_are_left_out_and_counted() -> None:
+    data, clean = opened(_broken(), make(4), skip_bad_images=True), opened(plain([0, 1] * 5), make(4))
+    assert (len(data.train), len(data.evaluation), data.skipped_images, clean.skipped_images) == (9, 4, 1, 0)
+    note = "images that cannot be decoded: 1, left out; the first is image 7 of split 'train'"
+    assert note in data.notes
+    kept = [k for k in range(10) if k != 7]
+    assert torch.equal(all_of(data.train)[1], all_of(clean.train)[1][kept])
+    assert torch.equal(data.train.pixels, clean.train.pixels[kept])  # type: ignore[attr-defined]
+
+
+def test_what_is_left_must_do() -> None:
+    nothing = _broken(range(4))
+    with pytest.raises(UserError, match=r"^images: not one image of split 'evaluation' can be decoded: check the data"):
+        opened(make(4), nothing.select(range(4)), skip_bad_images=True)
+    with pytest.raises(UserError, match=r"^labels: all 2 images to train on are of class 0, at least 2 classes"):
+        opened(_broken([1, 3]).select(range(4)), make(4), skip_bad_images=True)
+    with pytest.raises(UserError, match=r"^data: split 'train' has 1 image to train on, at least 2 are needed"):
+        opened(_broken([1, 2, 3]).select(range(4)), make(4), skip_bad_images=True)
+
+
+def test_classes_are_counted_before_anything_is_built() -> None:
+    for data in (plain([0, 0, 0]), plain(["a", "a"]), make(4, labels=[1, 1, 1, 1])):
+        with pytest.raises(UserError, match=r"^labels: all \d images to train on are of class \d, at least 2 classes"):
+            count_classes(data, DistillConfig())
+    assert count_classes(make(4), DistillConfig()) == 2
+
+
 BAD = {
+    "same split": (
+        datasets.DatasetDict(a=make(4), b=make(4)),
+        None,
+        {"train_split": "a", "eval_split": "a"},
+        "^eval_split: 'a' is the split that is trained on: name another",
+    ),
+    "loader with bad images": (
+        DataLoader(TENSORS),
+        TENSORS,
+        {"skip_bad_images": True},
+        "^skip_bad_images: a DataLoader is used as it is",
+    ),
     "channels": (make(4), None, {"channels": 4}, "^in_chans: images have 1 or 3 channels, the networks take 4"),
     "one class": (plain([3] * 10), None, {}, "^labels: all 8 images to train on are of class 3, at least 2 classes"),
     "one image": (plain([0]), plain([0]), {}, "^data: split 'train' has 1 image to train on, at least 2 are needed"),

@@ -158,7 +158,7 @@ def _loop(folder: Path) -> Path:
         (_broken, "holds no images that can be read"),
         (_broken_file, "holds no images that can be read"),
         (_unknown_kind, "is of no known kind, expected .parquet or .arrow, or a folder"),
-        (_loop, "there is no file or folder"),
+        (_loop, "leads nowhere: mend it"),
         (lambda folder: folder / "not there", "there is no file or folder"),
         (lambda folder: "../../etc/nothing", "there is no file or folder"),
         (lambda folder: "a/../b", "there is no file or folder"),

@@ -15,8 +15,9 @@ from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data.batches import CropFlip, Normalisation
 from feature_gan_kd.data.draws import permutation
 from feature_gan_kd.data.images import statistics
+from feature_gan_kd.data.items import TableItems, TorchItems, Views
 from feature_gan_kd.data.sources import Part
-from feature_gan_kd.data.streams import StreamedImages, TableItems, TorchItems, Views
+from feature_gan_kd.data.streams import StreamedImages
 from feature_gan_kd.data.table import read_table
 from feature_gan_kd.errors import UserError
 
@@ -24,16 +25,18 @@ COUNT, SIZE = 13, 16
 LARGE = make(COUNT, size=24)
 
 
-def streamed(workers: int = 0, data: Any = LARGE) -> StreamedImages:
+def streamed(workers: int = 0, data: Any = LARGE, skip: bool = False) -> StreamedImages:
     views = Views(SIZE, 3, resized_crop=True)
     table = read_table(Part(data, "train"), DistillConfig(), [], None)
-    return StreamedImages(TableItems(table, views), views, None, workers)
+    return StreamedImages(TableItems(table, views), views, None, workers, skip=skip)
 
 
-def of_torch(data: Any, *, bound: int | None = None, augment: CropFlip | None = None) -> StreamedImages:
+def of_torch(
+    data: Any, *, bound: int | None = None, augment: CropFlip | None = None, skip: bool = False
+) -> StreamedImages:
     views = Views(8, 3, resized_crop=False)
     items = TorchItems(data, views, None, None, bound, "train", torch.arange(len(data)))
-    return StreamedImages(items, views, augment, 0)
+    return StreamedImages(items, views, augment, 0, skip=skip)
 
 
 def epoch_of(images: StreamedImages, **options: int | bool) -> list[tuple[Tensor, Tensor]]:
@@ -90,14 +93,61 @@ def test_reading_leaves_the_generators_alone() -> None:
     assert random.random() == expected[1]
 
 
+def broken(*rows: int) -> Any:
+    """The images, those of some rows undecodable."""
+    table = LARGE.cast_column("img", LARGE.features["img"].__class__(decode=False)).to_list()
+    for row in rows:
+        table[row]["img"] = {"bytes": b"broken", "path": None}
+    return type(LARGE).from_list(table, features=LARGE.features)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_undecodable_image_is_named_in_one_line(workers: int) -> None:
-    rows = LARGE.cast_column("img", LARGE.features["img"].__class__(decode=False)).to_list()
-    rows[5]["img"] = {"bytes": b"broken", "path": None}
-    data = type(LARGE).from_list(rows, features=LARGE.features)
     with pytest.raises(UserError, match=r"^images: image 5 of split 'train' cannot be decoded") as caught:
-        epoch_of(streamed(workers, data), train=False)
+        epoch_of(streamed(workers, broken(5)), train=False)
     assert "\n" not in str(caught.value)
+
+
+def test_in_training_the_next_image_stands_in_for_a_bad_one(capfd: pytest.CaptureFixture[str]) -> None:
+    """All other images are as ever, with any number of workers and processes and wherever the epoch begins."""
+    images = streamed(data=broken(5, 11, 12), skip=True)
+    whole, clean = epoch_of(images), epoch_of(streamed())
+    order = permutation(COUNT, 0, 0)[:12]
+    stand_in = {5: 6, 11: 0, 12: 0}
+    labels = torch.tensor(LARGE["fine_label"][:])
+    assert joined(whole)[1].tolist() == [int(labels[stand_in.get(k, k)]) for k in order.tolist()]
+    good = torch.tensor([k not in stand_in for k in order.tolist()])
+    assert torch.equal(joined(whole)[0][good], joined(clean)[0][good])
+    seen = int((~good).sum())
+    assert capfd.readouterr().err == (
+        f"images that cannot be decoded: {seen}, replaced by the next; the first is image 5 of split 'train'\n"
+    )
+    assert same(whole[1:], epoch_of(images, start=1))
+    assert same(whole, epoch_of(streamed(2, broken(5, 11, 12), skip=True)))
+    shares = [epoch_of(streamed(data=broken(5, 11, 12), skip=True), rank=rank, world=2) for rank in range(2)]
+    assert same(whole, [joined([part[k] for part in shares]) for k in range(3)])
+    assert "2, replaced by the next by process" in capfd.readouterr().err
+    epoch_of(images, epoch=1)
+    assert capfd.readouterr().err == ""  # said once
+
+
+def test_in_evaluation_a_bad_image_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    kept = [k for k in range(COUNT) if k not in (0, 5)]
+    _, labels = joined(epoch_of(streamed(data=broken(0, 5), skip=True), train=False))
+    assert labels.tolist() == [LARGE["fine_label"][k] for k in kept]
+    assert "2, left out; the first is image 0" in capfd.readouterr().err
+    pixels = torch.stack([streamed().items[k, None][0] for k in kept])  # type: ignore[index]
+    assert streamed(data=broken(0, 5), skip=True).statistics() == statistics(pixels)
+
+
+def test_skipping_passes_over_nothing_else() -> None:
+    with pytest.raises(UserError, match="labels: image 0"):
+        epoch_of(of_torch(Pictures(label=-1), skip=True))
+    nothing = streamed(data=broken(*range(COUNT)), skip=True)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        epoch_of(nothing)
+    with pytest.raises(UserError, match="none of the 13 images of split 'train' that were looked at can be decoded"):
+        nothing.statistics()
 
 
 def test_statistics_of_a_few_images_are_those_of_all_where_all_are_few() -> None:
@@ -131,6 +181,22 @@ def test_pictures_of_a_torch_data_set_are_cropped_and_flipped() -> None:
     expected = augment(pixels, 0, 0, order).permute(0, 3, 1, 2) / 255
     torch.testing.assert_close(images, expected)
     assert of_torch(Pictures()).items.holds_pictures()  # type: ignore[attr-defined]
+
+
+def test_a_broken_file_of_a_torch_data_set_is_named() -> None:
+    def unreadable(image: Any) -> Any:
+        raise PIL.UnidentifiedImageError("cannot identify image file")
+
+    images = of_torch(Pictures(change=unreadable))
+    assert images.items.holds_pictures()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"^images: image 0 of split 'train' cannot be decoded"):
+        epoch_of(images, train=False)
+
+    def mistaken(image: Any) -> Any:
+        raise KeyError("a mistake in the data set's own code")
+
+    with pytest.raises(KeyError):
+        epoch_of(of_torch(Pictures(change=mistaken)), train=False)
 
 
 def test_float_tensors_are_normalised_already_and_bytes_are_not() -> None:

@@ -1,0 +1,145 @@
+"""The paper's comparisons, from one code base in which only the loss differs.
+
+    python -m benchmarks.compare --preset cpu --output-dir runs/compare
+    python -m benchmarks.compare --tabulate runs/compare
+
+A finished run is not repeated, a stopped or killed one goes on: give the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks.compare.dispatch import carry_out
+from benchmarks.compare.presets import PRESETS
+from benchmarks.compare.results import collect
+from benchmarks.compare.runs import Machine, grid
+from feature_gan_kd.errors import UserError
+from feature_gan_kd.files import write_text
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a grid or tabulates one.
+
+    Returns:
+        The exit status: 0 (also where the time was over), 1 where a run failed, 2 for a mistake in the arguments,
+        128 + its number for a signal.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        return _run(options) if options.tabulate is None else _tabulate(options)
+    except UserError as error:
+        print(f"benchmarks.compare: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="; ".join(f"{k}: {v.about}" for k, v in PRESETS.items()))
+    parser.add_argument("--output-dir", type=Path, help="of results and runs; of tables and plots [the results' own]")
+    parser.add_argument("--data", help="as of `feature-gan-kd train` [the preset's, on the hub]")
+    parser.add_argument("--only", nargs="+", help="runs whose pair/method/seed, or a part, match a pattern")
+    parser.add_argument("--jobs", type=_above_zero(int), help="runs side by side [1, or one on each of --gpus]")
+    parser.add_argument("--gpus", type=int, nargs="+", help="numbers of the GPUs that the runs share out")
+    parser.add_argument("--threads", type=_above_zero(int), help="CPU threads of a run [the cores divided by --jobs]")
+    parser.add_argument("--minutes", type=_above_zero(float), help="stop after this time; the same command goes on")
+    parser.add_argument("--launch", help='in the place of python, as "accelerate launch --num_processes 8"')
+    parser.add_argument("--tabulate", type=Path, metavar="DIR", help="tables and plots of an --output-dir")
+    parser.add_argument("--markdown", action="store_true", help="with --tabulate: print the tables, write nothing")
+    return parser
+
+
+def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not allowed, expected a number above 0")
+        return value
+
+    number.__name__ = "number" if kind is float else "whole number"  # argparse's word for it in an error
+    return number
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.preset is None or options.output_dir is None:
+        raise UserError("--preset and --output-dir are needed, or --tabulate DIR")
+    if options.markdown:
+        raise UserError("--markdown: goes with --tabulate DIR")
+    runs = grid(options.preset, options.output_dir, options.only or ())
+    if not runs:
+        patterns = " ".join(options.only)
+        raise UserError(f"--only: {patterns} matches no run of {options.preset}, expected such as afd or r20+r20/*/0")
+    gpus = tuple(options.gpus or ())
+    jobs = options.jobs or len(gpus) or 1
+    machine = Machine(
+        jobs=jobs,
+        threads=options.threads or max(1, (os.cpu_count() or 1) // jobs),
+        gpus=gpus,
+        launch=tuple(shlex.split(options.launch or "")),
+    )
+    if machine.launch and shutil.which(machine.launch[0]) is None:
+        raise UserError(f"--launch: there is no command {machine.launch[0]}: install it or name another")
+    _made(options.output_dir)
+    outcome = carry_out(
+        runs, data=options.data, machine=machine, seconds=None if options.minutes is None else 60 * options.minutes
+    )
+    for line in outcome.failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if outcome.unfinished:
+        print(f"{outcome.unfinished} of {len(runs)} runs are not finished: the same command goes on", file=sys.stderr)
+    return 128 + outcome.signal if outcome.signal else int(bool(outcome.failed))
+
+
+def _tabulate(options: argparse.Namespace) -> int:
+    for name in ("preset", "data", "only", "jobs", "gpus", "threads", "minutes", "launch"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: does not go with --tabulate, which takes all results of its folder")
+    try:
+        from benchmarks.compare.plot import draw_comparisons
+        from benchmarks.compare.tables import markdown
+    except ModuleNotFoundError as error:
+        raise UserError(f"--tabulate: {error.name} is missing: pip install -e '.[benchmarks]'") from None
+    comparisons, left_out = collect(options.tabulate)
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    page = markdown(comparisons, left_out)
+    print(page, end="")
+    if options.markdown:
+        return 0
+    folder = _made(options.output_dir or options.tabulate)
+    try:
+        write_text(folder / "comparison.md", page)
+        plots = draw_comparisons(comparisons, folder)
+    except OSError as error:
+        raise UserError(f"--output-dir: {folder} cannot be written ({error.strerror}): name another") from None
+    print("written:", *(str(path) for path in (folder / "comparison.md", *plots)), sep="\n  ", file=sys.stderr)
+    return 0
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir: {folder} cannot be made ({error.strerror}): name another") from None
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What is compared: methods, pairs and schedules, as options of `feature-gan-kd train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Options = Mapping[str, str | tuple[str, ...]]
+
+# Every method by its options; only these differ between two runs of one pair and seed. A preset sets none of them.
+# The frozen network of an offline method is as the vanilla run of the same pair and seed left it.
+METHODS: dict[str, Options] = {
+    "vanilla": {"method": "vanilla"},
+    "logit": {"method": "logit"},
+    "dml": {"method": "dml"},
+    "l1": {"method": "l1"},
+    "l1-only": {"method": "l1-only"},
+    "l2": {"method": "l2"},
+    "l2-only": {"method": "l2-only"},
+    "feature": {"method": "feature"},
+    "afd": {"method": "afd"},
+    "zero-gradient": {"method": "zero-gradient"},
+    "afd-adamw": {"method": "afd", "adversarial-optimizer": "adamw"},
+    "zero-gradient-adamw": {"method": "zero-gradient", "adversarial-optimizer": "adamw"},
+    "afd-no-decay": {"method": "afd", "adversarial-weight-decay": "0"},
+    "offline-logit": {"method": "logit", "frozen": "1"},
+    "offline-afd": {"method": "afd", "frozen": "1"},
+}
+
+# A method without its adversarial gradient: what else its second optimiser does remains.
+ZERO_GRADIENT = {"afd": "zero-gradient", "afd-adamw": "zero-gradient-adamw"}
+
+PAIRS: dict[str, tuple[str, ...]] = {
+    "r14+r14": ("cifar_resnet14", "cifar_resnet14"),
+    "r14+wrn16": ("cifar_resnet14", "cifar_wrn_16_2"),
+    "r20+r20": ("cifar_resnet20", "cifar_resnet20"),
+    "r32+r32": ("cifar_resnet32", "cifar_resnet32"),
+    "wrn16+wrn16": ("cifar_wrn_16_2", "cifar_wrn_16_2"),
+    "r20+wrn16": ("cifar_resnet20", "cifar_wrn_16_2"),
+    "r20+r56": ("cifar_resnet20", "cifar_resnet56"),
+    "r20+r110": ("cifar_resnet20", "cifar_resnet110"),
+    "wrn16+wrn28": ("cifar_wrn_16_2", "cifar_wrn_28_2"),
+    "wrn16+wrn40": ("cifar_wrn_16_2", "cifar_wrn_40_2"),
+    "r20+vit": ("cifar_resnet20", "test_vit"),
+    "r32x3": ("cifar_resnet32",) * 3,
+    "r32x4": ("cifar_resnet32",) * 4,
+    "r32x3-complete": ("cifar_resnet32",) * 3,
+    "r32x4-complete": ("cifar_resnet32",) * 4,
+    "r18+r34": ("resnet18", "resnet34"),
+    "tiny": ("test_resnet", "test_vit"),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A grid of runs that differ in method, pair and seed alone.
+
+    Attributes:
+        about: one line on what it is for.
+        options: of every run.
+        pairs: by their names in `PAIRS`; those that end in `-complete` are wired completely.
+        methods: by their names in `METHODS`; the offline ones are for pairs of two networks.
+        seeds: one run each.
+        data: name of the data set on the hub, where the command gives none.
+    """
+
+    about: str
+    options: Options
+    pairs: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    data: str | None = "uoft-cs/cifar100"
+
+
+# The adversarial rates of a short run are ten times the paper's, as Adam moves a weight by at most its rate a step.
+_SHORT_RATES: Options = {"adversarial-lr": "2e-4", "discriminator-lr": "2e-4"}
+
+PRESETS: dict[str, Preset] = {
+    "smoke": Preset(
+        "a few steps on the bundled digits: whether everything runs",
+        {
+            **{"epochs": "2", "batch-size": "64", "image-size": "32", "max-train-samples": "256"},
+            **{"max-eval-samples": "100", "lr": "0.05"},
+            **_SHORT_RATES,
+        },
+        ("tiny",),
+        ("vanilla", "logit", "afd", "offline-logit"),
+        (0, 1),
+        data=None,
+    ),
+    "cpu": Preset(
+        "CIFAR-100's first 5,000 training images, 40 epochs, all 10,000 test images: some 10 hours of one core",
+        {
+            **{"epochs": "40", "batch-size": "64", "max-train-samples": "5000", "evaluate-every": "5"},
+            **{"recipe": "paper", "scheduler": "cosine", "warmup": "0.1", "mixed-precision": "bf16"},
+            **{"label-column": "fine_label"},
+            **_SHORT_RATES,
+        },
+        ("r14+r14", "r14+wrn16"),
+        ("vanilla", "logit", "l1", "afd", "zero-gradient"),
+        (0, 1, 2),
+    ),
+    "paper": Preset(
+        "CIFAR-100, the paper's recipe at full length, for a GPU",
+        {"recipe": "paper", "mixed-precision": "bf16", "compile": (), "label-column": "fine_label"},
+        (
+            *("r32+r32", "wrn16+wrn16", "r20+r56", "r20+r110", "wrn16+wrn28", "wrn16+wrn40", "r20+vit"),
+            *("r32x3", "r32x4", "r32x3-complete", "r32x4-complete"),
+        ),
+        tuple(METHODS),
+        (0, 1, 2, 3, 4),
+    ),
+    "imagenet": Preset(
+        "ImageNet, ResNet-18 with ResNet-34, for several GPUs (--launch)",
+        {
+            **{"epochs": "90", "batch-size": "256", "milestones": ("0.3333", "0.6667"), "recipe": "paper"},
+            **{"mixed-precision": "bf16", "compile": (), "workers": "8"},
+        },
+        ("r18+r34",),
+        ("vanilla", "logit", "dml", "l1", "afd", "zero-gradient"),
+        (0,),
+        data="ILSVRC/imagenet-1k",
+    ),
+}

@@ -1,0 +1,399 @@
+"""Everything wrong that a user may hand in: how it comes about, and the command that meets it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+PAIR = "--models test_resnet test_vit --image-size 32 --batch-size 8 --epochs 1 --lr 0.01"
+TRAIN = f"train {PAIR} --data data"
+RESUME = f"{TRAIN} --output-dir run --resume"
+LABELS = [0, 1] * 4
+TEXTS = ["cat", "dog"] * 4
+BAD_ROW = 3
+Change = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is wrong.
+
+    Attributes:
+        args: of the command, run in a folder with good `data` (parquet), a finished `run` and a published network,
+            `net`.
+        change: what is done to that folder first.
+        environment: of the command; given ones make it a process of its own.
+    """
+
+    args: str
+    change: Change = lambda here: None
+    environment: dict[str, str] | None = None
+
+
+def train(options: str = "", change: Change = lambda here: None, **environment: str) -> Case:
+    """A training that would begin a new run. A later option overrides an earlier one."""
+    return Case(f"{TRAIN} --output-dir new {options}", change, environment or None)
+
+
+def models(name: str, change: Change = lambda here: None) -> Case:
+    """A training with another first network."""
+    return Case(f"{TRAIN} --output-dir new".replace("test_resnet", name), change)
+
+
+# Data.
+
+
+def pictures(count: int = 8, seed: int = 0) -> list[Any]:
+    """Random images of 12 x 12 pixels."""
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """An image as a file's content."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def table(images: Sequence[Any] | None = None, labels: Sequence[Any] = LABELS, column: str = "label") -> Any:
+    """A data set; an image is one of PIL's, the content of a file, or None."""
+    images = pictures(len(labels)) if images is None else images
+    contents = [encoded(one) if isinstance(one, Image.Image) else one for one in images]
+    columns = {"image": [one if one is None else {"bytes": one, "path": None} for one in contents], column: labels}
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
+def write(folder: Path, **splits: Any) -> None:
+    """A folder of parquet files in the place of what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, split in splits.items():
+        split.to_parquet(folder / f"{name}-0.parquet")
+
+
+def splits(**given: Any) -> Change:
+    """The data: training and test images, good where not given."""
+    return lambda here: write(here / "data", **{"train": table(), "test": table(), **given})
+
+
+def one_split(split: Any) -> Change:
+    """The data: training images alone."""
+    return lambda here: write(here / "data", train=split)
+
+
+def image(content: bytes | Image.Image | None) -> Change:
+    """Row 3 of the training images is another."""
+    images = pictures()
+    return splits(train=table([*images[:BAD_ROW], content, *images[BAD_ROW + 1 :]]))
+
+
+def labels(*values: Any, column: str = "label") -> Change:
+    """Other labels of the training images."""
+    return splits(train=table(labels=values, column=column))
+
+
+def png(width: int, height: int) -> bytes:
+    """The beginning of a PNG of any size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b""))
+
+
+def content(name: str, data: bytes) -> Change:
+    """A file."""
+    return lambda here: (here / name).write_bytes(data)
+
+
+def cut(name: str, last: int = 9) -> Change:
+    """A file without its last bytes."""
+    return lambda here: (here / name).write_bytes((here / name).read_bytes()[:-last])
+
+
+def link(name: str, target: str) -> Change:
+    """A symbolic link in the place of what is there."""
+
+    def change(here: Path) -> None:
+        shutil.rmtree(here / name, ignore_errors=True)
+        (here / name).symlink_to(target)
+
+    return change
+
+
+def paths(here: Path) -> None:
+    """Images as paths of files that are not there."""
+    split = datasets.Dataset.from_dict({"file": [f"{k}.png" for k in range(8)], "label": LABELS})
+    write(here / "data", train=split, test=split)
+
+
+def saved_to_disk(here: Path) -> None:
+    """The data as `save_to_disk` writes them, cut short."""
+    shutil.rmtree(here / "data")
+    table().save_to_disk(here / "data")
+    cut("data/data-00000-of-00001.arrow", 3000)(here)
+
+
+def image_folder(here: Path) -> None:
+    """The data as a folder of images per class, one of them no image."""
+    shutil.rmtree(here / "data")
+    for k, picture in enumerate(pictures(20)):
+        place = here / "data" / ("cat", "dog")[k % 2] / f"{k:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(place)
+    (here / "data" / "cat" / "04.png").write_bytes(b"no image")
+
+
+def closed(here: Path) -> None:
+    """A folder that nobody may write to."""
+    (here / "closed").mkdir(mode=0o500)
+    if os.access(here / "closed", os.W_OK):  # as root, for whom only the system's own folders are closed
+        (here / "closed").rmdir()
+        (here / "closed").symlink_to("/proc")
+
+
+# Checkpoints and weights.
+
+STEP = Path("run/checkpoints/step-1")
+WEIGHTS = "network-0.safetensors"
+
+
+def flip(name: Path | str, at: int, bit: int = 1) -> Change:
+    """A file with one bit changed."""
+
+    def change(here: Path) -> None:
+        data = bytearray((here / name).read_bytes())
+        data[at] ^= bit
+        (here / name).write_bytes(data)
+
+    return change
+
+
+def manifest(edit: Callable[[dict[str, Any]], object], *, sealed: bool = True) -> Change:
+    """Another manifest; a sealed one is as if the program had written it."""
+
+    def change(here: Path) -> None:
+        path = here / STEP / "manifest.json"
+        values = json.loads(path.read_text())
+        edit(values)
+        if sealed:
+            values["files"] = {
+                name: hashlib.sha256((here / STEP / name).read_bytes()).hexdigest() for name in values["files"]
+            }
+            del values["digest"]
+            values["digest"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps(values))
+
+    return change
+
+
+def described(**changes: Any) -> Change:
+    """A checkpoint whose first network is described otherwise."""
+    return manifest(lambda values: values["signature"]["models"][0].update(changes))
+
+
+def tensors(path: Path | str, edit: Callable[[torch.Tensor], torch.Tensor], then: Change = lambda here: None) -> Change:
+    """Another first convolution in a file of weights."""
+
+    def change(here: Path) -> None:
+        found = {key: value.clone() for key, value in load_file(here / path).items()}
+        found["conv1.0.weight"] = edit(found["conv1.0.weight"])
+        save_file(found, here / path)
+        then(here)
+
+    return change
+
+
+def with_nan(weights: torch.Tensor) -> torch.Tensor:
+    """The same, one of them NaN."""
+    weights.view(-1)[5] = torch.nan
+    return weights
+
+
+def lying(path: str) -> Change:
+    """Weights whose header says that it is a terabyte long."""
+    return lambda here: (here / path).write_bytes(struct.pack("<Q", 2**40) + (here / path).read_bytes()[8:])
+
+
+def elsewhere(path: str) -> Change:
+    """Weights whose header says that a tensor is longer than it is."""
+
+    def change(here: Path) -> None:
+        data = (here / path).read_bytes()
+        end = 8 + struct.unpack("<Q", data[:8])[0]
+        head = json.loads(data[8:end])
+        head["conv1.0.weight"]["data_offsets"][1] += 10**9
+        text = json.dumps(head).encode()
+        (here / path).write_bytes(struct.pack("<Q", len(text)) + text + data[end:])
+
+    return change
+
+
+def with_config(**changes: Any) -> Change:
+    """The published network with another `config.json`."""
+    path = Path("net/config.json")
+    return lambda here: (here / path).write_text(json.dumps({**json.loads((here / path).read_text()), **changes}))
+
+
+PUBLISHED = "net/model.safetensors"
+BEST = "run/networks/0-test_resnet-best/model.safetensors"
+
+CASES = {
+    # Images.
+    "image: cut short": train(change=image(encoded(pictures(1)[0])[:60])),
+    "image: zero bytes": train(change=image(b"")),
+    "image: text in its place": train(change=image(b"no image")),
+    "image: none in the row": train(change=image(None)),
+    "image: 400 million pixels": train(change=image(png(20_000, 20_000))),
+    "image: a file of an image folder is none": train(change=image_folder),
+    "image: a path that leads nowhere": train("--image-column file", paths),
+    # Labels.
+    "label: fractions": train(change=labels(*[0.0, 1.0] * 4)),
+    "label: fractions, in a column that is named": train("--label-column label", labels(*[0.0, 1.0] * 4)),
+    "label: missing": train(change=labels(0, 1, None, *[1] * 5)),
+    "label: missing, among texts": train(change=labels("cat", "dog", None, *["dog"] * 5)),
+    "label: missing in every row": train(change=one_split(table(labels=[None] * 8))),
+    "label: negative": train(change=labels(0, 1, -1, *[1] * 5)),
+    "label: outside the classes": train("--num-classes 2", labels(0, 1, 5, *[1] * 5)),
+    "label: an identifier in place of a class": train(change=labels(0, 1, 4_000_000_000, *[1] * 5)),
+    "label: several to an image": train("--label-column label", one_split(table(labels=[[0, 1], [1]] * 4))),
+    "label: one class only": train(change=labels(*[1] * 8)),
+    "label: a text that training does not have": train(
+        change=splits(train=table(labels=TEXTS), test=table(labels=["cat", "cow"] * 4))
+    ),
+    # Columns and splits.
+    "column: none of images": train(change=one_split(table().remove_columns("image"))),
+    "column: none of labels": train(change=one_split(table(column="id"))),
+    "column: a name that is not there": train("--label-column klass"),
+    "column: labels named as images": train("--image-column label"),
+    "column: images named as labels": train("--label-column image"),
+    "column: other ones in another split": train(change=splits(test=table(column="klass"))),
+    "split: a name that is not there": train("--train-split tarin"),
+    "split: evaluated is what was trained on": train("--train-split test --eval-split test"),
+    "split: no rows": train(change=splits(train=table().select([]))),
+    "split: no rows to evaluate on": train(change=splits(test=table().select([]))),
+    "split: one row": train(change=splits(train=table().select([0]))),
+    "split: too few rows to hold some out": train(change=one_split(table().select([0, 1]))),
+    # Settings.
+    "setting: unknown": train("--epoch 3"),
+    "setting: wrong type": train("--epochs many"),
+    "setting: negative": train("--lr -0.1"),
+    "setting: not a number": train("--lr nan"),
+    "setting: infinite": train("--temperature inf"),
+    "setting: not one of the choices": train("--topology ring"),
+    "setting: more parts than images": train("--accumulation-steps 9"),
+    "setting: milestones that fall": train("--milestones 0.75 0.5"),
+    "setting: no network learns": train("--frozen 0 1"),
+    "setting: another number of classes than the data": train(
+        "--num-classes 7", splits(train=table(labels=TEXTS), test=table(labels=TEXTS))
+    ),
+    "setting: one network": Case("train --models test_resnet --data data --output-dir new"),
+    "setting: an empty value": Case("train --output-dir="),
+    # Paths.
+    "path: no such data": train("--data nowhere/to/be/found"),
+    "path: a link in a circle": train("--data circle", link("circle", "circle")),
+    "path: a folder without data": train("--data empty", lambda here: (here / "empty").mkdir()),
+    "path: a file of no known kind": train("--data data.csv", content("data.csv", b"image,label\n")),
+    "path: an empty file": train("--data data.parquet", content("data.parquet", b"")),
+    "path: a file cut short": train(change=cut("data/train-0.parquet")),
+    "path: what save_to_disk wrote, cut short": train(change=saved_to_disk),
+    "path: no such evaluation data": train("--eval-data other.parquet"),
+    "path: a file where the run is to be": train("--output-dir file", content("file", b"")),
+    "path: a run where the run is to be": train("--output-dir run"),
+    "path: a closed folder where the run is to be": train("--output-dir closed/run", closed),
+    "path: a link in a circle where the run is to be": train("--output-dir circle", link("circle", "circle")),
+    "path: a folder where a file of the run is to be": train(
+        "--output-dir odd", lambda here: (here / "odd" / "metrics.jsonl").mkdir(parents=True)
+    ),
+    "path: no such run": Case("evaluate nowhere"),
+    "path: a file in place of a run": Case("evaluate file", content("file", b"")),
+    "path: a file where networks are to be": Case("export run file", content("file", b"")),
+    # Checkpoints.
+    "checkpoint: cut short": Case("evaluate run", cut(f"{STEP}/{WEIGHTS}")),
+    "checkpoint: a bit flipped": Case(RESUME, flip(STEP / WEIGHTS, -1)),
+    "checkpoint: a bit flipped in the manifest": Case("export run out", flip(STEP / "manifest.json", 300)),
+    "checkpoint: a file is missing": Case("evaluate run", lambda here: (here / STEP / WEIGHTS).unlink()),
+    "checkpoint: half written": Case(RESUME, lambda here: (here / STEP / "manifest.json").unlink()),
+    "checkpoint: of another architecture": Case(RESUME.replace("test_vit", "test_resnet")),
+    "checkpoint: of another order": Case(RESUME.replace("test_resnet test_vit", "test_vit test_resnet")),
+    "checkpoint: of another number of classes": Case(RESUME, labels(*[0, 1, 2, 3] * 2)),
+    "checkpoint: of other settings": Case(f"{RESUME} --weight-decay 0.5"),
+    "checkpoint: of other images": Case(RESUME, splits(train=table(pictures(8, seed=5)))),
+    "checkpoint: of a newer format": Case("evaluate run", manifest(lambda values: values.update(format=2))),
+    "checkpoint: NaN inside": Case(RESUME, tensors(STEP / WEIGHTS, with_nan, manifest(lambda values: None))),
+    "checkpoint: a tensor of another shape": Case(
+        "evaluate run", tensors(STEP / WEIGHTS, lambda weights: weights[:1].clone(), manifest(lambda values: None))
+    ),
+    "checkpoint: a path for a name": Case("export run out", described(name="x/../../../outside")),
+    "checkpoint: a network that would load files": Case("evaluate run", described(architecture="local-dir:net")),
+    "checkpoint: an argument that would load files": Case(
+        "evaluate run", described(model_args={"checkpoint_path": "net/model.pth"})
+    ),
+    # Weights.
+    "weights: of another shape": models("local-dir:net", tensors(PUBLISHED, lambda weights: weights[:1].clone())),
+    "weights: NaN inside": models("local-dir:net", tensors(PUBLISHED, with_nan)),
+    "weights: a header that lies about itself": models("local-dir:net", lying(PUBLISHED)),
+    "weights: a header that lies about a tensor": models("local-dir:net", elsewhere(PUBLISHED)),
+    "weights: an empty file": models("local-dir:net", content(PUBLISHED, b"")),
+    "weights: cut short": models("local-dir:net", cut(PUBLISHED)),
+    "weights: a description that is no JSON": models("local-dir:net", content("net/config.json", b"{")),
+    "weights: a description of the wrong kind": models("local-dir:net", with_config(model_args=[1])),
+    "weights: the best ones cut short": Case("export run out --which best", cut(BEST)),
+    "weights: NaN in the best ones": Case("export run out --which best", tensors(BEST, with_nan)),
+    # Names.
+    "name: no such network": models("resnt18"),
+    "name: a path in place of a network": models("../../net"),
+    "name: a path out of the hub's cache": models("hf-hub:../../net"),
+    "name: of no source that is known": models("ftp:net"),
+    "name: a path out of the hub's data sets": train("--data user/../../data"),
+    "name: an address in place of data": train("--data https://example.com/data"),
+    # The launch.
+    "device: one that is not there": train(ACCELERATE_TORCH_DEVICE="cuda:99"),
+    "device: a GPU number that is not there": train(CUDA_VISIBLE_DEVICES="99", ACCELERATE_USE_CPU="0"),
+    "port: in use": train(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="PORT", ACCELERATE_USE_CPU="1"
+    ),
+}
+
+GREEN, RED = (10, 200, 30), (200, 20, 30)
+
+
+def plain(mode: str = "RGB", color: Any = GREEN) -> Image.Image:
+    """An image of one colour."""
+    return Image.new(mode, (12, 12), color)
+
+
+def wide() -> Image.Image:
+    """Green in the middle, red beside it."""
+    image = Image.new("RGB", (20_000, 64), RED)
+    image.paste(GREEN, (9_968, 0, 10_032, 64))
+    return image
+
+
+# Odd images that are read: the content of a file, and the colour that it has.
+READ: dict[str, tuple[bytes, tuple[int, int, int]]] = {
+    "image: CMYK": (encoded(plain("CMYK", (255, 0, 0, 0)), "JPEG", quality=100), (0, 255, 255)),
+    "image: RGBA": (encoded(plain("RGBA", (*GREEN, 0))), GREEN),
+    "image: 16 bits": (encoded(Image.fromarray(np.full((12, 12), 40_000, np.uint16))), (156, 156, 156)),
+    "image: a palette": (encoded(plain().convert("P", palette=Image.Palette.ADAPTIVE)), GREEN),
+    "image: animated": (encoded(plain(), "GIF", save_all=True, append_images=[plain(color=RED)]), GREEN),
+    "image: one pixel": (encoded(plain().resize((1, 1))), GREEN),
+    "image: 20,000 pixels wide": (encoded(wide()), GREEN),
+}

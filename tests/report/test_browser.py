@@ -1,0 +1,200 @@
+"""The page in a real Chromium: charts are drawn, answer to pointer and keyboard, and fit phone, dark mode and paper."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from feature_gan_kd.report import read_run, write_page
+from tests.report.test_page import HOSTILE
+from tests.report.written import LONG, change_description, write_run
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PATIENCE = 120_000  # milliseconds; the machine may be busy
+LINES = ".scatterlayer .js-line"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        program = next(filter(None, map(shutil.which, PROGRAMS)), playwright.chromium.executable_path)
+        if not Path(program).exists():
+            pytest.skip("there is no Chromium: apt-get install chromium, or .venv/bin/playwright install chromium")
+        with playwright.chromium.launch(executable_path=program, timeout=PATIENCE) as launched:
+            yield launched
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the files with the reports `one.html`, `several.html`, `young.html` and `hostile.html`."""
+    folder = tmp_path_factory.mktemp("reports")
+    one = read_run(write_run(folder / "one"))
+    long = read_run(
+        write_run(folder / ("long" * 20), names=LONG, edges=[(s, t) for s in range(4) for t in range(4) if s != t])
+    )
+    young = read_run(write_run(folder / "young", epochs=0))
+    write_run(folder / "hostile")
+    hostile = read_run(change_description(folder / "hostile", models=[{"name": HOSTILE}, {"name": "b"}]))
+    write_page([one], folder / "one.html")
+    write_page([long], folder / "long.html")
+    write_page([one, read_run(write_run(folder / "logit", method="logit")), long], folder / "several.html")
+    write_page([young], folder / "young.html")
+    write_page([hostile], folder / "hostile.html")
+    return folder
+
+
+def opened(browser: Browser, path: Path, **options: Any) -> Page:
+    """The report in a window of its own, which must neither complain nor ask for anything else."""
+    context: BrowserContext = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("console", lambda message: pytest.fail(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: pytest.fail(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    assert asked == [path.as_uri()]
+    return page
+
+
+@pytest.fixture(scope="module")
+def window(browser: Browser, folder: Path) -> Page:
+    return opened(browser, folder / "one.html")
+
+
+def colors(page: Page) -> dict[str, str]:
+    return page.evaluate(
+        """() => ({
+            page: getComputedStyle(document.body).backgroundColor,
+            chart: document.querySelector('.plot .main-svg').style.background,
+            line: document.querySelector('.scatterlayer .js-line').style.stroke,
+            key: getComputedStyle(document.querySelector('.keys .key')).stroke,
+            tick: document.querySelector('.xtick text').style.fill,
+        })"""
+    )
+
+
+def light(color: str) -> bool:
+    return sum(map(int, re.findall(r"\d+", color)[:3])) > 384
+
+
+@pytest.mark.parametrize("name", ["one", "several", "long", "young", "hostile"])
+def test_every_line_of_every_chart_is_drawn(name: str, browser: Browser, folder: Path) -> None:
+    page = opened(browser, folder / f"{name}.html")
+    counts = page.evaluate(
+        f"""() => [...document.querySelectorAll('figure')].map((figure) =>
+            [figure.querySelectorAll('{LINES}').length, figure.querySelectorAll('button').length])"""
+    )
+    assert len(counts) >= 7
+    assert all(drawn == promised > 0 for drawn, promised in counts), counts
+    shapes = page.evaluate(f"() => [...document.querySelectorAll('{LINES}')].map((line) => line.getAttribute('d'))")
+    assert all(re.fullmatch(r"M[\d.,\-LHVMZ]+", shape) and len(shape) > 8 for shape in shapes)
+    assert page.evaluate("() => window.hacked") is None
+    page.context.close()
+
+
+def test_hovering_shows_the_values(window: Page) -> None:
+    chart = window.locator(".plot").first
+    box = chart.locator(".nsewdrag").bounding_box()
+    assert box is not None
+    window.mouse.move(box["x"] + box["width"] * 2 / 3, box["y"] + box["height"] / 2)
+    label = chart.locator(".hoverlayer")
+    label.locator("text").first.wait_for()
+    shown = label.text_content() or ""
+    for words in ("epoch 2", "0 cifar_resnet20 : 64.00", "1 cifar_resnet32 : 64.25", "ensemble : 72.00"):
+        assert words in shown
+
+
+def test_a_press_in_the_legend_hides_a_line_and_shows_it_again(window: Page) -> None:
+    figure = window.locator("figure").first
+    key = figure.locator("button").nth(1)
+    key.click()
+    assert figure.locator(LINES).count() == 2
+    assert key.get_attribute("aria-pressed") == "false"
+    key.press("Enter")
+    assert figure.locator(LINES).count() == 3
+    assert key.get_attribute("aria-pressed") == "true"
+
+
+def test_the_keyboard_reaches_legend_and_tables(window: Page) -> None:
+    window.locator("figure button").first.focus()
+    kinds = []
+    for _ in range(3):
+        window.keyboard.press("Tab")
+        kinds.append(window.evaluate("() => document.activeElement.tagName"))
+    assert kinds == ["BUTTON", "BUTTON", "SUMMARY"]
+    window.keyboard.press("Enter")
+    table = window.locator("figure").first.locator("table")
+    assert table.is_visible()
+    assert table.locator("tr").nth(2).inner_text().split() == ["2", "64", "64.25", "72"]
+
+
+def test_the_best_and_the_last_are_marked(window: Page) -> None:
+    points = window.locator("figure").first.locator(".scatterlayer .points").first.locator("path")
+    sizes = [points.nth(k).bounding_box() for k in range(3)]
+    assert [box is not None and box["width"] > 5 for box in sizes] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["one", "several", "long"])
+def test_a_phone_has_nothing_to_scroll_sideways(name: str, browser: Browser, folder: Path) -> None:
+    page = opened(
+        browser, folder / f"{name}.html", viewport={"width": 360, "height": 800}, is_mobile=True, has_touch=True
+    )
+    assert page.evaluate("() => innerWidth") == 360
+    assert page.evaluate("() => document.scrollingElement.scrollWidth") <= 360
+    widths = page.evaluate("() => [...document.querySelectorAll('.plot .main-svg')].map((svg) => svg.clientWidth)")
+    assert all(250 < width <= 344 for width in widths), widths
+    page.context.close()
+
+
+def test_dark_mode_follows_the_system(window: Page) -> None:
+    before = colors(window)
+    assert (light(before["page"]), light(before["chart"]), light(before["tick"])) == (True, True, False)
+    window.emulate_media(color_scheme="dark")
+    window.wait_for_function("(old) => document.querySelector('.js-line').style.stroke !== old", arg=before["line"])
+    dark = colors(window)
+    assert (light(dark["page"]), light(dark["chart"]), light(dark["tick"])) == (False, False, True)
+    assert dark["line"] == dark["key"] != before["line"]
+    window.emulate_media(color_scheme="light")
+    window.wait_for_function("(old) => document.querySelector('.js-line').style.stroke === old", arg=before["line"])
+
+
+def test_paper_is_white_and_no_chart_is_cut(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    page = opened(browser, folder / "several.html", color_scheme="dark")
+    page.evaluate(
+        """() => addEventListener('beforeprint', () => {
+            window.widths = [...document.querySelectorAll('.plot .main-svg')].map((svg) => svg.clientWidth);
+            window.ground = document.querySelector('.plot .main-svg').style.background;
+        })"""
+    )
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    widths, ground = page.evaluate("() => [window.widths, window.ground]")
+    assert all(200 < width <= 700 for width in widths), widths
+    assert light(ground)
+    assert not light(colors(page)["chart"]), "the screen is dark again"
+    page.context.close()
+
+
+def test_without_javascript_the_figures_are_there(browser: Browser, folder: Path) -> None:
+    page = opened(browser, folder / "one.html", java_script_enabled=False)
+    assert page.get_by_text("The charts need JavaScript.").is_visible()
+    page.locator("summary").first.click()
+    assert "64.25" in page.locator("figure table").first.inner_text()
+    page.context.close()
+
+
+def test_a_name_is_shown_as_it_is(browser: Browser, folder: Path) -> None:
+    page = opened(browser, folder / "hostile.html")
+    assert HOSTILE in page.locator(".networks").inner_text()
+    chart = page.locator(".plot").first
+    chart.locator(".nsewdrag").hover()
+    chart.locator(".hoverlayer text").first.wait_for()
+    assert "</script><script>" in (chart.locator(".hoverlayer").text_content() or "")
+    page.context.close()

@@ -1,0 +1,147 @@
+"""Reading a run's files, whatever state they are in."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feature_gan_kd import UserError
+from feature_gan_kd.history import History
+from feature_gan_kd.report import read_run, series
+from feature_gan_kd.report.records import not_finite, skipped
+from tests.report.written import change_description, read_lines, write_lines, write_run
+
+
+class TestRealRun:
+    def test_read(self, real: tuple[Path, History]) -> None:
+        run = read_run(real[0])
+        assert run.names == ["test_resnet", "test_vit"]
+        assert [one["step"] for one in run.steps] == [2, 3, 4, 6]
+        assert [one["accuracy"] for one in run.epochs] == [one["accuracy"] for one in real[1].epochs]
+        assert (run.settings["method"], run.settings["epochs"]) == ("afd", 2)
+
+
+class TestSeries:
+    def test_long_runs_are_averaged_by_updates(self, tmp_path: Path) -> None:
+        run = read_run(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every=5))
+        del run.steps[0]  # so the first record counts for twice the updates of the second
+        x, y = series(run)["cross_entropy/0"]
+        assert len(run.steps) == 299
+        assert len(x) == 150
+        assert x[0] == 15 / 50
+        assert y[0] == pytest.approx((1 / 10 * 10 + 1 / 15 * 5) / 15)
+        assert (x[-1], y[-1]) == (30, pytest.approx(1 / 1500))
+
+    def test_speed_of_a_group_is_images_over_seconds(self, tmp_path: Path) -> None:
+        run = read_run(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every=5))
+        run.steps[0]["images_per_second"] = 100.0
+        run.steps[1]["images_per_second"] = 300.0
+        assert series(run)["speed/updates"][1][0] == pytest.approx(10 / (5 / 100 + 5 / 300))
+
+    def test_time_is_in_updates_where_it_has_to_be(self, tmp_path: Path) -> None:
+        run = read_run(write_run(tmp_path))
+        assert series(run)["top-1/0"][0] == [1, 2, 3]
+        assert series(run, 1)["top-1/0"][0] == [8, 16, 24]
+
+    @pytest.mark.parametrize("inside", ["metrics", None])
+    def test_similarity_of_an_epoch(self, inside: str | None, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path))
+        for line in lines:
+            if line["event"] == "epoch":
+                (line if inside is None else line[inside])["similarity/0->1"] = 0.1 * line["epoch"]
+        write_lines(tmp_path, lines)
+        x, y = series(read_run(tmp_path))["similarity/0->1"]
+        assert (x, y) == ([1, 2, 3], pytest.approx([0.1, 0.2, 0.3]))
+
+    def test_what_is_not_finite_is_counted(self, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path))
+        lines[1]["metrics"]["logit/0"] = math.nan
+        lines[3]["metrics"]["logit/0"] = math.inf
+        lines[-1]["loss"][1] = math.nan
+        lines[-1]["metrics"]["logit/1"] = math.nan  # the epoch's copy of what its last update's record has
+        write_lines(tmp_path, lines)
+        run = read_run(tmp_path)
+        assert not_finite(run) == {"logit/0": (2, 8), "loss/1": (1, 24)}
+        assert [len(series(run)[key][0]) for key in ("logit/0", "logit/1", "loss/1")] == [4, 6, 2]
+
+    def test_skipped_updates_are_counted(self, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path))
+        assert skipped(read_run(tmp_path)) == 0
+        lines[0]["metrics"]["skipped"] = 0.25
+        lines[3]["metrics"]["skipped"] = 0.5
+        write_lines(tmp_path, lines)
+        assert skipped(read_run(tmp_path)) == 3
+
+
+class TestErrors:
+    @staticmethod
+    def line(folder: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            read_run(folder)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert str(folder) in message
+        return message
+
+    def test_no_run_there(self, tmp_path: Path) -> None:
+        assert "holds no run (there is no config.json)" in self.line(tmp_path)
+        assert "holds no run" in self.line(tmp_path / "missing")
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"models": [{}], "config": {}}', '{"models": []}', "\udcff"])
+    def test_damaged_description(self, text: str, tmp_path: Path) -> None:
+        folder = write_run(tmp_path)
+        (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+        assert "are damaged" in self.line(folder)
+
+    @pytest.mark.parametrize("key", ["accuracy", "seconds", "images_per_second"])
+    def test_records_that_miss_something(self, key: str, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path))
+        del lines[-1][key]
+        write_lines(tmp_path, lines)
+        assert "are damaged (KeyError)" in self.line(tmp_path)
+
+    @pytest.mark.parametrize(
+        "change", [{"edges": [[0, 2]]}, {"edges": [3]}, {"models": [{"name": "alone"}]}, {"config": {"method": "afd"}}]
+    )
+    def test_a_description_of_another_run(self, change: dict[str, Any], tmp_path: Path) -> None:
+        assert "are damaged" in self.line(change_description(write_run(tmp_path), **change))
+
+    @pytest.mark.parametrize("text", [None, "", '{"event": "st'])
+    def test_nothing_recorded_yet(self, text: str | None, tmp_path: Path) -> None:
+        folder = write_run(tmp_path)
+        (folder / "metrics.jsonl").unlink()
+        if text is not None:
+            (folder / "metrics.jsonl").write_text(text)
+        run = read_run(folder)
+        assert (run.steps, run.epochs, run.updates, series(run)) == ([], [], 0, {})
+
+    def test_a_last_line_cut_short_is_left_out(self, tmp_path: Path) -> None:
+        path = write_run(tmp_path) / "metrics.jsonl"
+        whole = read_run(tmp_path)
+        path.write_text(path.read_text()[:-40])
+        cut = read_run(tmp_path)
+        assert cut.steps == whole.steps
+        assert cut.epochs == whole.epochs[:-1]
+
+
+def test_neither_torch_nor_pyplot_is_loaded(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    script = f"""
+import sys
+from pathlib import Path
+from feature_gan_kd.report import draw_curves, read_run, table, write_page
+assert not {{"matplotlib", "plotly", "jinja2"}} & sys.modules.keys()
+run = read_run(Path({str(tmp_path)!r}))
+table(run)
+draw_curves(run, Path({str(tmp_path)!r}) / "curves.png")
+write_page([run], Path({str(tmp_path)!r}) / "report.html")
+loaded = {{"torch", "timm", "accelerate", "datasets", "matplotlib.pyplot"}} & sys.modules.keys()
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
