@@ -1,7 +1,10 @@
-"""What reads files and arguments meets any content with one line, never with another error."""
+"""Settings, files and arguments of any kind give what they should, or one line: never another exception."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,117 +14,249 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
 from feature_gan_kd import DistillConfig, UserError, checkpoint
-from feature_gan_kd.callbacks import read_records
-from feature_gan_kd.cli import _parse
+from feature_gan_kd.callbacks import JsonLines, read_records
+from feature_gan_kd.checkpoint import Checkpoint
+from feature_gan_kd.cli import COMMANDS, DEMO, _parse
+from feature_gan_kd.report import read_run, table
 
-# The same cases in every run.
-fuzz = settings(
-    derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_classes": 3, "config": {"lr": 0.1}}
+STATE = Checkpoint(
+    {
+        "network-0": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)},
+        "optimizer-logit": {"0.momentum_buffer": torch.ones(2, 3)},
+    },
+    {"step": 7, "history": {"epochs": [{"accuracy": [1.0, 2.0]}]}, "lesson": None},
 )
-SCALARS = some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20)
-JSON = some.recursive(
-    SCALARS, lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(), inner), max_leaves=8
-)
-NAMES = some.sampled_from(sorted(DistillConfig().to_dict())) | some.text(max_size=10)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, -1])
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
+NAMES = [spec.name for spec in dataclasses.fields(DistillConfig)]
+# The folders of this module are put back as they were by each example.
+SHARED = [HealthCheck.function_scoped_fixture]
 
 
-def outcome(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What a call gives, or the line that refuses it."""
+def fuzz(examples: int) -> Callable[[Any], Any]:
+    """The same examples at every run, however long one takes."""
+    return settings(derandomize=True, deadline=None, max_examples=examples, database=None, suppress_health_check=SHARED)
+
+
+def one_line(error: UserError) -> None:
+    """What the user sees."""
+    assert str(error)
+    assert "\n" not in str(error)
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """A byte changed, bytes cut out or off, or bytes put in, anywhere."""
+    kind = draw(st.sampled_from(["flip", "cut off", "cut out", "insert"]))
+    place, other = draw(st.floats(0, 1, exclude_max=True)), draw(st.integers(1, 255))
+    inserted = draw(st.binary(min_size=1, max_size=9))
+
+    def damage(data: bytes) -> bytes:
+        at = int(place * len(data))
+        if kind == "flip":
+            return data[:at] + bytes([data[at] ^ other]) + data[at + 1 :]
+        return data[:at] + {"cut off": b"", "cut out": data[at + other :], "insert": inserted + data[at:]}[kind]
+
+    return damage
+
+
+# Settings.
+
+
+@fuzz(200)
+@given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=12), JSON, max_size=4) | JSON)
+def test_settings(values: Any) -> None:
     try:
-        return call(), None
+        config = DistillConfig.from_dict(values)
     except UserError as error:
-        return None, str(error)
-
-
-@fuzz
-@given(some.dictionaries(NAMES, JSON, max_size=4))
-def test_any_config(values: dict[str, Any]) -> None:
-    config, refusal = outcome(lambda: DistillConfig.from_dict(values))
-    if refusal is None:
-        assert DistillConfig.from_dict(config.to_dict()) == config
+        one_line(error)
     else:
-        assert refusal
-        assert "\n" not in refusal
+        assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+# Checkpoints.
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkpoint."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "step-1"
-    tensors = {"network-0": {"weight": torch.arange(6.0)}, "optimizer-logit": {"0.step": torch.tensor(3.0)}}
-    checkpoint.save(checkpoint.Checkpoint(tensors, {"step": 1, "groups": {}}), folder, {"models": ["a", "b"]})
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("fuzz") / "step-7"
+    checkpoint.save(STATE, place, SIGNATURE)
+    return place
 
 
-def read(folder: Path) -> Any:
-    """The checkpoint as plain values, or the line that refuses it."""
-    state, refusal = outcome(lambda: checkpoint.load(folder, {"models": ["a", "b"]}))
-    if refusal is not None:
-        assert refusal
-        assert "\n" not in refusal
-        return None
-    return {
-        part: {key: value.tolist() for key, value in own.items()} for part, own in state.tensors.items()
-    }, state.meta
-
-
-@fuzz
-@given(data=some.data())
-def test_any_damage_to_a_checkpoint(good: Path, tmp_path: Path, data: some.DataObject) -> None:
-    """A byte changed, cut off or put in anywhere: refused, or read as it was written."""
-    expected = read(good)
-    assert expected is not None
-    folder = tmp_path / "damaged"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(good, folder)
-    path = data.draw(some.sampled_from(sorted(folder.iterdir())))
-    content = path.read_bytes()
-    place = data.draw(some.integers(0, len(content) - 1))
-    damage = data.draw(some.sampled_from(["change", "cut", "put in"]))
-    byte = bytes([data.draw(some.integers(0, 255))])
-    path.write_bytes(
-        {
-            "change": content[:place] + byte + content[place + 1 :],
-            "cut": content[:place],
-            "put in": content[:place] + byte + content[place:],
-        }[damage]
-    )
-    found = read(folder)
-    assert found is None or found == expected
-
-
-@fuzz
-@given(content=some.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_manifest(good: Path, tmp_path: Path, content: bytes) -> None:
-    folder = tmp_path / "foreign"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(good, folder)
-    (folder / "manifest.json").write_bytes(content)
-    assert read(folder) is None
-
-
-@fuzz
-@given(
-    some.lists(some.sampled_from(['{"step": 1}', '{"step": 2', "", "null", "[1]"]) | some.text(max_size=20), max_size=5)
-)
-def test_any_metrics_file(tmp_path: Path, lines: list[str]) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    assert all(isinstance(record, dict) for record in read_records(path))
-
-
-WORDS = some.sampled_from(["train", "--lr", "--models", "--epochs", "0.1", "a", "--output-dir", "x", "--resume", "-h2"])
-
-
-@settings(fuzz, max_examples=40)
-@given(some.lists(WORDS | some.text(max_size=8), max_size=6))
-def test_any_arguments(words: list[str]) -> None:
-    """A command ready to run, or one line; `--help` ends by itself."""
+@contextlib.contextmanager
+def changed(path: Path, data: bytes) -> Any:
+    """A file with other content for a moment."""
+    before = path.read_bytes()
+    path.write_bytes(data)
     try:
-        command, refusal = outcome(lambda: _parse(words))
-    except SystemExit as stop:
-        command, refusal = stop.code, None
-    assert refusal or callable(command) or command in (0, None)
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def whole_or_refused(folder: Path) -> bool:
+    """Loads what was written, or refuses it in one line; says which."""
+    for signature in (None, SIGNATURE):
+        try:
+            loaded = checkpoint.load(folder, signature)
+        except UserError as error:
+            one_line(error)
+            return False
+        assert loaded.meta == STATE.meta
+        assert loaded.tensors.keys() == STATE.tensors.keys()
+        for name, tensors in STATE.tensors.items():
+            assert loaded.tensors[name].keys() == tensors.keys()
+            for key, value in tensors.items():
+                assert loaded.tensors[name][key].dtype is value.dtype
+                assert torch.equal(loaded.tensors[name][key], value)
+    return True
+
+
+def test_an_unharmed_checkpoint_is_loaded(folder: Path) -> None:
+    assert whole_or_refused(folder)
+
+
+@fuzz(500)
+@given(
+    st.sampled_from(["manifest.json", "state.json", "network-0.safetensors", "optimizer-logit.safetensors"]), damages()
+)
+def test_a_damaged_checkpoint(folder: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    path = folder / name
+    with changed(path, damage(path.read_bytes())):
+        whole_or_refused(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "network-0.safetensors"])
+def test_every_byte_counts(folder: Path, name: str) -> None:
+    """But those of the name of the manifest's digest, without which a manifest is one of the first versions."""
+    data = (folder / name).read_bytes()
+    for at in range(len(data)):
+        with changed(folder / name, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]):
+            loaded = whole_or_refused(folder)
+        assert not loaded or b"digest" in data[at - 5 : at + 6]
+
+
+@fuzz(200)
+@given(st.dictionaries(st.sampled_from(["format", "signature", "files", "digest", "x"]), JSON | st.just(1)) | JSON)
+def test_any_manifest(folder: Path, values: Any) -> None:
+    with changed(folder / "manifest.json", json.dumps(values).encode()):
+        for read in (checkpoint.signature_of, lambda place: checkpoint.check_signature(place, SIGNATURE)):
+            with contextlib.suppress(UserError):
+                read(folder)
+        try:
+            loaded = checkpoint.load(folder, None)
+        except UserError as error:
+            one_line(error)
+        else:  # one that names fewer files
+            assert loaded.tensors.keys() < STATE.tensors.keys()
+
+
+@fuzz(100)
+@given(st.binary(max_size=200))
+def test_any_bytes_for_a_manifest(folder: Path, data: bytes) -> None:
+    with changed(folder / "manifest.json", data):
+        assert not whole_or_refused(folder)
+
+
+# Records.
+
+
+RECORD = {"step": 1, "epoch": 1, "metrics": {"cross_entropy/0": 1.0}, "lr": {"logit": 0.1}, "images_per_second": 9.0}
+EPOCH = {
+    **RECORD,
+    "epochs": 2,
+    "accuracy": [1.0, 2.0],
+    "loss": [1.0, 2.0],
+    "ensemble": 3.0,
+    "images": 4,
+    "seconds": 1.0,
+    "seconds_left": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("run")
+    lines = [{"event": "step", **RECORD}, {"event": "epoch", **EPOCH}, {"event": "step", **RECORD, "step": 2}]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = DistillConfig(epochs=2).to_dict()
+    about = {"models": [{"name": "a"}, {"name": "b"}], "config": config, "edges": [[0, 1], [1, 0]], "frozen": []}
+    (place / "config.json").write_text(json.dumps(about))
+    return place
+
+
+def shown_or_refused(run: Path, scratch: Path) -> None:
+    """The records are read, the run's table is drawn or refused, and a run that goes on may add to the file."""
+    for record in read_records(run / "metrics.jsonl"):
+        assert record["event"] in ("step", "epoch")
+        assert type(record["step"]) is int
+    try:
+        table(read_run(run))
+    except UserError as error:
+        one_line(error)
+    copy = scratch / "metrics.jsonl"
+    shutil.copy(run / "metrics.jsonl", copy)
+    JsonLines(copy).on_start(1, 2)
+    assert all(record["step"] <= 1 for record in read_records(copy))
+
+
+def test_unharmed_records_are_shown(run: Path) -> None:
+    assert len(read_records(run / "metrics.jsonl")) == 3
+    assert "2.00" in table(read_run(run))
+
+
+@fuzz(200)
+@given(damages(), damages())
+def test_damaged_records(
+    run: Path, tmp_path: Path, one: Callable[[bytes], bytes], two: Callable[[bytes], bytes]
+) -> None:
+    data = one((run / "metrics.jsonl").read_bytes())
+    with changed(run / "metrics.jsonl", two(data) if data else data):
+        shown_or_refused(run, tmp_path)
+
+
+@fuzz(100)
+@given(st.lists(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20), max_size=4))
+def test_any_lines_for_records(run: Path, tmp_path: Path, lines: list[bytes]) -> None:
+    with changed(run / "metrics.jsonl", b"\n".join(lines)):
+        shown_or_refused(run, tmp_path)
+
+
+# Arguments.
+
+OPTIONS = [f"--{name.replace('_', '-')}" for name in NAMES] + [word for word in DEMO if word.startswith("--")]
+OPTIONS += ["--data", "--output-dir", "--resume", "--no-resume", "--frozen", "--feature-layers", "--which", "--as-json"]
+VALUES = ["run", "1", "-1", "nan", "1e3", "None", "true", "0.5", "cosine", "[]", "{}", "--", "=", "", "a b", "é", "\0"]
+OPTION = st.sampled_from(OPTIONS)
+VALUE = st.sampled_from([*VALUES, *COMMANDS]) | st.text(max_size=8)
+WORDS = (
+    st.tuples(OPTION)
+    | st.tuples(VALUE)
+    | st.tuples(OPTION, VALUE)
+    | st.builds("{}={}".format, OPTION, VALUE).map(lambda word: (word,))
+)
+
+
+@fuzz(300)
+@given(st.sampled_from([*COMMANDS, *VALUES]), st.lists(WORDS, max_size=4))
+def test_arguments(name: str, words: list[tuple[str, ...]]) -> None:
+    status: object = None
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            assert callable(_parse([name, *(word for group in words for word in group)]))
+        except UserError as error:
+            one_line(error)
+        except SystemExit as stop:
+            status = stop.code
+    assert not status  # --help, wherever it stands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_right_arguments_are_commands(name: str) -> None:
+    words = {"train": ["--output-dir", "run"], "inspect": ["--models", "a", "b"], "evaluate": ["run"]}
+    assert callable(_parse([name, *words.get(name, ["run", "out"])]))

@@ -1,5 +1,6 @@
 "use strict";
 (() => {
+  document.getElementById("no-script").remove();
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const elements = [...document.querySelectorAll("[data-chart]")];
   const dashes = ["solid", "6px,4px", "2px,3px"];

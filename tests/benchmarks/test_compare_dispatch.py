@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.dispatch import Outcome, carry_out
-from benchmarks.compare.runs import Machine, Run, grid
+from benchmarks.compare.runs import Machine, Run, begin, grid
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
@@ -58,6 +58,21 @@ def test_every_run_is_carried_out_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert result["config"]["method"] == result["method"] == "vanilla"
     assert [epoch["accuracy"] for epoch in result["epochs"]] == [[5, 6]] * 2
     assert result["launch"] == list(LAUNCH)
+
+
+def test_a_run_that_another_has_just_finished_is_not_begun(tmp_path: Path) -> None:
+    (run,) = grid("smoke", tmp_path, ["*/vanilla/0"])
+    run.result.parent.mkdir()
+    run.result.write_text("{}")
+    assert begin(run, None, MACHINE) is None
+    assert starts(run) == 0
+    run.result.unlink()
+    training = begin(run, None, MACHINE)
+    assert training is not None
+    assert begin(run, None, MACHINE) is None
+    training.process.wait()
+    training.log.close()
+    assert starts(run) == 1
 
 
 def test_a_failed_run_stops_only_those_that_need_it(

@@ -80,6 +80,21 @@ def colors(page: Page) -> dict[str, str]:
     )
 
 
+def hovered(page: Page) -> str:
+    """What the first chart says of its second epoch of three."""
+    chart = page.locator(".plot").first
+    chart.scroll_into_view_if_needed()
+    label = chart.locator(".hoverlayer")
+    for attempt in range(60):  # plotly passes over movements that come too soon after others
+        box = chart.locator(".nsewdrag").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] * 2 / 3 + attempt % 2, box["y"] + box["height"] / 2)
+        page.wait_for_timeout(500)
+        if label.locator("text").count():
+            return label.text_content() or ""
+    pytest.fail("no label appeared")
+
+
 def light(color: str) -> bool:
     return sum(map(int, re.findall(r"\d+", color)[:3])) > 384
 
@@ -100,13 +115,7 @@ def test_every_line_of_every_chart_is_drawn(name: str, browser: Browser, folder:
 
 
 def test_hovering_shows_the_values(window: Page) -> None:
-    chart = window.locator(".plot").first
-    box = chart.locator(".nsewdrag").bounding_box()
-    assert box is not None
-    window.mouse.move(box["x"] + box["width"] * 2 / 3, box["y"] + box["height"] / 2)
-    label = chart.locator(".hoverlayer")
-    label.locator("text").first.wait_for()
-    shown = label.text_content() or ""
+    shown = hovered(window)
     for words in ("epoch 2", "0 cifar_resnet20 : 64.00", "1 cifar_resnet32 : 64.25", "ensemble : 72.00"):
         assert words in shown
 
@@ -193,8 +202,5 @@ def test_without_javascript_the_figures_are_there(browser: Browser, folder: Path
 def test_a_name_is_shown_as_it_is(browser: Browser, folder: Path) -> None:
     page = opened(browser, folder / "hostile.html")
     assert HOSTILE in page.locator(".networks").inner_text()
-    chart = page.locator(".plot").first
-    chart.locator(".nsewdrag").hover()
-    chart.locator(".hoverlayer text").first.wait_for()
-    assert "</script><script>" in (chart.locator(".hoverlayer").text_content() or "")
+    assert "</script><script>" in hovered(page)
     page.context.close()
