@@ -16,7 +16,16 @@ PACKAGE = "feature_gan_kd"
 
 # torch, and the libraries that import it.
 HEAVY = re.compile(r"(torch|torchvision|timm|accelerate|safetensors\.torch)(\.|$)")
-LIGHT_WHEN_LOADED = ("__init__", "__main__", "arguments", "cli", "config", "errors", "report.__init__", "topology")
+LIGHT_WHEN_LOADED = (
+    "__init__",
+    "__main__",
+    "arguments",
+    "cli.__init__",
+    "config",
+    "errors",
+    "report.__init__",
+    "topology",
+)
 
 Imports = dict[str, set[str]]  # module -> the full names it imports
 

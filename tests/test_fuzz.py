@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from feature_gan_kd import DistillConfig, UserError, checkpoint
 from feature_gan_kd.callbacks import JsonLines, read_records
 from feature_gan_kd.checkpoint import Checkpoint
-from feature_gan_kd.cli import COMMANDS, DEMO, _parse
+from feature_gan_kd.cli.program import COMMANDS, DEMO, parse
 from feature_gan_kd.report import read_run, table
 
 SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_classes": 3, "config": {"lr": 0.1}}
@@ -248,7 +248,7 @@ def test_arguments(name: str, words: list[tuple[str, ...]]) -> None:
     status: object = None
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            assert callable(_parse([name, *(word for group in words for word in group)]))
+            assert callable(parse([name, *(word for group in words for word in group)]))
         except UserError as error:
             one_line(error)
         except SystemExit as stop:
@@ -259,4 +259,4 @@ def test_arguments(name: str, words: list[tuple[str, ...]]) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_right_arguments_are_commands(name: str) -> None:
     words = {"train": ["--output-dir", "run"], "inspect": ["--models", "a", "b"], "evaluate": ["run"]}
-    assert callable(_parse([name, *words.get(name, ["run", "out"])]))
+    assert callable(parse([name, *words.get(name, ["run", "out"])]))

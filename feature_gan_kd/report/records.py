@@ -90,6 +90,8 @@ def read_run(folder: Path) -> Run:
         unknown = max((max(ends) for ends in run.edges), default=0) >= len(names)
         if unknown or any(len(one["accuracy"]) != len(names) for one in epochs):
             raise ValueError
+        if not all(0 < one["seconds"] < math.inf for one in epochs):
+            raise ValueError
         series(run)
     except UserError:
         raise

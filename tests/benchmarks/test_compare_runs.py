@@ -15,7 +15,7 @@ import pytest
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, ZERO_GRADIENT
 from benchmarks.compare.runs import Run, grid
-from feature_gan_kd import cli
+from feature_gan_kd.cli.program import parse
 from feature_gan_kd.report import read_run
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def test_every_command_of_a_preset_is_understood(preset: str, tmp_path: Path) ->
     # Options follow from the method and from the pair alone: every method once and every pair once will do.
     some = {run.method: run for run in runs} | {run.pair: run for run in runs}
     for run in some.values():
-        cli._parse(run.command(None))
+        parse(run.command(None))
 
 
 def test_presets_name_what_there_is() -> None:

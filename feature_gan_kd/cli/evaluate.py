@@ -1,0 +1,42 @@
+"""`feature-gan-kd evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from feature_gan_kd.cli.networks import restored
+
+
+def evaluate(
+    run: Positional[Path],
+    /,
+    data: str | None = None,
+    eval_split: str | None = None,
+    skip_bad_images: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Evaluate the networks of a run, and their ensemble, as its newest checkpoint has them.
+
+    Args:
+        run: Folder of the run.
+        data: Images to evaluate on [those the run was evaluated on].
+        eval_split: Split of them [the run's; of other data test, else validation].
+        skip_bad_images: Leave out images that cannot be decoded.
+        as_json: Print JSON.
+    """
+    distiller = restored(run)
+    if data is not None or eval_split is not None:
+        distiller.config = distiller.config.replace(eval_split=eval_split)
+    distiller.config = distiller.config.replace(skip_bad_images=skip_bad_images)
+    result = distiller.evaluate(data)
+    if not distiller.accelerator.is_main_process:
+        return
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, accuracy, loss in zip(distiller.names, result["accuracy"], result["loss"], strict=True):
+        print(f"{name:<24} top-1 {accuracy:6.2f} %  cross-entropy {loss:.4f}")
+    print(f"{'ensemble':<24} top-1 {result['ensemble']:6.2f} %  on {result['images']} images")
