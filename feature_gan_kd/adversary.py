@@ -94,19 +94,33 @@ def build_links(
     Raises:
         UserError: where source and learner have different numbers of taps.
     """
+    check_taps(edges, shapes)
     links = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for edge in edges:
-            learner, source = shapes[edge.learner], shapes[edge.source]
-            if len(learner) != len(source):
-                raise UserError(
-                    f"feature_layers: network {edge.learner} has {len(learner)} tapped layers and its source "
-                    f"{edge.source} has {len(source)}: name as many for both"
-                )
-            for tap, (own, other) in enumerate(zip(learner, source, strict=True)):
+            for tap, (own, other) in enumerate(zip(shapes[edge.learner], shapes[edge.source], strict=True)):
                 links.append(Link(edge, tap, own, other, discriminator))
     return links
+
+
+def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> None:
+    """Refuses peers that cannot be matched tap by tap.
+
+    Args:
+        edges: who teaches whom.
+        shapes: per network the shapes of its maps.
+
+    Raises:
+        UserError: where source and learner have different numbers of taps.
+    """
+    for edge in edges:
+        learner, source = shapes[edge.learner], shapes[edge.source]
+        if len(learner) != len(source):
+            raise UserError(
+                f"feature_layers: network {edge.learner} has {len(learner)} tapped layers and its source "
+                f"{edge.source} has {len(source)}: name as many for both"
+            )
 
 
 def _answering(make: Callable[[MapShape], nn.Module], shape: MapShape) -> nn.Module:

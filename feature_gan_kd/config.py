@@ -226,6 +226,12 @@ class DistillConfig:
     """Epochs between two evaluations; the last epoch always has one."""
     log_every: int = _bounded(50, at_least=1)
     """Steps between two lines of metrics."""
+    record_similarity: int | None = _bounded(None, at_least=4)
+    """Record at each evaluation how alike the maps of source and learner are, on the first so many evaluation images
+    [not recorded]."""
+    record_gradients: bool = False
+    """Record, of one update in log_every, the norms of gradients, decay and updates and what they have in common, and
+    how many answers of the discriminators are right."""
     checkpoint_every: int | None = _bounded(None, at_least=1)
     """Steps between two checkpoints, besides the one at the end of each epoch [that one alone]."""
     keep_last: int = _bounded(2, at_least=1)
@@ -303,6 +309,8 @@ _RUNTIME = (
     "max_skipped",
     "skip_bad_images",
     "log_every",
+    "record_similarity",
+    "record_gradients",
     "checkpoint_every",
     "keep_last",
     "compile",

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from feature_gan_kd import checkpoint, processes
+from feature_gan_kd import checkpoint, processes, similarity
 from feature_gan_kd.adversary import Link
 from feature_gan_kd.callbacks import Callback, JsonLines, ProgressLine
 from feature_gan_kd.config import DistillConfig
@@ -233,6 +233,8 @@ class OnlineAdversarialDistiller:
         self.config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
         folder = None if output_dir is None else usable_folder(Path(output_dir), resume)
         data = self.open_data(train_data, eval_data)
+        if self.config.record_similarity:
+            similarity.check_images(len(data.evaluation))
         self._given = (train_data, eval_data)
         self.lesson = Lesson(
             name_of(train_data),
@@ -457,6 +459,26 @@ class OnlineAdversarialDistiller:
         networks = [nn.Sequential(network.adapter, network.network) for network in self._wiring.tapped]
         return evaluate(
             networks, batches, add_up=processes.sum_over_processes, autocast=self._autocast, between=between
+        )
+
+    def similarity(self, source: ImageSource, between: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """How alike the maps of source and learner are, see `similarity.measure`; the same on every process.
+
+        Args:
+            source: of the images, of which every process takes the first `record_similarity`.
+            between: is called after every batch.
+
+        Returns:
+            Nothing where `record_similarity` is not set.
+        """
+        count = self.config.record_similarity
+        if count is None:
+            return {}
+        processes.average_buffers(self.models)
+        size, device = min(count, EVALUATION_BATCH), self.accelerator.device
+        batches = source.batches(batch_size=size, seed=0, epoch=0, device=device, train=False)
+        return similarity.measure(
+            self._wiring.tapped, self.edges, batches, count, autocast=self._autocast, between=between
         )
 
     def faults(self) -> FaultReport:

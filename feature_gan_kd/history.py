@@ -14,8 +14,8 @@ class History:
 
     Attributes:
         epochs: one record per epoch: `epoch`, `step`, `accuracy` (top-1 % per network), `loss` (cross-entropy on the
-            evaluation images, in nats), `ensemble` (top-1 %), `metrics` (means since the last record), `lr`,
-            `seconds`, `images_per_second`.
+            evaluation images, in nats), `ensemble` (top-1 %), `metrics` (means since the last record, and how alike
+            the maps are where that is recorded), `lr`, `seconds`, `images_per_second`.
         best: per network its best epoch: `epoch` and `accuracy`.
     """
 

@@ -45,6 +45,10 @@ class Trainee(Protocol):
         """Accuracy on the images of `source`, the same on every process; calls `between` after every batch."""
         ...
 
+    def similarity(self, source: ImageSource, between: Callable[[], None]) -> dict[str, float]:
+        """How alike the networks' maps are on images of `source`, by name; nothing where it is not recorded."""
+        ...
+
     def state(self) -> checkpoint.Checkpoint:
         """Everything that training changes."""
         ...
@@ -162,6 +166,7 @@ class Fit:
     def _evaluate(self, epoch: int) -> None:
         record = self._record(epoch)
         evaluation = self.trainee.evaluate_source(self.data.evaluation, self.stop.check)
+        similarity = self.trainee.similarity(self.data.evaluation, self.stop.check)
         self.window = Window()
         self._tell("on_metrics", record)
         done = time.perf_counter()
@@ -169,6 +174,7 @@ class Fit:
         seconds, steps = done - self.evaluated[0], self.step - self.evaluated[1]
         self.evaluated = done, self.step
         record |= {
+            "metrics": record["metrics"] | similarity,
             "epochs": self.config.epochs,
             "accuracy": evaluation.accuracy,
             "loss": evaluation.loss,

@@ -14,6 +14,7 @@ from feature_gan_kd import losses
 from feature_gan_kd.adversary import Link
 from feature_gan_kd.batch_statistics import taking_part
 from feature_gan_kd.config import Objective
+from feature_gan_kd.diagnosis import Diagnosis, share_right
 from feature_gan_kd.faults import Buffers, Faults, Gradients, step_unless
 from feature_gan_kd.features import TappedNetwork
 from feature_gan_kd.processes import parts_of_batch, reduce_gradients, sum_over_processes
@@ -65,6 +66,7 @@ class AdversarialStep:
         clip_grad: largest norm of one network's logit gradient.
         sync_batchnorm: batch normalisation inside the networks takes its statistics over all processes.
         autocast: makes the context in which forward passes run.
+        diagnosis: of what moves the weights, in some updates [in none].
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class AdversarialStep:
         clip_grad: float | None = None,
         sync_batchnorm: bool = False,
         autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        diagnosis: Diagnosis | None = None,
     ) -> None:
         self.networks = list(networks)
         self.edges = list(edges)
@@ -100,6 +103,7 @@ class AdversarialStep:
         self.clip_grad = clip_grad
         self.sync_batchnorm = sync_batchnorm
         self.autocast = autocast
+        self.diagnosis = diagnosis or Diagnosis()
         self.faults = Faults()
         self.number = 0  # of updates done
 
@@ -123,7 +127,8 @@ class AdversarialStep:
         Returns:
             Detached scalars on the device: `cross_entropy/K`, `accuracy/K`, `logit/K`, `l1/K`, `l2/K`,
             `adversarial/K` and `discriminator/K` per learner, `real/S->K` and `fake/S->K` (the mean answers) per
-            edge; means over the whole batch, the same on every process. `skipped` is 1 where a loss or a gradient
+            edge; means over the whole batch, the same on every process. In an update that is measured also those of
+            `Diagnosis`, and `right/S->K` (the share of right answers). `skipped` is 1 where a loss or a gradient
             was not finite: nothing is changed then, on any process.
         """
         self._set_modes()
@@ -145,6 +150,7 @@ class AdversarialStep:
                 metrics[key] = metrics[key] + share if key in metrics else share
         metrics = dict(zip(metrics, sum_over_processes(torch.stack(list(metrics.values()))), strict=True))
         metrics["skipped"] = self.apply(totals, metrics)
+        metrics |= self.diagnosis.taken()
         before.restore(metrics["skipped"])
         self.number += 1
         return metrics
@@ -214,7 +220,8 @@ class AdversarialStep:
             update = self.updates[name]
             for parameter, gradient in zip(update.parameters, values, strict=True):
                 parameter.grad = gradient
-            step_unless(skipped, update.optimizer)
+            with self.diagnosis.watching(self.number, name, update.optimizer, update.parameters, values):
+                step_unless(skipped, update.optimizer)
             for parameter in update.parameters:
                 parameter.grad = None
         return skipped
@@ -273,6 +280,8 @@ class AdversarialStep:
                 values["discriminator"] = losses.discriminator(real, fake)
                 answers.setdefault(f"real/{link.edge}", []).append(real.mean())
                 answers.setdefault(f"fake/{link.edge}", []).append(fake.mean())
+                if self.diagnosis.due(self.number):
+                    answers.setdefault(f"right/{link.edge}", []).append(share_right(real, fake))
             for kind, value in values.items():
                 terms.setdefault((kind, learner), []).append(value)
         means = {key: torch.stack(values).mean() for key, values in terms.items()}

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from feature_gan_kd.adversary import Discriminator, Link, build_links
+from feature_gan_kd.adversary import Discriminator, Link, build_links, check_taps
 from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.diagnosis import Diagnosis
 from feature_gan_kd.discovery import find_taps, layers_of, try_out
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.features import MapShape, TappedNetwork
@@ -84,7 +85,7 @@ def wire(
         try:
             taps = (
                 find_taps(network.module, images, name, layers, vectors=config.vectors_as_maps)
-                if objective.updates_extractors
+                if objective.updates_extractors or config.record_similarity
                 else []
             )
             tapped.append(TappedNetwork(network.module, taps, name, adapter))
@@ -102,8 +103,10 @@ def wire(
     if len(set(classes)) > 1:
         raise UserError(f"models: the networks have {classes} classes: build all with one num_classes")
     links: list[Link] = []
+    shapes = [[tap.shape for tap in network.taps] for network in tapped]
+    if config.record_similarity:
+        check_taps(edges, shapes)
     if objective.has_feature_loss:
-        shapes = [[tap.shape for tap in network.taps] for network in tapped]
         make = discriminator or functools.partial(
             Discriminator, width=config.discriminator_width, norm=config.discriminator_norm
         )
@@ -160,7 +163,17 @@ def build_step(
         clip_grad=config.clip_grad,
         sync_batchnorm=config.sync_batchnorm,
         autocast=autocast,
+        diagnosis=Diagnosis(
+            _parts(wiring), config.log_every if config.record_gradients else None, config.adversarial_interval
+        ),
     )
+
+
+def _parts(wiring: Wiring) -> dict[nn.Parameter, str]:
+    """The part that each parameter of a network or a discriminator belongs to: a position, or an edge."""
+    owned: list[tuple[nn.Module, str]] = [(network, str(k)) for k, network in enumerate(wiring.tapped)]
+    owned += [(link.discriminator, str(link.edge)) for link in wiring.links if link.discriminator is not None]
+    return {parameter: part for module, part in owned for parameter in module.parameters()}
 
 
 def _update(kind: str, owned: Sequence[tuple[nn.Parameter, str]], config: DistillConfig) -> Update:

@@ -132,6 +132,7 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "max_eval_samples": ([1], [0], "at least 1"),
     "workers": ([0, 4], [-1], "at least 0"),
     "log_every": ([1], [0], "at least 1"),
+    "record_similarity": ([4, 500], [3, 0], "at least 4"),
     "checkpoint_every": ([1], [0], "at least 1"),
     "keep_last": ([1], [0], "at least 1"),
     "mixup": ([0, 0.2], [-1], "at least 0"),
@@ -296,7 +297,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 def test_defining_leaves_out_what_does_not_change_the_weights() -> None:
     runtime = {"workers": 3, "log_every": 7, "checkpoint_every": 9, "keep_last": 5, "check_processes": True}
-    runtime |= {"max_skipped": 3, "skip_bad_images": True}
+    runtime |= {"max_skipped": 3, "skip_bad_images": True, "record_similarity": 100, "record_gradients": True}
     assert DistillConfig().replace(**runtime).defining() == DistillConfig().defining()
     changed: dict[str, Any] = {"lr": 0.3, "seed": 1, "method": "logit", "batch_size": 64, "accumulation_steps": 2}
     for name, value in changed.items():

@@ -92,6 +92,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "l1 and l2": {"method": "l1", "l2_weight": 0.5},
     "logit": {"method": "logit"},
     "zero-gradient": {"method": "zero-gradient"},
+    "recorded": {"record_similarity": 20, "record_gradients": True, "feature_layers": ["features.0", "features.3"]},
     "group norm in discriminators": {"discriminator_norm": "group"},
     "no norm in discriminators": {"discriminator_norm": "none"},
     "batch norm": {"models": normalised, "sync_batchnorm": True},

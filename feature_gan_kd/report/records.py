@@ -110,7 +110,7 @@ def series(run: Run, updates_per_epoch: float | None = None) -> dict[str, Series
     Returns:
         By `cross_entropy/0`, `accuracy/0` (%), `real/0->1`, ... (means over updates), `top-1/0`, `top-1/ensemble` (%),
         `loss/0` (cross-entropy on the evaluation images), `rate/logit`, `speed/updates`, `speed/epochs` (images/s) and
-        `similarity/0->1`: the series, without points that are not finite.
+        `similarity/0->1`, `cosine/0->1`: the series, without points that are not finite.
     """
     length = updates_per_epoch or run.updates_per_epoch or 1
     found: dict[str, Series] = {}
@@ -163,20 +163,29 @@ def _of_epoch(one: Record) -> dict[str, float]:
     values |= {"top-1/ensemble": one["ensemble"], "speed/epochs": one["images_per_second"]}
     values |= {f"loss/{k}": value for k, value in enumerate(one["loss"])}
     everything = {**one.get("metrics", {}), **one}
-    return values | {key: value for key, value in everything.items() if key.startswith("similarity/")}
+    return values | {key: value for key, value in everything.items() if key.startswith(("similarity/", "cosine/"))}
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    """Of values with their weights."""
+    return sum(value * weight for value, weight in weighted) / sum(weight for _, weight in weighted)
 
 
 def _averaged(steps: Sequence[Record]) -> list[Record]:
-    """At most `MOST_POINTS` records: consecutive ones merged, their metrics weighted by their updates."""
+    """At most `MOST_POINTS` records: consecutive ones merged, their metrics weighted by their updates.
+
+    Not every record has every metric: some are measured in few updates.
+    """
     size = math.ceil(len(steps) / MOST_POINTS) or 1
     ends = [0, *(one["step"] for one in steps)]
     merged = []
     for first in range(0, len(steps), size):
         group = steps[first : first + size]
         updates = [ends[i + 1] - ends[i] for i in range(first, first + len(group))]
+        recorded = [(one["metrics"], count) for one, count in zip(group, updates, strict=True)]
         metrics = {
-            key: sum(one["metrics"][key] * count for one, count in zip(group, updates, strict=True)) / sum(updates)
-            for key in group[-1]["metrics"]
+            key: _mean([(one[key], count) for one, count in recorded if key in one])
+            for key in dict.fromkeys(key for one, _ in recorded for key in one)
         }
         seconds = sum(count / one["images_per_second"] for one, count in zip(group, updates, strict=True))
         merged.append({**group[-1], "metrics": metrics, "images_per_second": sum(updates) / seconds})
