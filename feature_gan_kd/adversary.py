@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm as spectrally_normalised
 
 from feature_gan_kd.batch_statistics import normalise
 from feature_gan_kd.errors import UserError
@@ -28,14 +29,33 @@ class Discriminator(nn.Module):
         shape: (channels, height, width) of the maps it judges.
         width: channels between the two convolutions, at most.
         norm: between them: `batch` (the paper's), `group` or `none`.
+        bounded: answers go through the sigmoid, as the paper's; without it they are any numbers (ours).
+        patches: one answer for each place that is left of the grid, in place of one for the map (ours, after the
+            patch discriminator of Isola et al. 2017).
+        spectral_norm: divides both convolutions' weights by their largest singular values (ours, after Miyato et
+            al. 2018).
+        noise: standard deviation of Gaussian noise on what it sees, in those of the map (ours).
     """
 
-    def __init__(self, shape: MapShape, width: int = 128, norm: Literal["batch", "group", "none"] = "batch") -> None:
+    def __init__(
+        self,
+        shape: MapShape,
+        width: int = 128,
+        norm: Literal["batch", "group", "none"] = "batch",
+        *,
+        bounded: bool = True,
+        patches: bool = False,
+        spectral_norm: bool = False,
+        noise: float = 0.0,
+    ) -> None:
         super().__init__()
         channels, height, grid_width = shape
         hidden = min(channels, width)
         small = min(height, grid_width) < 2
         self.shape = shape
+        self.bounded = bounded
+        self.patches = patches
+        self.noise = noise
         self.conv1 = (
             nn.Conv2d(channels, hidden, kernel_size=1, bias=False)
             if small
@@ -48,13 +68,23 @@ class Discriminator(nn.Module):
         }
         self.norm = norms[norm]()
         rest = (height, grid_width) if small else ((height + 1) // 2, (grid_width + 1) // 2)
-        self.conv2 = nn.Conv2d(hidden, 1, kernel_size=rest)
+        self.conv2 = nn.Conv2d(hidden, 1, kernel_size=(1, 1) if patches else rest)
+        if spectral_norm:
+            spectrally_normalised(self.conv1)
+            spectrally_normalised(self.conv2)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Answers (batch,) in (0, 1), float32 or wider, for maps (batch, channels, height, width)."""
+        """Answers (batch,), or (batch, patches), for maps (batch, channels, height, width).
+
+        They are float32 or wider, and in (0, 1) if `bounded`.
+        """
+        if self.noise:
+            feature_map = feature_map + self.noise * feature_map.detach().std() * torch.randn_like(feature_map)
         hidden = F.leaky_relu(self.norm(self.conv1(feature_map)), 0.2)
-        answer = self.conv2(hidden).flatten(1).mean(1)
-        return torch.sigmoid(answer.to(torch.promote_types(answer.dtype, torch.float32)))
+        answer = self.conv2(hidden).flatten(1)
+        answer = answer if self.patches else answer.mean(1)
+        answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
+        return torch.sigmoid(answer) if self.bounded else answer
 
 
 class BatchStatisticsNorm(nn.Module):
@@ -124,15 +154,17 @@ def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> N
 
 
 def _answering(make: Callable[[MapShape], nn.Module], shape: MapShape) -> nn.Module:
-    """A discriminator that was seen to give one answer per map."""
+    """A discriminator that was seen to give one answer per map, or one per patch of each."""
     discriminator = make(shape)
     if not isinstance(discriminator, nn.Module):
         raise UserError(f"discriminator: made a {type(discriminator).__name__} for maps {shape}, expected a module")
     with torch.no_grad():
         answers = discriminator(torch.zeros(2, *shape))
-    if not isinstance(answers, Tensor) or answers.shape != (2,):
+    if not isinstance(answers, Tensor) or answers.ndim not in (1, 2) or len(answers) != 2:
         given = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
-        raise UserError(f"discriminator: gives {given} for 2 maps {shape}, expected one answer each: shape (2,)")
+        raise UserError(
+            f"discriminator: gives {given} for 2 maps {shape}, expected one answer each: shape (2,), or (2, patches)"
+        )
     return discriminator
 
 

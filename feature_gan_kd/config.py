@@ -16,6 +16,7 @@ from feature_gan_kd.errors import UserError, closest
 MethodName = Literal["afd", "logit", "dml", "vanilla", "feature", "l1", "l1-only", "l2", "l2-only", "zero-gradient"]
 RecipeName = Literal["auto", "paper", "finetune"]
 SchedulerName = Literal["multistep", "cosine", "poly", "tanh"]
+AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
 Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
 
 # The steps of the paper's CIFAR-100 run, for which its learning rates are stated: 300 epochs of 50,000 images
@@ -31,6 +32,7 @@ class Objective:
         temperature: T of the logit term (paper, section 3: T = 3).
         logit_weight: of T^2 KL(source || learner), in the logit loss.
         adversarial_weight: of the learner's adversarial term, in the feature loss.
+        adversarial_loss: what discriminators and learners lower; `paper` is least squares of answers in (0, 1).
         l1_weight: of the mean absolute difference of the maps, in the feature loss.
         l2_weight: of the mean squared difference of the maps, in the feature loss.
         feature_update: the extractors' Adam steps even where the feature loss is zero, so that only its weight
@@ -40,6 +42,7 @@ class Objective:
     temperature: float = 3.0
     logit_weight: float = 0.0
     adversarial_weight: float = 0.0
+    adversarial_loss: AdversarialLoss = "paper"
     l1_weight: float = 0.0
     l2_weight: float = 0.0
     feature_update: bool = False
@@ -84,6 +87,7 @@ class Recipe:
     adversarial_lr: float = 2e-5
     adversarial_weight_decay: float = 0.1
     adversarial_milestones: tuple[float, ...] = (0.25, 0.5)
+    adversarial_warmup: float = 0.0
     discriminator_lr: float = 2e-5
     discriminator_weight_decay: float = 0.1
 
@@ -120,6 +124,9 @@ class DistillConfig:
     """Weight of the logit term [method's]."""
     adversarial_weight: float | None = _bounded(None, at_least=0)
     """Weight of the adversarial term [method's]."""
+    adversarial_loss: AdversarialLoss | None = None
+    """What discriminators and learners lower: paper (least squares of answers in (0, 1)), least-squares (of unbounded
+    answers), hinge, relativistic (of the two maps of an image) [paper]."""
     l1_weight: float | None = _bounded(None, at_least=0)
     """Weight of the L1 difference of the maps [method's]."""
     l2_weight: float | None = _bounded(None, at_least=0)
@@ -158,6 +165,9 @@ class DistillConfig:
     """Its weight decay [paper 0.1, finetune 0]."""
     adversarial_milestones: tuple[float, ...] | None = _bounded(None, above=0, at_most=1)
     """Fractions of the run at which both adversarial rates are multiplied by 0.1 [0.25 0.5]."""
+    adversarial_warmup: float | None = _bounded(None, at_least=0, at_most=0.9)
+    """Fraction of the run over which the extractors' adversarial rate rises from zero, while discriminators learn at
+    theirs [0]."""
     discriminator_lr: float | None = _bounded(None, above=0)
     """Learning rate of the discriminators [2e-5]."""
     discriminator_weight_decay: float | None = _bounded(None, at_least=0)
@@ -182,6 +192,14 @@ class DistillConfig:
     """Channels inside a discriminator, at most."""
     discriminator_norm: Literal["batch", "group", "none"] = "batch"
     """Normalisation inside a discriminator; batch is the paper's."""
+    discriminator_patches: bool = False
+    """Discriminators answer for each patch of a map; without it, once for a map, as the paper's."""
+    discriminator_spectral_norm: bool = False
+    """Divide every weight of a discriminator by its largest singular value."""
+    discriminator_noise: float = _bounded(0.0, at_least=0)
+    """Gaussian noise on the maps that discriminators see, in standard deviations of the map [0, none]."""
+    discriminator_interval: int = _bounded(1, at_least=1)
+    """Discriminators are stepped in every so-many-th of the updates that compare maps [1]."""
 
     image_size: int | None = _bounded(None, at_least=8)
     """Side of the square images in pixels [the networks' own]."""

@@ -246,7 +246,11 @@ class OnlineAdversarialDistiller:
             History(),
         )
         self._adapt_inputs(self.lesson.normalisation)
-        heard: list[Callback] = [ProgressLine(data.notes), DiscriminatorWatch(), *callbacks]
+        heard: list[Callback] = [
+            ProgressLine(data.notes),
+            DiscriminatorWatch(bounded=self.config.objective.adversarial_loss == "paper"),
+            *callbacks,
+        ]
         self.accelerator.wait_for_everyone()  # all have looked at the folder
         if folder is not None:
             about = {

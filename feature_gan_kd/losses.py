@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feature_gan_kd.config import AdversarialLoss
+
 
 def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(source / T) || softmax(learner / T)) (paper, section 3, after Hinton 2015).
@@ -23,28 +25,46 @@ def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: flo
     return F.kl_div(answer, target, reduction="batchmean", log_target=True) * temperature**2
 
 
-def discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """[1 - D(source's map)]^2 + [D(learner's map)]^2 (paper, section 3: least squares).
+def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
+    """What a discriminator lowers: answers to the source's maps go up, those to the learner's down.
+
+    `paper` (section 3) is [1 - D(source's map)]^2 + [D(learner's map)]^2 of answers in (0, 1), `least-squares` the
+    same of unbounded ones (Mao et al. 2017), `hinge` max(0, 1 - real) + max(0, 1 + fake) (Lim and Ye 2017),
+    `relativistic` log(1 + exp(fake - real)) of the two maps of one image (Jolicoeur-Martineau 2018).
 
     Args:
-        real: (batch,) answers to the source's maps, in (0, 1).
-        fake: (batch,) answers to the learner's maps, in (0, 1).
+        real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
+        fake: the same, to the learner's maps.
+        kind: of the loss.
 
     Returns:
         Scalar, averaged over the batch.
     """
+    if kind == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    if kind == "relativistic":
+        return F.softplus(fake - real).mean()
     return (1 - real).square().mean() + fake.square().mean()
 
 
-def adversarial(fake: Tensor) -> Tensor:
-    """[1 - D(learner's map)]^2: the learner fools its own discriminator (paper, section 3).
+def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
+    """What a learner lowers to fool its own discriminator.
+
+    `paper` (section 3) and `least-squares` are [1 - D(learner's map)]^2, `hinge` is -D(learner's map),
+    `relativistic` log(1 + exp(real - fake)).
 
     Args:
-        fake: (batch,) answers to the learner's maps, in (0, 1).
+        real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
+        fake: the same, to the learner's maps.
+        kind: of the loss.
 
     Returns:
         Scalar, averaged over the batch.
     """
+    if kind == "hinge":
+        return -fake.mean()
+    if kind == "relativistic":
+        return F.softplus(real - fake).mean()
     return (1 - fake).square().mean()
 
 

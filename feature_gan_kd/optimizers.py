@@ -67,6 +67,7 @@ def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, 
     recipe = config.recipe_settings
     adversarial_steps = -(-steps // config.adversarial_interval)
     factor = PAPER_STEPS / adversarial_steps if config.scale_adversarial_lr else 1.0
+    warmups = {"logit": recipe.warmup, "feature": recipe.adversarial_warmup, "discriminator": 0.0}
     schedules = {}
     for kind, optimizer in optimizers.items():
         if kind != "logit":
@@ -83,7 +84,7 @@ def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, 
                 for fraction in (recipe.milestones if kind == "logit" else recipe.adversarial_milestones)
             ],
             decay_rate=0.1,
-            warmup_epochs=round(recipe.warmup * steps) if kind == "logit" else 0,
+            warmup_epochs=round(warmups[kind] * steps),
             warmup_lr=0.0,
         )
     return schedules

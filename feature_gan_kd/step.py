@@ -60,6 +60,7 @@ class AdversarialStep:
         feature_update: all extractors' and transfers' parameters with theirs, or None.
         discriminator_update: all discriminators' parameters with theirs, or None.
         adversarial_interval: only every so-many-th update compares maps (ours).
+        discriminator_interval: only every so-many-th of those steps the discriminators (ours).
         single_backward: the feature loss is added to the logit loss, in one backward pass; `feature_update` then has
             the transfers alone, or is None (ours).
         accumulation_steps: parts into which a batch is divided: each holds every so-many-th image.
@@ -81,6 +82,7 @@ class AdversarialStep:
         feature_update: Update | None,
         discriminator_update: Update | None,
         adversarial_interval: int = 1,
+        discriminator_interval: int = 1,
         single_backward: bool = False,
         accumulation_steps: int = 1,
         clip_grad: float | None = None,
@@ -98,6 +100,7 @@ class AdversarialStep:
         self.feature_update = feature_update
         self.discriminator_update = discriminator_update
         self.adversarial_interval = adversarial_interval
+        self.discriminator_interval = discriminator_interval
         self.single_backward = single_backward
         self.accumulation_steps = accumulation_steps
         self.clip_grad = clip_grad
@@ -181,7 +184,8 @@ class AdversarialStep:
         if compares_maps:
             with self.autocast():
                 feature_loss, discriminator_loss = self._feature_losses(forward, metrics)
-            if self.discriminator_update is not None:
+            judged = self.number // self.adversarial_interval % self.discriminator_interval == 0
+            if self.discriminator_update is not None and judged:
                 gradients["discriminator"] = _gradient(
                     discriminator_loss * share, self.discriminator_update.parameters, retain_graph=True
                 )
@@ -276,8 +280,8 @@ class AdversarialStep:
                 values["l2"] = losses.l2(_full(fake_map), _full(real_map))
             if link.discriminator is not None:
                 real, fake = link.discriminator(real_map), link.discriminator(fake_map)
-                values["adversarial"] = losses.adversarial(fake)
-                values["discriminator"] = losses.discriminator(real, fake)
+                values["adversarial"] = losses.adversarial(real, fake, self.objective.adversarial_loss)
+                values["discriminator"] = losses.discriminator(real, fake, self.objective.adversarial_loss)
                 answers.setdefault(f"real/{link.edge}", []).append(real.mean())
                 answers.setdefault(f"fake/{link.edge}", []).append(fake.mean())
                 if self.diagnosis.due(self.number):

@@ -18,9 +18,13 @@ class DiscriminatorWatch:
     """Warns, once for each discriminator, when it has been of no use for long.
 
     For long means without a break for 500 updates, or a twentieth of the run if that is more.
+
+    Args:
+        bounded: answers go through a sigmoid, whose gradient vanishes where they are wholly apart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bounded: bool = True) -> None:
+        self.bounded = bounded
         self.patience = 500
         self.since: dict[str, tuple[Verdict, int]] = {}
         self.said: set[str] = set()
@@ -38,7 +42,7 @@ class DiscriminatorWatch:
         metrics = record["metrics"]
         for edge in (key.removeprefix("real/") for key in metrics if key.startswith("real/")):
             real, fake = metrics[f"real/{edge}"], metrics[f"fake/{edge}"]
-            verdict = _verdict(real, fake)
+            verdict = _verdict(real, fake, self.bounded)
             if verdict is None:
                 self.since.pop(edge, None)
                 continue
@@ -57,8 +61,8 @@ class DiscriminatorWatch:
         """Nothing."""
 
 
-def _verdict(real: float, fake: float) -> Verdict | None:
-    if real > APART[0] and fake < APART[1]:
+def _verdict(real: float, fake: float, bounded: bool) -> Verdict | None:
+    if bounded and real > APART[0] and fake < APART[1]:
         return "apart"
     return "alike" if abs(real - fake) < ALIKE else None
 

@@ -108,7 +108,13 @@ def wire(
         check_taps(edges, shapes)
     if objective.has_feature_loss:
         make = discriminator or functools.partial(
-            Discriminator, width=config.discriminator_width, norm=config.discriminator_norm
+            Discriminator,
+            width=config.discriminator_width,
+            norm=config.discriminator_norm,
+            bounded=objective.adversarial_loss == "paper",
+            patches=config.discriminator_patches,
+            spectral_norm=config.discriminator_spectral_norm,
+            noise=config.discriminator_noise,
         )
         links = build_links(edges, shapes, config.seed, make if objective.adversarial_weight > 0 else None)
         for link in links:
@@ -158,6 +164,7 @@ def build_step(
         feature_update=_update("feature", extracting, config) if objective.updates_extractors and extracting else None,
         discriminator_update=_update("discriminator", judging, config) if judging else None,
         adversarial_interval=config.adversarial_interval,
+        discriminator_interval=config.discriminator_interval,
         single_backward=config.single_backward,
         accumulation_steps=config.accumulation_steps,
         clip_grad=config.clip_grad,

@@ -83,14 +83,21 @@ def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.stack(cells, dim=2).reshape(*x.shape[:2], *grid)
 
 
-def discriminator(weights: Weights, feature_map: Tensor) -> Tensor:
-    """Conv - BatchNorm - LeakyReLU - Conv - Sigmoid: one answer per map. 3x3 with stride 2, or 1x1."""
+def discriminator(weights: Weights, feature_map: Tensor, *, bounded: bool = True, patches: bool = False) -> Tensor:
+    """Conv - BatchNorm - LeakyReLU - Conv - Sigmoid: one answer per map. 3x3 with stride 2, or 1x1.
+
+    Not `bounded`: without the sigmoid. With `patches`: an answer for each place, row by row.
+    """
     kernel = weights["conv1.weight"].shape[2]
     hidden = convolution(feature_map, weights["conv1.weight"], stride=2 if kernel == 3 else 1, padding=kernel // 2)
     hidden = leaky_relu(normalise(hidden, *statistics(hidden), weights["norm.weight"], weights["norm.bias"]))
     answer = convolution(hidden, weights["conv2.weight"], weights["conv2.bias"])
+    if bounded:
+        answer = sigmoid(answer)
+    if patches:
+        return answer.reshape(len(answer), -1)
     assert answer.shape[1:] == (1, 1, 1)
-    return sigmoid(answer[:, 0, 0, 0])
+    return answer[:, 0, 0, 0]
 
 
 def transfer(weights: Weights, feature_map: Tensor) -> Tensor:
@@ -122,12 +129,25 @@ def divergence(learner: Tensor, source: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (torch.exp(log_p) * (log_p - log_q)).sum() / len(learner)
 
 
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    return ((1 - real) ** 2).sum() / len(real) + (fake**2).sum() / len(fake)
+def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "paper") -> Tensor:
+    """Mean over the batch, and over patches where there are any."""
+    if kind == "hinge":
+        each = torch.where(real < 1, 1 - real, 0 * real) + torch.where(fake > -1, 1 + fake, 0 * fake)
+    elif kind == "relativistic":
+        each = -torch.log(sigmoid(real - fake))
+    else:
+        each = (1 - real) ** 2 + fake**2
+    return each.sum() / each.numel()
 
 
-def adversarial_loss(fake: Tensor) -> Tensor:
-    return ((1 - fake) ** 2).sum() / len(fake)
+def adversarial_loss(real: Tensor, fake: Tensor, kind: str = "paper") -> Tensor:
+    if kind == "hinge":
+        each = -fake
+    elif kind == "relativistic":
+        each = -torch.log(sigmoid(fake - real))
+    else:
+        each = (1 - fake) ** 2
+    return each.sum() / each.numel()
 
 
 # Optimisers: each returns the new parameter and keeps its state in `state`.
@@ -250,6 +270,9 @@ class Settings:
     clip: float | None = None
     interval: int = 1
     single: bool = False
+    loss: str = "paper"
+    patches: bool = False
+    judge_interval: int = 1
 
 
 Key = tuple[str, int, str]
@@ -304,7 +327,8 @@ class Reference:
             other = self.fixed(lesson.source, images)
             fake, real = lesson.maps(own.maps[lesson.block], other.maps[lesson.block], transfers[i])
             if self.settings.adversarial:
-                total = total + self.settings.adversarial * adversarial_loss(discriminator(lesson.discriminator, fake))
+                answers = [self.answers(lesson.discriminator, each) for each in (real, fake)]
+                total = total + self.settings.adversarial * adversarial_loss(*answers, self.settings.loss)
             total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
             total = total + self.settings.l2 * ((fake - real) ** 2).sum() / fake.numel()
         return total / len(lessons)
@@ -313,9 +337,13 @@ class Reference:
         lesson = self.lessons[i]
         maps = [self.fixed(k, images).maps[lesson.block] for k in (lesson.learner, lesson.source)]
         fake, real = lesson.maps(maps[0], maps[1], lesson.transfer)
-        loss = discriminator_loss(discriminator(weights, real), discriminator(weights, fake))
+        loss = discriminator_loss(self.answers(weights, real), self.answers(weights, fake), self.settings.loss)
         # Ours: several discriminators of one learner share its weight of 1.
         return loss / len(self.lessons_of(lesson.learner))
+
+    def answers(self, weights: Weights, feature_map: Tensor) -> Tensor:
+        bounded = self.settings.loss == "paper"
+        return discriminator(weights, feature_map, bounded=bounded, patches=self.settings.patches)
 
     def lessons_of(self, k: int) -> dict[int, Lesson]:
         return {i: lesson for i, lesson in enumerate(self.lessons) if lesson.learner == k}
@@ -362,6 +390,8 @@ class Reference:
         s = self.settings
         if self.number % s.interval:
             gradients = {**gradients, "feature": {}, "discriminator": {}}
+        elif self.number // s.interval % s.judge_interval:
+            gradients = {**gradients, "discriminator": {}}
         self.number += 1
         if s.single:
             for key in [key for key in gradients["feature"] if key[0] == "network"]:

@@ -140,6 +140,9 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "max_skipped": ([1], [0], "at least 1"),
     "evaluate_every": ([1, 5], [0], "at least 1"),
     "adversarial_interval": ([1, 4], [0], "at least 1"),
+    "adversarial_warmup": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
+    "discriminator_interval": ([1, 4], [0], "at least 1"),
+    "discriminator_noise": ([0, 1.5], [-0.1], "at least 0"),
 }
 
 

@@ -96,10 +96,32 @@ def test_discriminator_is_zero_where_it_is_right_and_two_where_it_is_wrong() -> 
 
 
 def test_adversarial() -> None:
-    fake = torch.sigmoid(random(BATCH))
-    assert float(losses.adversarial(fake)) == pytest.approx(sum((1 - f) ** 2 for f in fake.tolist()) / BATCH)
-    torch.testing.assert_close(gradient(losses.adversarial, fake), -2 * (1 - fake) / BATCH)
-    assert float(losses.adversarial(torch.ones(BATCH))) == 0
+    real, fake = torch.sigmoid(random(BATCH, seed=1)), torch.sigmoid(random(BATCH))
+    assert float(losses.adversarial(real, fake)) == pytest.approx(sum((1 - f) ** 2 for f in fake.tolist()) / BATCH)
+    torch.testing.assert_close(gradient(lambda x: losses.adversarial(real, x), fake), -2 * (1 - fake) / BATCH)
+    assert float(losses.adversarial(real, torch.ones(BATCH))) == 0
+
+
+def test_hinge_by_hand() -> None:
+    real, fake = torch.tensor([0.25, 3.0]), torch.tensor([-2.0, 0.5])
+    assert float(losses.discriminator(real, fake, "hinge")) == (0.75 + 1.5) / 2
+    assert float(losses.adversarial(real, fake, "hinge")) == 0.75
+
+
+def test_relativistic_by_hand() -> None:
+    real, fake = torch.tensor([math.log(3.0), 0.0]), torch.zeros(2)
+    assert float(losses.discriminator(real, fake, "relativistic")) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    assert float(losses.adversarial(real, fake, "relativistic")) == pytest.approx((math.log(4) + math.log(2)) / 2)
+
+
+@pytest.mark.parametrize("kind", ["least-squares", "hinge", "relativistic"])
+def test_learners_and_discriminators_pull_apart(kind: losses.AdversarialLoss) -> None:
+    real, fake = random(BATCH), random(BATCH, seed=1)
+    up = gradient(lambda x: losses.adversarial(real, x, kind), fake)
+    down = gradient(lambda x: losses.discriminator(real, x, kind), fake)
+    between = fake.abs() < 1  # where no kind is flat or turns
+    assert between.any()
+    assert (up * down <= 0)[between & (fake > 0)].all()
 
 
 def test_l1_and_l2_are_means_over_every_element() -> None:
@@ -131,7 +153,7 @@ def test_cross_entropy_of_probabilities() -> None:
     [
         lambda a, b: losses.distillation(a, b, 3.0),
         lambda a, b: losses.discriminator(torch.sigmoid(a[:, 0]), torch.sigmoid(b[:, 0])),
-        lambda a, b: losses.adversarial(torch.sigmoid(a[:, 0])),
+        lambda a, b: losses.adversarial(torch.sigmoid(b[:, 0]), torch.sigmoid(a[:, 0])),
         losses.l1,
         losses.l2,
         lambda a, b: losses.cross_entropy(a, softmax(b)),

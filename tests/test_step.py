@@ -311,6 +311,21 @@ def test_single_backward(method: str, case: str) -> None:
     check_steps(CASES[case], replace(METHODS[method], single=True), 3, method=method, single_backward=True)
 
 
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("loss", ["paper", "least-squares", "hinge", "relativistic"])
+def test_every_adversarial_loss(loss: str, patches: bool) -> None:
+    own: dict[str, Any] = {"adversarial_loss": loss, "discriminator_patches": patches}
+    case = CASES["pair, unequal channels and overlapping cells"]
+    check_steps(case, replace(METHODS["afd"], loss=loss, patches=patches), 3, **own)
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_discriminators_may_step_less_often(interval: int) -> None:
+    settings = replace(METHODS["afd"], judge_interval=2, interval=interval)
+    case = CASES["pair, unequal channels"]
+    check_steps(case, settings, 5, discriminator_interval=2, adversarial_interval=interval)
+
+
 def test_both_cheaper_modes_with_clipping_and_parts() -> None:
     settings = replace(METHODS["afd"], single=True, interval=3, clip=0.5)
     case = CASES["pair, unequal channels"]

@@ -35,6 +35,12 @@ def test_said_once_after_long(answers: tuple[float, float], words: str) -> None:
     assert "\n" not in line
 
 
+def test_without_a_sigmoid_answers_may_lie_apart() -> None:
+    watch = DiscriminatorWatch(bounded=False)
+    watch.on_start(0, 1000)
+    assert told(watch, [(1.2, -1.3)] * 9) == []
+
+
 def test_a_break_begins_anew() -> None:
     watch = DiscriminatorWatch()
     watch.on_start(0, 1000)
