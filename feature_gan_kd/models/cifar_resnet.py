@@ -255,7 +255,14 @@ class CifarResNet(CifarNet):
         return out
 
 
-_NAMES = ("cifar_resnet14", "cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnet110")
+_NAMES = (
+    "cifar_resnet8",
+    "cifar_resnet14",
+    "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet56",
+    "cifar_resnet110",
+)
 default_cfgs = generate_default_cfgs({name: cifar_cfg("1512.03385") for name in _NAMES})
 
 
@@ -264,6 +271,12 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
         CifarResNet, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2)}, **kwargs
     )
     return model
+
+
+@register
+def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-8, 0.08M parameters for 100 classes."""
+    return _create("cifar_resnet8", pretrained, blocks=1, **kwargs)
 
 
 @register

@@ -15,6 +15,7 @@ from feature_gan_kd.errors import UserError
 # RepDistiller's models.resnet, 100 classes. He et al. 2016, table 6, have 0.27, 0.46, 0.85 and 1.7M: 10 classes
 # and shortcuts without parameters.
 PUBLISHED = {
+    "cifar_resnet8": 83_892,
     "cifar_resnet14": 181_108,
     "cifar_resnet20": 278_324,
     "cifar_resnet32": 472_756,
