@@ -66,10 +66,11 @@ def draw(comparison: Comparison) -> Figure:
     shown = MEAN if MEAN in whose else whose[0]
     means = {method: _mean_curve(comparison.curves(method, shown).values()) for method in comparison.results}
     means = {method: mean for method, mean in means.items() if mean}
+    evaluated = comparison.any_result.evaluated
     for top, part in ((0.0, 1.0), (2.9, 0.25)):
         bottom = height - ABOVE - top - EPOCHS_TALL
         axes = figure.add_axes((6.1 / WIDTH, bottom / height, 2.9 / WIDTH, EPOCHS_TALL / height))
-        _draw_epochs(axes, means, part)
+        _draw_epochs(axes, evaluated, means, part)
         heading = f"Over the epochs, {shown}" if part == 1 else "The last quarter of them"
         _dress(axes, heading, "means over the seeds · in the legend after the last epoch" if part == 1 else "", "epoch")
     return figure
@@ -106,14 +107,14 @@ def _mean_curve(curves: Collection[Sequence[float]]) -> list[float]:
     return [math.fsum(values) / len(curves) for values in zip(*curves, strict=True)]
 
 
-def _draw_epochs(axes: Axes, means: Mapping[str, Sequence[float]], part: float) -> None:
+def _draw_epochs(axes: Axes, evaluated: Sequence[int], means: Mapping[str, Sequence[float]], part: float) -> None:
     """A line per method over the last part of the epochs; in the legend of all epochs the highest end stands on top."""
     styles = {method: divmod(k, len(PALETTE)) for k, method in enumerate(means)}
     for method, mean in sorted(means.items(), key=lambda item: -item[1][-1]):
         dashes, color = styles[method]
         first = len(mean) - max(1, round(part * len(mean)))
         axes.plot(
-            *(range(first + 1, len(mean) + 1), mean[first:], DASHES[dashes]),
+            *(evaluated[first:], mean[first:], DASHES[dashes]),
             color=PALETTE[color],
             linewidth=1.4,
             marker="o" if len(mean) - first == 1 else "",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 Options = Mapping[str, str | tuple[str, ...]]
 
-# Every method by its options; only these differ between two runs of one pair and seed. A preset sets none of them.
+# Every method by its options; only these differ between two runs of one pair and seed.
 # The frozen network of an offline method is as the vanilla run of the same pair and seed left it.
 METHODS: dict[str, Options] = {
     "vanilla": {"method": "vanilla"},
@@ -23,12 +23,33 @@ METHODS: dict[str, Options] = {
     "afd-adamw": {"method": "afd", "adversarial-optimizer": "adamw"},
     "zero-gradient-adamw": {"method": "zero-gradient", "adversarial-optimizer": "adamw"},
     "afd-no-decay": {"method": "afd", "adversarial-weight-decay": "0"},
+    # AFD's cheaper modes.
+    "afd-interval-4": {"method": "afd", "adversarial-interval": "4"},
+    "afd-single": {"method": "afd", "single-backward": ()},
+    # What may keep the discriminators from winning, or make more of the adversarial gradient: one change at a time.
+    "afd-slow-judge": {"method": "afd", "discriminator-lr": "2e-5"},
+    "afd-rare-judge": {"method": "afd", "discriminator-interval": "4"},
+    "afd-narrow-judge": {"method": "afd", "discriminator-width": "8"},
+    "afd-group-norm": {"method": "afd", "discriminator-norm": "group"},
+    "afd-spectral-norm": {"method": "afd", "discriminator-spectral-norm": ()},
+    "afd-noise": {"method": "afd", "discriminator-noise": "1.0"},
+    "afd-patches": {"method": "afd", "discriminator-patches": ()},
+    "afd-least-squares": {"method": "afd", "adversarial-loss": "least-squares"},
+    "afd-hinge": {"method": "afd", "adversarial-loss": "hinge"},
+    "afd-relativistic": {"method": "afd", "adversarial-loss": "relativistic"},
+    "afd-warmup": {"method": "afd", "adversarial-warmup": "0.1"},
+    "afd-early-layer": {"method": "afd", "feature-layers": "layer2"},
+    "afd-fast": {"method": "afd", "adversarial-lr": "1e-3"},
+    "zero-gradient-fast": {"method": "zero-gradient", "adversarial-lr": "1e-3"},
     "offline-logit": {"method": "logit", "frozen": "1"},
     "offline-afd": {"method": "afd", "frozen": "1"},
 }
 
 # A method without its adversarial gradient: what else its second optimiser does remains.
-ZERO_GRADIENT = {"afd": "zero-gradient", "afd-adamw": "zero-gradient-adamw"}
+ZERO_GRADIENT = {
+    **{method: "zero-gradient" for method in METHODS if method.startswith("afd")},
+    **{f"afd{ending}": f"zero-gradient{ending}" for ending in ("-adamw", "-fast")},
+}
 
 PAIRS: dict[str, tuple[str, ...]] = {
     "r14+r14": ("cifar_resnet14", "cifar_resnet14"),
@@ -62,6 +83,7 @@ class Preset:
         methods: by their names in `METHODS`; the offline ones are for pairs of two networks.
         seeds: one run each.
         data: name of the data set on the hub, where the command gives none.
+        more: methods that are run only where `--only` names them.
     """
 
     about: str
@@ -70,7 +92,16 @@ class Preset:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     data: str | None = "uoft-cs/cifar100"
+    more: tuple[str, ...] = ()
 
+
+_MAIN = ("vanilla", "logit", "l1", "afd", "zero-gradient")
+# All that the paper compares, its controls and the cheaper modes.
+_COMPARED = (
+    *("vanilla", "logit", "dml", "l1", "l1-only", "l2", "l2-only", "feature", "afd", "zero-gradient"),
+    *("afd-adamw", "zero-gradient-adamw", "afd-no-decay", "afd-interval-4", "afd-single"),
+    *("offline-logit", "offline-afd"),
+)
 
 # The adversarial rates of a short run are ten times the paper's, as Adam moves a weight by at most its rate a step.
 _SHORT_RATES: Options = {"adversarial-lr": "2e-4", "discriminator-lr": "2e-4"}
@@ -97,8 +128,9 @@ PRESETS: dict[str, Preset] = {
             **_SHORT_RATES,
         },
         ("r14+r14", "r8+r20"),
-        ("vanilla", "logit", "l1", "afd", "zero-gradient"),
+        _MAIN,
         (0, 1, 2),
+        more=tuple(method for method in METHODS if method not in _MAIN),
     ),
     "paper": Preset(
         "CIFAR-100, the paper's recipe at full length, for a GPU",
@@ -107,7 +139,7 @@ PRESETS: dict[str, Preset] = {
             *("r32+r32", "wrn16+wrn16", "r20+r56", "r20+r110", "wrn16+wrn28", "wrn16+wrn40", "r20+vit"),
             *("r32x3", "r32x4", "r32x3-complete", "r32x4-complete"),
         ),
-        tuple(METHODS),
+        _COMPARED,
         (0, 1, 2, 3, 4),
     ),
     "imagenet": Preset(

@@ -39,8 +39,13 @@ class Result:
     epochs: list[Mapping[str, Any]]
     about: Mapping[str, Any]
 
+    @property
+    def evaluated(self) -> list[int]:
+        """The epochs after which it was evaluated."""
+        return [epoch["epoch"] for epoch in self.epochs]
+
     def curves(self) -> dict[str, list[float]]:
-        """Top-1 % by epoch, of every network that learned, of their mean and of the ensemble.
+        """Top-1 % by evaluation, of every network that learned, of their mean and of the ensemble.
 
         A run with a frozen network has no mean: it would be that of fewer networks than in other runs.
         """
@@ -81,12 +86,12 @@ class Comparison:
         return list(self.any_result.curves())
 
     def curves(self, method: str, whose: str) -> dict[int, list[float]]:
-        """Top-1 % over the epochs, by seed; none where the method has no such curve."""
+        """Top-1 % by evaluation, by seed; none where the method has no such curve."""
         curves = {seed: result.curves() for seed, result in self.results.get(method, {}).items()}
         return {seed: one[whose] for seed, one in curves.items() if whose in one}
 
     def scores(self, method: str, whose: str, *, best: bool = False) -> dict[int, float]:
-        """Top-1 % by seed, after the last epoch or after the best."""
+        """Top-1 % by seed, after the last epoch or after the best evaluated one."""
         return {seed: max(curve) if best else curve[-1] for seed, curve in self.curves(method, whose).items()}
 
 
@@ -143,7 +148,12 @@ def _read(path: Path) -> Result:
         if name not in about["data"]:
             raise UserError(f"foreign: it does not say the {name} of its data")
     schedule = _schedule(about)
-    _check_epochs(about["epochs"], len(about["models"]), schedule["epochs"])
+    due = [
+        epoch
+        for epoch in range(1, schedule["epochs"] + 1)
+        if epoch % schedule["evaluate_every"] == 0 or epoch == schedule["epochs"]
+    ]
+    _check_epochs(about["epochs"], len(about["models"]), due)
     names = ("preset", "pair", "method", "seed")
     return Result(**{name: about[name] for name in names}, schedule=schedule, epochs=about["epochs"], about=about)
 
@@ -155,30 +165,46 @@ def _schedule(about: Mapping[str, Any]) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"foreign: its settings are not this version's ({error})") from None
     settings["frozen"] = " ".join(map(str, about["frozen"])) or None
+    settings["feature_layers"] = " ".join(map(str, about.get("feature_layers") or ())) or None
     expected = {name.replace("-", "_"): value for name, value in METHODS[about["method"]].items()}
     for name, value in {**expected, "seed": str(about["seed"])}.items():
         found = settings.pop(name)
-        if str(found) != value and not (isinstance(found, float) and found == float(str(value))):
-            raise UserError(f"foreign: its {name} is {found}, that of {about['method']}/{about['seed']} is {value}")
+        if not _says(value, found):
+            wanted = value or "on"
+            raise UserError(f"foreign: its {name} is {found}, that of {about['method']}/{about['seed']} is {wanted}")
+    # What one method sets is in the others as the preset has it, or else its default: that tells no schedules apart.
+    usual = {**DistillConfig().to_dict(), **PRESETS[about["preset"]].options}
+    for name in {name for options in METHODS.values() for name in options}:
+        key = name.replace("-", "_")
+        if key in settings and _says(usual.get(name, usual.get(key)), settings[key]):
+            del settings[key]
     data = {f"data_{name}": about["data"][name] for name in DATA}
     schedule = {**settings, **data, "launch": " ".join(about.get("launch", ())) or None}
-    # What one method sets and another leaves alone is None in the others.
     return {name: value for name, value in schedule.items() if value is not None}
 
 
-def _check_epochs(epochs: list[Any], networks: int, expected: int) -> None:
+def _says(option: Any, found: Any) -> bool:
+    """Whether a setting's value is that of an option on the command line; one without a value switches it on."""
+    if option == () or not isinstance(option, str):
+        return bool(found is True if option == () else found == option)
+    return str(found) == option or (isinstance(found, float) and found == float(option))
+
+
+def _check_epochs(epochs: list[Any], networks: int, due: list[int]) -> None:
+    """Args: `due` are the epochs after which the run has to be evaluated."""
     for number, epoch in enumerate(epochs, 1):
         try:
             values, place = [*epoch["accuracy"], epoch["ensemble"]], epoch["epoch"]
             whole = all(0 <= value <= 100 for value in values)
         except (KeyError, TypeError):
             raise UserError(f"damaged: record {number} is not that of an epoch") from None
-        if not whole or len(values) != networks + 1 or place != number:
-            raise UserError(f"damaged: record {number} is not that of epoch {number} of {networks} networks")
-    if len(epochs) < expected:
-        raise UserError(f"unfinished: {len(epochs)} of {expected} epochs")
-    if len(epochs) > expected:
-        raise UserError(f"damaged: {len(epochs)} epochs, its settings say {expected}")
+        expected = due[min(number, len(due)) - 1]
+        if number > len(due):
+            raise UserError(f"damaged: {len(epochs)} evaluations, its settings say {len(due)}")
+        if not whole or len(values) != networks + 1 or place != expected:
+            raise UserError(f"damaged: record {number} is not that of epoch {expected} of {networks} networks")
+    if len(epochs) < len(due):
+        raise UserError(f"unfinished: {epochs[-1]['epoch'] if epochs else 0} of {due[-1]} epochs")
 
 
 def _repeated(results: dict[str, Result]) -> list[str]:

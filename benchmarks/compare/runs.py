@@ -124,7 +124,8 @@ def grid(preset: str, folder: Path, only: Sequence[str] = ()) -> list[Run]:
         Run(preset, pair, method, seed, folder)
         for seed in plan.seeds
         for pair in plan.pairs
-        for method in plan.methods
+        for method in (*plan.methods, *plan.more)
+        if method in plan.methods or any(_matches(Run(preset, pair, method, seed, folder), one) for one in only)
         if len(PAIRS[pair]) == 2 or "frozen" not in METHODS[method]
     ]
     return [run for run in runs if not only or any(_matches(run, pattern) for pattern in only)]
@@ -206,6 +207,7 @@ def keep(training: Training, data: str | None, machine: Machine) -> None:
         "launch": list(machine.launch),
         "models": [model["name"] for model in about["models"]],
         "frozen": about["frozen"],
+        "feature_layers": about["feature_layers"],
         "config": about["config"],
         "data": about["data"],
         "versions": about["versions"],

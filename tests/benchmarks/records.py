@@ -36,14 +36,14 @@ def write_result(
         settings: of the run, beside those of its method.
         **about: entries to put in the place of the usual ones.
     """
-    options: dict[str, Any] = {name.replace("-", "_"): value for name, value in METHODS[method].items()}
-    frozen = [int(options.pop("frozen"))] if "frozen" in options else []
-    if "adversarial_weight_decay" in options:
-        options["adversarial_weight_decay"] = float(options["adversarial_weight_decay"])
+    options: dict[str, Any] = {name.replace("-", "_"): _value(value) for name, value in METHODS[method].items()}
+    frozen = [options.pop("frozen")] if "frozen" in options else []
+    layers = [options.pop("feature_layers")] if "feature_layers" in options else None
     config = DistillConfig().replace(**{**options, "seed": seed, "epochs": len(accuracies), **(settings or {})})
     result = {
         **{"preset": "smoke", "pair": pair, "method": method, "seed": seed, "models": list(PAIRS[pair])},
-        **{"frozen": frozen, "config": config.to_dict(), "data": DATA, "versions": {"torch": "2", "timm": "1"}},
+        **{"frozen": frozen, "feature_layers": layers, "config": config.to_dict(), "data": DATA},
+        "versions": {"torch": "2", "timm": "1"},
         "command": ["feature-gan-kd", "train", "--models", *PAIRS[pair], "--method", method, "--output-dir", "there"],
         "epochs": [
             {"epoch": k, "step": k, "accuracy": list(networks), "ensemble": ensemble, "metrics": {}}
@@ -56,3 +56,13 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result))
     return path
+
+
+def _value(option: str | tuple[str, ...]) -> Any:
+    """An option's value, as the config has it."""
+    if isinstance(option, tuple):
+        return True
+    try:
+        return json.loads(option)
+    except ValueError:
+        return option

@@ -28,7 +28,8 @@ def main() -> None:
     models = [{"name": name.split("/")[-1].removeprefix("1-")} for name in _values("--models")]
     config = DistillConfig(method=method, seed=int(seed), epochs=int(_value("--epochs")))  # type: ignore[arg-type]
     frozen = [1] if "--frozen" in sys.argv else []
-    about = {"models": models, "frozen": frozen, "config": config.to_dict(), "versions": {"torch": "1", "timm": "1"}}
+    about = {"models": models, "frozen": frozen, "feature_layers": None, "config": config.to_dict()}
+    about["versions"] = {"torch": "1", "timm": "1"}
     data = {"name": "none", "fingerprint": "f", "train_images": 4, "evaluation_images": 4}
     epochs = [
         {"event": "epoch", "epoch": k, "step": k, "accuracy": [5.0, 6.0], "ensemble": 7.0, "metrics": {}, "seconds": 1}

@@ -28,9 +28,15 @@ def test_methods_and_seeds_of_one_schedule_stand_together(tmp_path: Path) -> Non
     assert one.differing == {}
 
 
-def test_no_preset_sets_what_a_method_sets() -> None:
-    of_methods = {name for options in METHODS.values() for name in options}
-    assert [name for name, preset in PRESETS.items() if of_methods & preset.options.keys()] == []
+def test_a_method_may_change_what_its_preset_sets(tmp_path: Path) -> None:
+    assert PRESETS["smoke"].options["adversarial-lr"] == "2e-4"
+    write_result(tmp_path, "afd", 0, EPOCHS, settings={"adversarial_lr": 2e-4})
+    write_result(tmp_path, "afd-fast", 0, EPOCHS)
+    (one,), left_out = collect(tmp_path)
+    assert left_out == []
+    assert list(one.results) == ["afd", "afd-fast"]
+    write_result(tmp_path, "afd", 1, EPOCHS, settings={"adversarial_lr": 3e-4})
+    assert len(collect(tmp_path)[0]) == 2
 
 
 def test_scores(tmp_path: Path) -> None:
@@ -82,6 +88,21 @@ def test_settings_that_change_no_weight_tell_no_schedules_apart(tmp_path: Path) 
     assert list(one.results["afd"]) == [0, 1, 2]
 
 
+def test_evaluations_may_be_rare(tmp_path: Path) -> None:
+    path = write_result(tmp_path, "afd", 0, EPOCHS, settings={"epochs": 5, "evaluate_every": 3})
+    about = json.loads(path.read_text())
+    for record, epoch in zip(about["epochs"], (3, 5), strict=True):
+        record["epoch"] = epoch
+    path.write_text(json.dumps(about))
+    (one,), left_out = collect(tmp_path)
+    assert left_out == []
+    assert one.any_result.evaluated == [3, 5]
+    about["epochs"].pop()
+    path.write_text(json.dumps(about))
+    write_result(tmp_path, "vanilla", 0, EPOCHS)
+    assert collect(tmp_path)[1] == ["smoke/tiny-afd-0.json: unfinished: 3 of 5 epochs"]
+
+
 def test_presets_and_pairs_have_comparisons_of_their_own(tmp_path: Path) -> None:
     for preset, pair in (("paper", "tiny"), ("smoke", "r20+r20"), ("smoke", "tiny")):
         write_result(tmp_path, "afd", 0, EPOCHS, pair=pair, preset=preset, file=f"{preset}{pair}.json")
@@ -93,7 +114,7 @@ def test_presets_and_pairs_have_comparisons_of_their_own(tmp_path: Path) -> None
     ("change", "reason"),
     [
         ({"settings": {"epochs": 3}}, "unfinished: 2 of 3 epochs"),
-        ({"settings": {"epochs": 1}}, "damaged: 2 epochs, its settings say 1"),
+        ({"settings": {"epochs": 1}}, "damaged: 2 evaluations, its settings say 1"),
         ({"settings": {"method": "logit"}}, "foreign: its method is logit, that of afd/0 is afd"),
         ({"settings": {"seed": 4}}, "foreign: its seed is 4, that of afd/0 is 0"),
         ({"method": "gan"}, "foreign: there is no method 'gan' here"),
