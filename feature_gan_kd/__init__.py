@@ -10,14 +10,29 @@ from feature_gan_kd.errors import UserError
 from feature_gan_kd.topology import Edge
 
 if TYPE_CHECKING:
+    from feature_gan_kd.callbacks import Callback, EarlyStopping
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
     from feature_gan_kd.history import History
 
 __version__ = "0.1.0"
-__all__ = ["DistillConfig", "Edge", "History", "OnlineAdversarialDistiller", "UserError", "__version__"]
+__all__ = [
+    "Callback",
+    "DistillConfig",
+    "EarlyStopping",
+    "Edge",
+    "History",
+    "OnlineAdversarialDistiller",
+    "UserError",
+    "__version__",
+]
 
 # torch and timm load with the first use of these: `--help` and bad options must answer at once.
-_LAZY = {"OnlineAdversarialDistiller": "feature_gan_kd.distiller", "History": "feature_gan_kd.history"}
+_LAZY = {
+    "Callback": "feature_gan_kd.callbacks",
+    "EarlyStopping": "feature_gan_kd.callbacks",
+    "History": "feature_gan_kd.history",
+    "OnlineAdversarialDistiller": "feature_gan_kd.distiller",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -242,6 +242,9 @@ class DistillConfig:
     """Keep images and convolutions in channels-last memory order."""
     evaluate_every: int = _bounded(1, at_least=1)
     """Epochs between two evaluations; the last epoch always has one."""
+    early_stopping_patience: int | None = _bounded(None, at_least=1)
+    """End the run after so many evaluations in a row in which neither a network nor the ensemble reached a new best
+    accuracy [never]."""
     log_every: int = _bounded(50, at_least=1)
     """Steps between two lines of metrics."""
     record_similarity: int | None = _bounded(None, at_least=4)

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from feature_gan_kd import checkpoint, processes, similarity
 from feature_gan_kd.adversary import Link
-from feature_gan_kd.callbacks import Callback, JsonLines, ProgressLine
+from feature_gan_kd.callbacks import (
+    Callback,
+    DiscriminatorWatch,
+    EarlyStopping,
+    JsonLines,
+    ProgressLine,
+    Trackers,
+    check_callbacks,
+    check_trackers,
+)
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, Mixing, open_data, open_evaluation
 from feature_gan_kd.errors import UserError, reason
@@ -26,7 +35,7 @@ from feature_gan_kd.faults import FaultReport
 from feature_gan_kd.features import Layer, MapShape
 from feature_gan_kd.history import History
 from feature_gan_kd.inputs import Normalisation
-from feature_gan_kd.lesson import Lesson, Which, name_of, publication_of, sources_of, write_network
+from feature_gan_kd.lesson import Format, Lesson, Which, name_of, publication_of, sources_of, write_network
 from feature_gan_kd.loop import Fit
 from feature_gan_kd.networks import (
     Network,
@@ -39,7 +48,6 @@ from feature_gan_kd.optimizers import build_schedules
 from feature_gan_kd.run_folder import describe_run, device_name, usable_folder
 from feature_gan_kd.summary import describe, draw
 from feature_gan_kd.topology import Edge, TopologyName, build_edges
-from feature_gan_kd.watch import DiscriminatorWatch
 from feature_gan_kd.wiring import build_step, wire
 
 EVALUATION_BATCH = 500
@@ -206,6 +214,8 @@ class OnlineAdversarialDistiller:
         output_dir: str | Path | None = None,
         resume: bool = False,
         callbacks: Sequence[Callback] = (),
+        log_with: str | Sequence[str] = (),
+        progress: bool = True,
         license: str | None = None,
     ) -> History:
         """Trains all networks together.
@@ -218,7 +228,10 @@ class OnlineAdversarialDistiller:
             batch_size: images of one update over all processes; None as in the config.
             output_dir: of `config.json`, `metrics.jsonl`, `checkpoints/` and `networks/`; None writes nothing.
             resume: go on from the newest checkpoint in `output_dir`, if there is one.
-            callbacks: who else hears of the run.
+            callbacks: who else hears of the run; called in this order, before progress, trackers and records.
+            log_with: trackers of Accelerate's (`tensorboard`, `wandb`, ...) that are told every figure, besides
+                `metrics.jsonl`; those that `accelerator` runs already are told, too.
+            progress: show notes on the data and the progress on stderr.
             license: of the published weights; None inherits that of pretrained ones.
 
         Returns:
@@ -232,6 +245,9 @@ class OnlineAdversarialDistiller:
         changes = {"epochs": epochs, "batch_size": batch_size}
         self.config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
         folder = None if output_dir is None else usable_folder(Path(output_dir), resume)
+        trackers = (log_with,) if isinstance(log_with, str) else tuple(log_with)
+        check_trackers(trackers, folder)
+        check_callbacks(callbacks)
         data = self.open_data(train_data, eval_data)
         if self.config.record_similarity:
             similarity.check_images(len(data.evaluation))
@@ -247,10 +263,15 @@ class OnlineAdversarialDistiller:
         )
         self._adapt_inputs(self.lesson.normalisation)
         heard: list[Callback] = [
-            ProgressLine(data.notes),
             DiscriminatorWatch(bounded=self.config.objective.adversarial_loss == "paper"),
             *callbacks,
         ]
+        if self.config.early_stopping_patience is not None:
+            heard.append(EarlyStopping(self.config.early_stopping_patience))
+        if progress:
+            heard.append(ProgressLine(data.notes))
+        if trackers or self.accelerator.trackers:
+            heard.append(Trackers(trackers, self.accelerator.trackers, folder, self.config.to_dict()))
         self.accelerator.wait_for_everyone()  # all have looked at the folder
         if folder is not None:
             about = {
@@ -331,26 +352,34 @@ class OnlineAdversarialDistiller:
         return known
 
     def save_pretrained(
-        self, directory: str | Path, *, which: Which = "last", license: str | None = None
+        self,
+        directory: str | Path,
+        *,
+        which: Which = "last",
+        format: Format = "safetensors",
+        license: str | None = None,
     ) -> list[Path]:
-        """Publishes every network: one folder each that plain timm loads.
+        """Publishes every network: one folder each.
 
         Args:
             directory: of the folders `<index>-<name>`.
             which: said on the card; the weights are those that the networks have now.
+            format: `safetensors`, which plain timm loads, or a graph that runs without timm: `onnx`,
+                `torch-export`. Labels and preprocessing come with each.
             license: of the weights; None keeps what `fit` was told, else inherits that of pretrained weights.
 
         Returns:
             The folders.
 
         Raises:
-            UserError: where a folder cannot be written, or timm would rebuild another network.
+            UserError: where a folder cannot be written, timm would rebuild another network, or a graph cannot be
+                traced or computes anything else.
         """
         folders = [Path(directory) / f"{index}-{name}" for index, name in enumerate(self.names)]
         processes.average_buffers(self.models)
         if self.accelerator.is_main_process:
             for index, folder in enumerate(folders):
-                write_network(self.networks[index], folder, self._publication(index, which, license))
+                write_network(self.networks[index], folder, self._publication(index, which, license), format)
         self.accelerator.wait_for_everyone()
         return folders
 

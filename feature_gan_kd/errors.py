@@ -38,6 +38,12 @@ def reason(error: BaseException, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def not_installed(where: str, error: ImportError, extra: str) -> UserError:
+    """What is said where a package of an extra is missing."""
+    missing = str(error.name).partition(".")[0]
+    return UserError(f"{where}: {missing} is not installed: pip install 'feature-gan-kd[{extra}]'")
+
+
 def closest(word: str, known: list[str], count: int = 3) -> str:
     """The names in `known` nearest to `word`, joined for an error line (empty when none is near)."""
     import difflib

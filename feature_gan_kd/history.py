@@ -15,7 +15,8 @@ class History:
     Attributes:
         epochs: one record per epoch: `epoch`, `step`, `accuracy` (top-1 % per network), `loss` (cross-entropy on the
             evaluation images, in nats), `ensemble` (top-1 %), `metrics` (means since the last record, and how alike
-            the maps are where that is recorded), `lr`, `seconds`, `images_per_second`.
+            the maps are where that is recorded), `lr`, `seconds`, `images_per_second`; `stopped` in the last one, where
+            a callback ended the training after it.
         best: per network its best epoch: `epoch` and `accuracy`.
     """
 
@@ -40,3 +41,28 @@ class History:
                 self.best.append({})
             if not self.best[k] or accuracy > self.best[k]["accuracy"]:
                 self.best[k] = {"epoch": record["epoch"], "accuracy": accuracy}
+
+
+def update_figures(record: Record) -> dict[str, float]:
+    """What a record of updates says, by name.
+
+    The names are those of its metrics, with accuracy in %, `rate/logit` and so on for the learning rates, and
+    `speed/updates` for training images a second.
+    """
+    metrics = {key: 100 * value if key.startswith("accuracy/") else value for key, value in record["metrics"].items()}
+    rates = {f"rate/{kind}": rate for kind, rate in record["lr"].items()}
+    return {**metrics, **rates, "speed/updates": record["images_per_second"]}
+
+
+def evaluation_figures(record: Record) -> dict[str, float]:
+    """What the record of an evaluated epoch says, by name.
+
+    `top-1/0` and so on, `top-1/ensemble` (%), `loss/0` (cross-entropy on the evaluation images, nats),
+    `speed/epochs` (training images a second, with evaluation and checkpoints), and how alike the maps are where that
+    is recorded.
+    """
+    figures = {f"top-1/{k}": value for k, value in enumerate(record["accuracy"])}
+    figures |= {f"loss/{k}": value for k, value in enumerate(record["loss"])}
+    metrics = record.get("metrics", {})
+    figures |= {key: value for key, value in metrics.items() if key.startswith(("similarity/", "cosine/"))}
+    return {**figures, "top-1/ensemble": record["ensemble"], "speed/epochs": record["images_per_second"]}

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.errors import UserError
-from feature_gan_kd.export import Publication, RebuildError, publish, publish_bare
+from feature_gan_kd.export import Publication, RebuildError, publish, publish_bare, publish_graph
 from feature_gan_kd.history import History
 from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.networks import Network
 
 Which = Literal["last", "best"]
+Format = Literal["safetensors", "onnx", "torch-export"]
 BUNDLED = "bundled digits"
 
 
@@ -132,8 +133,11 @@ def publication_of(
     )
 
 
-def write_network(network: Network, folder: Path, publication: Publication) -> None:
-    """Publishes a network; where timm cannot rebuild it, says why and writes its bare weights."""
+def write_network(network: Network, folder: Path, publication: Publication, form: Format = "safetensors") -> None:
+    """Publishes a network; where timm cannot rebuild it from safetensors, says why and writes its bare weights."""
+    if form != "safetensors":
+        publish_graph(network.module, folder, publication, form)
+        return
     try:
         publish(network.module, folder, publication)
     except RebuildError as error:

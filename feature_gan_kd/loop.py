@@ -25,7 +25,7 @@ from feature_gan_kd.evaluate import Evaluation
 from feature_gan_kd.faults import FaultReport
 from feature_gan_kd.files import sweep
 from feature_gan_kd.history import History, Record
-from feature_gan_kd.processes import on_first, same_everywhere
+from feature_gan_kd.processes import on_first, same_everywhere, sum_over_processes
 from feature_gan_kd.stops import Stop
 from feature_gan_kd.window import Window
 
@@ -114,7 +114,7 @@ class Fit:
         """
         if resume:
             self.resume()
-        self._tell("on_start", self.step, self.total)
+        self._tell("on_start", self.step, self.total, self.history)
         self.started_at = self.step
         self.evaluated = time.perf_counter(), self.step
         try:
@@ -129,12 +129,19 @@ class Fit:
     def _epochs(self) -> None:
         try:
             for epoch in range(self._first_epoch(), self.config.epochs):
+                if self.ended:
+                    break
                 self.epoch(epoch)
         except Interrupted as interrupted:
             self.save()
             kept = "nothing was written" if self.output_dir is None else f"its checkpoint is in {self.output_dir}"
             where = f"stopped after step {self.step} of {self.total}, {kept}"
             raise Interrupted(interrupted.signal, where) from None
+
+    @property
+    def ended(self) -> bool:
+        """Whether all updates are done, or a callback ended the training after the last evaluation."""
+        return self.step == self.total or (bool(self.history.epochs) and self.history.last.get("stopped", False))
 
     def _first_epoch(self) -> int:
         """The epoch to go on in: that of the next update, or one whose updates are done but not its evaluation."""
@@ -162,6 +169,7 @@ class Fit:
         self.save()
         if self._evaluates(epoch):
             self._publish()
+        self._tell("on_epoch", epoch + 1)
 
     def _evaluate(self, epoch: int) -> None:
         record = self._record(epoch)
@@ -185,7 +193,7 @@ class Fit:
             "images_per_second": steps * self.config.batch_size / seconds,
         }
         self.history.add(record)
-        self._tell("on_epoch", record)
+        self._tell_evaluation(record)
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
         seed_step(self.config.seed, self.step, self.accelerator.process_index)
@@ -219,6 +227,7 @@ class Fit:
 
         on_first(write)
         self.saved = moment
+        self._tell("on_checkpoint", parent / f"step-{self.step}")
 
     def resume(self) -> None:
         """Loads the newest checkpoint that is whole and belongs to this run; a broken one is passed over."""
@@ -278,7 +287,7 @@ class Fit:
         due: list[tuple[int, Literal["last", "best"]]] = []
         for k, best in enumerate(self.history.best):
             due += [(k, "best")] * (best["epoch"] == self.history.last["epoch"])
-            due += [(k, "last")] * (self.step == self.total)
+            due += [(k, "last")] * self.ended
         networks = self.output_dir / "networks"
 
         def write() -> None:
@@ -289,6 +298,19 @@ class Fit:
 
     def _tell(self, event: str, *args: Any) -> None:
         on_first(lambda: [getattr(callback, event)(*args) for callback in self.callbacks])
+
+    def _tell_evaluation(self, record: Record) -> None:
+        """Tells of an evaluation; the record says so, on every process, where a callback ends the training here."""
+
+        def tell() -> None:
+            for callback in self.callbacks:
+                if callback.on_evaluate(record):
+                    record["stopped"] = True
+
+        on_first(tell)
+        asked = torch.tensor(float("stopped" in record), device=self.accelerator.device)
+        if sum_over_processes(asked).item():
+            record["stopped"] = True
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

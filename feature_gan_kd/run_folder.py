@@ -20,7 +20,14 @@ from feature_gan_kd.errors import UserError
 from feature_gan_kd.files import write_text
 
 # What a run keeps in its folder, and whether it is a folder itself.
-_KINDS = {"config.json": False, "metrics.jsonl": False, "curves.png": False, "checkpoints": True, "networks": True}
+_KINDS = {
+    "config.json": False,
+    "metrics.jsonl": False,
+    "curves.png": False,
+    "checkpoints": True,
+    "networks": True,
+    "trackers": True,
+}
 _PACKAGES = ("torch", "timm", "accelerate", "datasets", "safetensors")
 
 

@@ -304,6 +304,7 @@ CASES = {
     "setting: another number of classes than the data": train(
         "--num-classes 7", splits(train=table(labels=TEXTS), test=table(labels=TEXTS))
     ),
+    "setting: a tracker that is not known": train("--log-with tensorbord"),
     "setting: one network": Case("train --models test_resnet --data data --output-dir new"),
     "setting: an empty value": Case("train --output-dir="),
     # Paths.

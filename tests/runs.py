@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from feature_gan_kd import OnlineAdversarialDistiller
+from feature_gan_kd import Callback, OnlineAdversarialDistiller
 from feature_gan_kd.checkpoint import newest
 
 TIMED = ("seconds", "seconds_left", "images_per_second")
@@ -56,7 +56,7 @@ def build(**changes: Any) -> OnlineAdversarialDistiller:
     return OnlineAdversarialDistiller([RandomNetwork(4), RandomNetwork(6)], **{**SETTINGS, **changes})
 
 
-class AtStep:
+class AtStep(Callback):
     """Does something right after an update.
 
     Args:
@@ -72,18 +72,6 @@ class AtStep:
         """Acts at the step."""
         if step == self.step:
             self.act()
-
-    def on_start(self, step: int, total: int) -> None:
-        """Nothing."""
-
-    def on_metrics(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_epoch(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_end(self) -> None:
-        """Nothing."""
 
 
 def at_forward(network: nn.Module, number: int, act: Callable[[], object], *, training: bool) -> None:

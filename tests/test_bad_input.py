@@ -174,7 +174,7 @@ def test_bad_images_are_left_out_and_counted(here: Path, capsys: pytest.CaptureF
     assert (about["train_images"], about["evaluation_images"], about["skipped_images"]) == (7, 6, 3)
     status, line = run_here(Case("evaluate new"), capsys)
     assert (status, "image 5 of split 'test' cannot be decoded" in line) == (2, True)
-    main(["evaluate", "new", "--as-json", "--skip-bad-images"])
+    main(["evaluate", "new", "--json", "--skip-bad-images"])
     assert json.loads(capsys.readouterr().out)["images"] == 6
 
 

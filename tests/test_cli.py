@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -150,11 +151,11 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object, at_once: bool = F
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        ("", "command: none is named, expected train, evaluate, export, inspect, report or --help"),
-        ("trian", "command: 'trian' is not allowed, expected train, evaluate, export, inspect, report or --help"),
+        ("", "command: none is named, expected train, evaluate, export, predict, inspect, report or --help"),
+        ("trian", "command: 'trian' is not allowed, expected train, evaluate, export, predict, inspect, report or --help"),
         (
             "--epochs 3",
-            "command: '--epochs' is not allowed, expected train, evaluate, export, inspect, report or --help",
+            "command: '--epochs' is not allowed, expected train, evaluate, export, predict, inspect, report or --help",
         ),
         ("train", "train: missing --output-dir, expected feature-gan-kd train --output-dir DIR [--option value ...]"),
         ("evaluate", "evaluate: missing RUN, expected feature-gan-kd evaluate RUN [--option value ...]"),
@@ -381,6 +382,68 @@ def test_what_a_run_prints(finished: tuple[Path, str]) -> None:
         assert f"{value:.2f}" in rows[name]
     assert f"{last['ensemble']:.2f}" in rows["ensemble"]
     assert str(run / "networks") in printed
+    commands = dict(line.split(None, 1) for line in printed.splitlines()[-3:])
+    assert [command.split(f" {name[:-1]} ")[1] for name, command in commands.items()] == [
+        f"{run}",
+        f"{run}",
+        f"{run} FOLDER --which best --license LICENCE",
+    ]
+
+
+def test_what_to_do_next_can_be_typed_as_it_stands(finished: tuple[Path, str], here: Path) -> None:
+    commands = [line.split(None, 1) for line in finished[1].splitlines()[-3:]]
+    for name, command in commands:
+        words = shlex.split(command)
+        typed = words[words.index(name[:-1]) :]
+        output_of(*(word.replace("LICENCE", "mit").replace("FOLDER", str(here / "out")) for word in typed))
+    assert (finished[0] / "report.html").exists()
+    (finished[0] / "report.html").unlink()
+    assert "license: mit" in (here / "out" / "0-test_resnet" / "README.md").read_text()
+
+
+def printed_by(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[str, str]:
+    """What a command prints on stdout and on stderr."""
+    capsys.readouterr()
+    main([str(arg) for arg in args])
+    printed = capsys.readouterr()
+    return printed.out, printed.err
+
+
+def test_a_quiet_run_says_nothing(
+    command: tuple[object, ...], finished: tuple[Path, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But leaves the same; and a mistake is still said."""
+    assert printed_by(capsys, *command, "--output-dir", "run", "--quiet") == ("", "")
+    assert contents(here / "run").keys() == contents(finished[0]).keys()
+    assert "already holds a run" in refused(capsys, *command, "--output-dir", "run", "--quiet")
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_a_run_for_a_program(
+    quiet: tuple[str, ...], command: tuple[object, ...], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every line of stdout is a record, the last one the result; what is for people is on stderr, if anywhere."""
+    out, err = printed_by(capsys, *command, "--output-dir", "run", "--json", *quiet)
+    lines = [json.loads(line) for line in out.splitlines()]
+    events = [line["event"] for line in lines]
+    assert events == ["start", "step", "step", "epoch", "checkpoint", "step", "step", "epoch", "checkpoint", "end"]
+    records = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line for line in lines if line["event"] in ("step", "epoch")] == records
+    end = lines[-1]
+    assert (end["accuracy"], end["ensemble"]) == (records[-1]["accuracy"], records[-1]["ensemble"])
+    assert [one["accuracy"] for one in end["best"]] == [
+        max(one["accuracy"][k] for one in records if one["event"] == "epoch") for k in (0, 1)
+    ]
+    assert end["commands"].keys() == {"report", "evaluate", "export"}
+    assert ("test_resnet (0) -> test_vit (1)" in err) == ("epoch 2/2" in err) == (not quiet)
+
+
+def test_other_commands_for_a_program(finished: tuple[Path, str], here: Path) -> None:
+    """One line of JSON each."""
+    folders = json.loads(output_of("export", finished[0], "out", "--json"))["folders"]
+    assert folders == ["out/0-test_resnet", "out/1-test_vit"]
+    assert json.loads(output_of("report", finished[0], "--output", "page.html", "--json")) == {"report": "page.html"}
+    assert (here / "page.html").exists()
 
 
 def test_two_runs_of_one_command_differ_in_times_alone(
@@ -461,7 +524,7 @@ def last_record(run: Path) -> dict[str, Any]:
 
 def agrees(run: Path, *options: object) -> None:
     """`evaluate` gives the figures of the run's last epoch."""
-    found, expected = json.loads(output_of("evaluate", run, "--as-json", *options)), last_record(run)
+    found, expected = json.loads(output_of("evaluate", run, "--json", *options)), last_record(run)
     assert found["accuracy"] == expected["accuracy"]
     assert found["ensemble"] == expected["ensemble"]
     assert found["images"] == expected["images"]
@@ -481,7 +544,7 @@ def test_evaluate_agrees_with_the_table(finished: tuple[Path, str], data: Path) 
 
 def test_evaluate_on_other_images(finished: tuple[Path, str], data: Path) -> None:
     test, train = (
-        json.loads(output_of("evaluate", finished[0], "--data", data / folder, "--eval-split", split, "--as-json"))
+        json.loads(output_of("evaluate", finished[0], "--data", data / folder, "--eval-split", split, "--json"))
         for folder, split in (("good", "test"), ("one-split", "train"))
     )
     assert test["loss"] == pytest.approx(last_record(finished[0])["loss"], rel=1e-5)

@@ -16,7 +16,7 @@ from datasets import Image as DatasetImage
 from PIL import Image
 from torch import Tensor, nn
 
-from feature_gan_kd import OnlineAdversarialDistiller
+from feature_gan_kd import Callback, OnlineAdversarialDistiller
 from feature_gan_kd.errors import DivergedError
 from feature_gan_kd.faults import Buffers, Faults
 
@@ -162,7 +162,7 @@ def fit(distiller: OnlineAdversarialDistiller, folder: Path, **more: Any) -> Any
     return distiller.fit(data, data, output_dir=folder, **more)
 
 
-class PoisonFrom:
+class PoisonFrom(Callback):
     """Poisons a network from one update on, and heals it after `count` of them."""
 
     def __init__(self, network: nn.Module, step: int, count: int) -> None:
@@ -173,18 +173,6 @@ class PoisonFrom:
         """Update number `step` is done: the next is meant."""
         inside = self.first <= step < self.last
         self.network.poison = FAULTS["a loss"] if inside else (lambda x: x)
-
-    def on_start(self, step: int, total: int) -> None:
-        """Nothing."""
-
-    def on_metrics(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_epoch(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_end(self) -> None:
-        """Nothing."""
 
 
 SMALL = {"batch_size": 5, "epochs": 4, "augmentation": "none", "log_every": 1}

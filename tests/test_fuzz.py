@@ -20,6 +20,7 @@ from feature_gan_kd import DistillConfig, UserError, checkpoint
 from feature_gan_kd.callbacks import JsonLines, read_records
 from feature_gan_kd.checkpoint import Checkpoint
 from feature_gan_kd.cli.program import COMMANDS, DEMO, parse
+from feature_gan_kd.history import History
 from feature_gan_kd.report import read_run, table
 
 SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_classes": 3, "config": {"lr": 0.1}}
@@ -201,7 +202,7 @@ def shown_or_refused(run: Path, scratch: Path) -> None:
         one_line(error)
     copy = scratch / "metrics.jsonl"
     shutil.copy(run / "metrics.jsonl", copy)
-    JsonLines(copy).on_start(1, 2)
+    JsonLines(copy).on_start(1, 2, History())
     assert all(record["step"] <= 1 for record in read_records(copy))
 
 
@@ -230,7 +231,7 @@ def test_any_lines_for_records(run: Path, tmp_path: Path, lines: list[bytes]) ->
 # Arguments.
 
 OPTIONS = [f"--{name.replace('_', '-')}" for name in NAMES] + [word for word in DEMO if word.startswith("--")]
-OPTIONS += ["--data", "--output-dir", "--resume", "--no-resume", "--frozen", "--feature-layers", "--which", "--as-json"]
+OPTIONS += ["--data", "--output-dir", "--resume", "--no-resume", "--frozen", "--feature-layers", "--which", "--json"]
 VALUES = ["run", "1", "-1", "nan", "1e3", "None", "true", "0.5", "cosine", "[]", "{}", "--", "=", "", "a b", "é", "\0"]
 OPTION = st.sampled_from(OPTIONS)
 VALUE = st.sampled_from([*VALUES, *COMMANDS]) | st.text(max_size=8)

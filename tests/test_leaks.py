@@ -5,18 +5,18 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from feature_gan_kd import Callback
 from tests.runs import build
 
 WARM_UP, STEPS = 500, 2000
 MOST_GROWTH = 8 * 2**20  # bytes; the allocator's own breathing is about half of it
 
 
-class Meter:
+class Meter(Callback):
     """Resident memory and open files, every 100 updates."""
 
     def __init__(self) -> None:
@@ -28,18 +28,6 @@ class Meter:
         if step % 100 == 0:
             gc.collect()
             self.seen[step] = (self.process.memory_info().rss, self.process.num_fds())
-
-    def on_start(self, step: int, total: int) -> None:
-        """Nothing."""
-
-    def on_metrics(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_epoch(self, record: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def on_end(self) -> None:
-        """Nothing."""
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from feature_gan_kd import checkpoint, cli
+from feature_gan_kd import checkpoint
+from feature_gan_kd.cli import invocation
 from feature_gan_kd.checkpoint import newest_good
 from feature_gan_kd.errors import Interrupted
 from feature_gan_kd.stops import Stop
@@ -188,10 +189,10 @@ def test_the_command_ends_with_the_command_that_goes_on(number: int, code: int, 
 def test_the_command_that_goes_on_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     typed = ["train", "--data", "a b", "--resume", "--output-dir", "run"]
     monkeypatch.setattr(sys, "argv", ["/opt/x/feature-gan-kd", *typed])
-    cli._typed.set(typed)
-    assert cli._resume_command() == "/opt/x/feature-gan-kd train --data 'a b' --output-dir run --resume"
+    invocation.typed.set(typed)
+    assert invocation.resume_command() == "/opt/x/feature-gan-kd train --data 'a b' --output-dir run --resume"
     monkeypatch.setattr(sys, "argv", ["/x/feature_gan_kd/__main__.py", *typed])
-    assert cli._resume_command().startswith(f"{shlex.quote(sys.executable)} -m feature_gan_kd train ")
+    assert invocation.resume_command().startswith(f"{shlex.quote(sys.executable)} -m feature_gan_kd train ")
 
 
 def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 
-from feature_gan_kd.watch import DiscriminatorWatch
+from feature_gan_kd.callbacks.watch import DiscriminatorWatch
+from feature_gan_kd.history import History
 
 
 def told(
@@ -25,10 +26,10 @@ def told(
 )
 def test_said_once_after_long(answers: tuple[float, float], words: str) -> None:
     watch = DiscriminatorWatch()
-    watch.on_start(0, 1000)
+    watch.on_start(0, 1000, History())
     assert told(watch, [answers] * 4) == []
     watch = DiscriminatorWatch()
-    watch.on_start(0, 1000)
+    watch.on_start(0, 1000, History())
     (line,) = told(watch, [answers] * 9)
     assert line.startswith("discriminator 0->1: for 500 updates")
     assert words in line
@@ -43,22 +44,22 @@ def test_without_a_sigmoid_answers_may_lie_apart() -> None:
 
 def test_a_break_begins_anew() -> None:
     watch = DiscriminatorWatch()
-    watch.on_start(0, 1000)
+    watch.on_start(0, 1000, History())
     assert told(watch, [(0.97, 0.03)] * 4 + [(0.7, 0.3)] + [(0.97, 0.03)] * 4) == []
     watch = DiscriminatorWatch()
-    watch.on_start(0, 1000)
+    watch.on_start(0, 1000, History())
     assert told(watch, [(0.97, 0.03)] * 4 + [(0.5, 0.5)] * 4) == []
 
 
 def test_long_runs_need_longer() -> None:
     watch = DiscriminatorWatch()
-    watch.on_start(0, 100_000)
+    watch.on_start(0, 100_000, History())
     assert told(watch, [(0.97, 0.03)] * 40) == []
     assert len(told(watch, [(0.97, 0.03)] * 60)) == 1
 
 
 def test_good_answers_and_other_methods_say_nothing() -> None:
     watch = DiscriminatorWatch()
-    watch.on_start(0, 1000)
+    watch.on_start(0, 1000, History())
     assert told(watch, [(0.7, 0.3)] * 20) == []
     watch.on_metrics({"step": 5000, "metrics": {"cross_entropy/0": 1.0}})

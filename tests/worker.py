@@ -97,6 +97,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "no norm in discriminators": {"discriminator_norm": "none"},
     "batch norm": {"models": normalised, "sync_batchnorm": True},
     "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "accumulation_steps": 2},
+    "ended early": {"epochs": 5, "lr": 1e-6, "early_stopping_patience": 2},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
     "data set of torch": {"data": lambda: (images(38), images(50)), "max_train_samples": None},
     "loader": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from json import dumps
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -16,7 +16,7 @@ def evaluate(
     data: str | None = None,
     eval_split: str | None = None,
     skip_bad_images: bool = False,
-    as_json: bool = False,
+    json: bool = False,
 ) -> None:
     """Evaluate the networks of a run, and their ensemble, as its newest checkpoint has them.
 
@@ -25,7 +25,7 @@ def evaluate(
         data: Images to evaluate on [those the run was evaluated on].
         eval_split: Split of them [the run's; of other data test, else validation].
         skip_bad_images: Leave out images that cannot be decoded.
-        as_json: Print JSON.
+        json: Print one line of JSON.
     """
     distiller = restored(run)
     if data is not None or eval_split is not None:
@@ -34,8 +34,8 @@ def evaluate(
     result = distiller.evaluate(data)
     if not distiller.accelerator.is_main_process:
         return
-    if as_json:
-        print(json.dumps(result))
+    if json:
+        print(dumps(result))
         return
     for name, accuracy, loss in zip(distiller.names, result["accuracy"], result["loss"], strict=True):
         print(f"{name:<24} top-1 {accuracy:6.2f} %  cross-entropy {loss:.4f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Literal
 
@@ -15,19 +16,25 @@ def export(
     output_dir: Positional[Path],
     /,
     which: Literal["last", "best"] = "last",
+    format: Literal["safetensors", "onnx", "torch-export"] = "safetensors",
     license: str | None = None,
+    json: bool = False,
 ) -> None:
-    """Publish the networks of a run, one folder each that plain timm loads.
+    """Publish the networks of a run, one folder each.
 
     Args:
         run: Folder of the run.
         output_dir: Where the folders go.
         which: Weights of the last checkpoint or of each network's best epoch.
+        format: Weights for timm, or a graph that runs without it; labels and preprocessing come with each.
         license: Licence of the weights, as the hub writes it.
+        json: Print the folders as one line of JSON.
     """
     distiller = restored(run)
     if which == "best":
         distiller.load_best(run)
-    for folder in distiller.save_pretrained(output_dir, which=which, license=license):
-        if distiller.accelerator.is_main_process:
-            print(folder)
+    folders = [
+        str(folder) for folder in distiller.save_pretrained(output_dir, which=which, format=format, license=license)
+    ]
+    if distiller.accelerator.is_main_process:
+        print(*([dumps({"folders": folders})] if json else folders), sep="\n")

@@ -23,6 +23,7 @@ from feature_gan_kd.cli.evaluate import evaluate
 from feature_gan_kd.cli.export import export
 from feature_gan_kd.cli.inspect import inspect
 from feature_gan_kd.cli.networks import Networks
+from feature_gan_kd.cli.predict import predict
 from feature_gan_kd.cli.report import report
 from feature_gan_kd.cli.train import DEMO, Run, train
 from feature_gan_kd.config import DistillConfig
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "export": export,
+    "predict": predict,
     "inspect": inspect,
     "report": report,
 }

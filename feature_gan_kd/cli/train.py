@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from json import dumps
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes
 
-from feature_gan_kd.cli.invocation import own_command, resume_command
+from feature_gan_kd.cli.invocation import own_command
 from feature_gan_kd.cli.networks import Networks, build
 from feature_gan_kd.config import DistillConfig
+
+if TYPE_CHECKING:
+    from feature_gan_kd.history import History
 
 # What `train` runs when neither networks nor data are named: a CNN and a transformer of timm's own on the bundled
 # digits, with rates that suit such networks and a run of some 450 steps.
@@ -31,29 +37,74 @@ class Run:
     """Other images to evaluate on [the evaluation split of --data, else a fifth held out]."""
     resume: bool = False
     """Go on from the newest checkpoint in the folder, if there is one."""
+    log_with: tuple[str, ...] = ()
+    """Trackers that are told every figure, besides metrics.jsonl: tensorboard, wandb and the others of Accelerate's."""
     license: str | None = None
     """Licence of the published weights, as the hub writes it (mit, apache-2.0, ...) [that of pretrained ones]."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What is printed."""
+
+    quiet: bool = False
+    """Print warnings and errors alone."""
+    json: bool = False
+    """Print every record, and at the end the results, as a line of JSON each on stdout; all else goes to stderr."""
+
+
 def train(
-    networks: OmitArgPrefixes[Networks], run: OmitArgPrefixes[Run], config: OmitArgPrefixes[DistillConfig]
+    networks: OmitArgPrefixes[Networks],
+    run: OmitArgPrefixes[Run],
+    output: OmitArgPrefixes[Output],
+    config: OmitArgPrefixes[DistillConfig],
 ) -> None:
     """Train networks together and publish them."""
+    from feature_gan_kd.callbacks import JsonPrinter
     from feature_gan_kd.run_folder import usable_folder
 
     usable_folder(run.output_dir, run.resume)
     distiller = build(networks, config)
     main_process = distiller.accelerator.is_main_process
+    if main_process and not output.quiet:
+        print(distiller.summary(), end="\n\n", file=sys.stderr if output.json else sys.stdout, flush=True)
+    history = distiller.fit(
+        networks.data,
+        run.eval_data,
+        output_dir=run.output_dir,
+        resume=run.resume,
+        callbacks=[JsonPrinter()] if output.json else [],
+        log_with=run.log_with,
+        progress=not output.quiet,
+        license=run.license,
+    )
     if main_process:
-        print(distiller.summary(), end="\n\n", flush=True)
-    distiller.fit(networks.data, run.eval_data, output_dir=run.output_dir, resume=run.resume, license=run.license)
-    if main_process:
-        from feature_gan_kd.report import draw_curves, read_run, table
+        _finish(run.output_dir, history, output, licensed=run.license is not None or networks.pretrained)
 
-        finished, curves = read_run(run.output_dir), run.output_dir / "curves.png"
-        draw_curves(finished, curves)
-        print(f"\n{table(finished)}\n\nnetworks: {run.output_dir / 'networks'}\ncurves:   {curves}")
-        print(f"evaluate: {own_command('evaluate', str(run.output_dir))}")
-        unsaid = "" if run.license or networks.pretrained else " --license LICENCE"
-        print(f"export:   {own_command('export', str(run.output_dir))} FOLDER --which best{unsaid}")
-        print(f"resume:   {resume_command()}")
+
+def _finish(folder: Path, history: History, output: Output, *, licensed: bool) -> None:
+    """Draws the curves, and says what came out and what can be done with it."""
+    from feature_gan_kd.report import draw_curves, read_run, table
+
+    finished, curves = read_run(folder), folder / "curves.png"
+    draw_curves(finished, curves)
+    commands = _next_commands(folder, licensed)
+    if output.json:
+        last = history.last
+        results = {"accuracy": last["accuracy"], "ensemble": last["ensemble"], "best": history.best}
+        places = {"networks": str(folder / "networks"), "curves": str(curves)}
+        print(dumps({"event": "end", "epoch": last["epoch"], **results, **places, "commands": commands}))
+    elif not output.quiet:
+        print(f"\n{table(finished)}\n\nnetworks: {folder / 'networks'}\ncurves:   {curves}")
+        print(*(f"{name + ':':<9} {command}" for name, command in commands.items()), sep="\n")
+
+
+def _next_commands(folder: Path, licensed: bool) -> dict[str, str]:
+    """What to do with a finished run, by the name of the command; words in capitals are the user's to fill in."""
+    name = str(folder)
+    unsaid = [] if licensed else ["--license", "LICENCE"]
+    return {
+        "report": own_command("report", name),
+        "evaluate": own_command("evaluate", name),
+        "export": own_command("export", name, "FOLDER", "--which", "best", *unsaid),
+    }

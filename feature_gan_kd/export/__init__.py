@@ -7,4 +7,8 @@ from feature_gan_kd.export.folder import load_published as load_published
 from feature_gan_kd.export.folder import publish as publish
 from feature_gan_kd.export.folder import publish_bare as publish_bare
 from feature_gan_kd.export.folder import refusal as refusal
+from feature_gan_kd.export.graph import GRAPHS as GRAPHS
+from feature_gan_kd.export.graph import Graph as Graph
+from feature_gan_kd.export.graph import load_graph as load_graph
+from feature_gan_kd.export.graph import publish_graph as publish_graph
 from feature_gan_kd.export.hub import push as push

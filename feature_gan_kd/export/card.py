@@ -84,19 +84,22 @@ def license_of(network: nn.Module, publication: Publication) -> str:
     return str(stated).strip().lower()
 
 
-def model_card(network: nn.Module, publication: Publication, *, bare: bool = False) -> str:
+Form = Literal["timm", "bare", "onnx", "torch-export"]
+
+
+def model_card(network: nn.Module, publication: Publication, form: Form = "timm") -> str:
     """The card in Markdown, with the Hub's YAML front matter.
 
     Args:
         network: what is published.
         publication: what to say of it.
-        bare: the folder holds weights alone, which timm does not load.
+        form: what the folder holds: what timm loads, weights alone, or a graph.
     """
     front = ModelCardData(
         license=license_of(network, publication),
-        library_name=None if bare else "timm",
+        library_name="timm" if form == "timm" else "onnx" if form == "onnx" else None,
         pipeline_tag="image-classification",
-        tags=[tag for tag in TAGS if not (bare and tag == "timm")],
+        tags=[tag for tag in TAGS if form == "timm" or tag != "timm"],
         datasets=[publication.data] if _is_hub_id(publication.data) else None,
         base_model=_source(network, publication).get("hf_hub_id") or None,
     )
@@ -108,7 +111,7 @@ def model_card(network: nn.Module, publication: Publication, *, bare: bool = Fal
         f"of the {len(publication.peers) + 1} in its run, with the weights of its {publication.which} epoch.",
         _results(publication),
         _method(publication),
-        _bare_usage(network, publication) if bare else _usage(network),
+        _usage(network, publication, form),
         _settings(publication),
         _license_section(network, publication),
         f"## Citation\n\n```bibtex\n{_DML if publication.method == 'dml' else _AFD}\n```",
@@ -133,7 +136,13 @@ def _method(publication: Publication) -> str:
     )
 
 
-def _usage(network: nn.Module) -> str:
+def _usage(network: nn.Module, publication: Publication, form: Form) -> str:
+    if form == "timm":
+        return _timm_usage(network)
+    return _bare_usage(network, publication) if form == "bare" else _graph_usage(publication, form)
+
+
+def _timm_usage(network: nn.Module) -> str:
     cfg: Any = network.pretrained_cfg
     module = model_entrypoint(cfg["architecture"]).__module__
     needed = {"timm": None, "feature_gan_kd": "feature_gan_kd.models"}.get(module.split(".")[0], module)
@@ -163,6 +172,28 @@ network.load_state_dict(load_file("model.safetensors"))
 ```
 
 Its input: pixels in [0, 1], minus {list(publication.mean)}, divided by {list(publication.std)}, per channel."""
+
+
+def _graph_usage(publication: Publication, form: Form) -> str:
+    read = {
+        "onnx": """import onnxruntime
+
+network = onnxruntime.InferenceSession("model.onnx")
+(logits,) = network.run(None, {"images": images})  # images: float32 (n, channels, height, width)""",
+        "torch-export": """import torch
+
+network = torch.export.load("model.pt2").module()  # reads code: trust who gave you the file
+logits = network(images)  # images: float32 (n, channels, height, width)""",
+    }[form]
+    size = publication.image_size
+    return f"""## Loading
+
+```python
+{read}
+```
+
+Its input: {size} x {size} pixels in [0, 1], minus {list(publication.mean)}, divided by {list(publication.std)}, per
+channel. `config.json` has this and the names of the classes, which the file carries, too."""
 
 
 def _settings(publication: Publication) -> str:

@@ -52,7 +52,7 @@ def publish(network: nn.Module, folder: Path, publication: Publication) -> None:
     reason = refusal(network)
     if reason is not None:
         raise RebuildError(f"{folder}: {reason}; publish_bare writes its weights alone")
-    with _written(folder) as temporary, torch.random.fork_rng(devices=[]):
+    with written(folder, WEIGHTS) as temporary, torch.random.fork_rng(devices=[]):
         twin = exportable_copy(network, publication)
         try:
             save_for_hf(twin, str(temporary), **save_arguments(publication))
@@ -73,9 +73,9 @@ def publish_bare(network: nn.Module, folder: Path, publication: Publication) -> 
     Raises:
         UserError: where the state holds more than tensors, or the folder holds other files or cannot be written.
     """
-    with _written(folder) as temporary:
+    with written(folder, WEIGHTS) as temporary:
         save_file(_own(network.state_dict()), temporary / WEIGHTS)
-        (temporary / CARD).write_text(model_card(network, publication, bare=True), encoding="utf-8")
+        (temporary / CARD).write_text(model_card(network, publication, "bare"), encoding="utf-8")
 
 
 def refusal(network: nn.Module) -> str | None:
@@ -137,16 +137,22 @@ def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def exportable_copy(network: nn.Module, publication: Publication) -> nn.Module:
-    """A copy on CPU in evaluation mode, whose `pretrained_cfg` is true and whose state safetensors can hold."""
+    """A plain copy whose `pretrained_cfg` is true and whose state safetensors can hold."""
+    twin: Any = plain_copy(network, publication)
+    twin.pretrained_cfg = pretrained_cfg(network, publication)
+    twin.register_state_dict_post_hook(_untie)
+    return twin  # type: ignore[no-any-return]
+
+
+def plain_copy(network: nn.Module, publication: Publication) -> nn.Module:
+    """A copy on CPU in evaluation mode, in the plain memory order."""
     try:
-        twin: Any = copy.deepcopy(network).cpu().eval()
+        twin = copy.deepcopy(network).cpu().eval()
     except (RuntimeError, TypeError, AttributeError) as error:
         raise RebuildError(f"{publication.architecture}: cannot be copied ({one_line(error)}): {_REMEDY}") from None
     for tensor in (*twin.parameters(), *twin.buffers()):
         tensor.data = _plain(tensor)
-    twin.pretrained_cfg = _pretrained_cfg(network, publication)
-    twin.register_state_dict_post_hook(_untie)
-    return twin  # type: ignore[no-any-return]
+    return twin
 
 
 def save_arguments(publication: Publication) -> dict[str, Any]:
@@ -178,13 +184,13 @@ def _plain(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
-def _pretrained_cfg(network: nn.Module, publication: Publication) -> dict[str, Any]:
+def pretrained_cfg(network: nn.Module, publication: Publication) -> dict[str, Any]:
     """timm's configuration of these weights: what the architecture needs, nothing of the weights it came from."""
-    source: Any = network.pretrained_cfg
+    source: Any = getattr(network, "pretrained_cfg", None) or {}
     size = (publication.in_chans, publication.image_size, publication.image_size)
     same_size = tuple(source.get("input_size", ()))[1:] == size[1:]
     cfg = {
-        "architecture": source["architecture"],
+        "architecture": source.get("architecture") or publication.architecture,
         "custom_load": False,
         "input_size": size,
         "fixed_input_size": source.get("fixed_input_size", False),
@@ -261,19 +267,27 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _written(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its name where the block ends well."""
+def written(folder: Path, weights: str) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name where the block ends well.
+
+    Args:
+        folder: its place.
+        weights: the file that holds them, beside config and card.
+
+    Raises:
+        UserError: where the folder holds anything else, or cannot be written.
+    """
     folder = folder.resolve()
     temporary = writing(folder)
     try:
-        foreign = sorted({path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CARD}) if folder.exists() else []
+        foreign = sorted({path.name for path in folder.iterdir()} - {weights, CONFIG, CARD}) if folder.exists() else []
         if foreign:
-            raise UserError(f"{folder}: holds {foreign[0]!r}, so it is no published network: name another folder")
+            raise UserError(f"{folder}: holds {foreign[0]!r}, which this export does not write: name another folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         # safetensors makes a file that only its owner can read.
-        shutil.copymode(temporary / CARD, temporary / WEIGHTS)
+        shutil.copymode(temporary / CARD, temporary / weights)
         take_place(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written ({one_line(error)}): make room or name another folder") from None

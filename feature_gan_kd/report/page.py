@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.errors import UserError, not_installed
 from feature_gan_kd.files import write_text
 from feature_gan_kd.report.charts import COLORS, charts_of
 from feature_gan_kd.report.differences import compared, differing, results_of, settings_of, shown
@@ -43,8 +43,7 @@ def render(runs: Sequence[Run]) -> str:
         from jinja2 import Environment, PackageLoader, StrictUndefined
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        missing = str(error.name).partition(".")[0]
-        raise UserError(f"report: {missing} is not installed: pip install 'feature-gan-kd[report]'") from None
+        raise not_installed("report", error, "report") from None
     labels = labels_of(runs)
     panels = charts_of(runs, labels)
     environment = Environment(

@@ -11,7 +11,7 @@ from typing import Any
 
 from feature_gan_kd.callbacks import read_records
 from feature_gan_kd.errors import UserError
-from feature_gan_kd.history import Record
+from feature_gan_kd.history import Record, evaluation_figures, update_figures
 
 Series = tuple[list[float], list[float]]  # x (epochs, or updates before the first epoch is done) and y
 
@@ -151,19 +151,16 @@ def best(values: Sequence[float]) -> int:
 def _points(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
     """Update and values of every record."""
     for one in _averaged(run.steps):
-        rates = {f"rate/{kind}": rate for kind, rate in one["lr"].items() if rate > 0}
-        percent = {key: 100 * value for key, value in one["metrics"].items() if key.startswith("accuracy/")}
-        yield one["step"], one["metrics"] | percent | rates | {"speed/updates": one["images_per_second"]}
+        # A rate of zero has no place on a logarithmic axis.
+        yield one["step"], {k: v for k, v in update_figures(one).items() if v > 0 or not k.startswith("rate/")}
     for one in run.epochs:
         yield one["step"], _of_epoch(one)
 
 
 def _of_epoch(one: Record) -> dict[str, float]:
-    values = {f"top-1/{k}": value for k, value in enumerate(one["accuracy"])}
-    values |= {"top-1/ensemble": one["ensemble"], "speed/epochs": one["images_per_second"]}
-    values |= {f"loss/{k}": value for k, value in enumerate(one["loss"])}
     everything = {**one.get("metrics", {}), **one}
-    return values | {key: value for key, value in everything.items() if key.startswith(("similarity/", "cosine/"))}
+    measured = {key: value for key, value in everything.items() if key.startswith(("similarity/", "cosine/"))}
+    return evaluation_figures(one) | measured
 
 
 def _mean(weighted: Sequence[tuple[float, float]]) -> float:

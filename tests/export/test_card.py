@@ -137,7 +137,7 @@ def test_loading_names_the_import_that_registers(network: nn.Module, describe: D
 
 
 def test_bare(describe: Describe) -> None:
-    text = model_card(nn.Linear(2, 2), describe("mine"), bare=True)
+    text = model_card(nn.Linear(2, 2), describe("mine"), "bare")
     data = ModelCard(text).data
     assert data.library_name is None
     assert data.tags == ["image-classification", "knowledge-distillation"]

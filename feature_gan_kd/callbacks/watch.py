@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
-from feature_gan_kd.history import Record
+from feature_gan_kd.callbacks.callback import Callback
+from feature_gan_kd.history import History, Record
 
 # Mean answers from which on a discriminator teaches hardly anything. Apart, its sigmoid is saturated and the gradient
 # nearly gone; alike, there is no gradient that tells the maps apart. Ours: the paper reports no answers.
@@ -14,7 +15,7 @@ ALIKE = 0.02
 Verdict = Literal["apart", "alike"]
 
 
-class DiscriminatorWatch:
+class DiscriminatorWatch(Callback):
     """Warns, once for each discriminator, when it has been of no use for long.
 
     For long means without a break for 500 updates, or a twentieth of the run if that is more.
@@ -30,12 +31,9 @@ class DiscriminatorWatch:
         self.said: set[str] = set()
         self.last = 0
 
-    def on_start(self, step: int, total: int) -> None:
+    def on_start(self, step: int, total: int, history: History) -> None:
         """Takes note of how long the run is."""
         self.patience, self.last = max(500, total // 20), step
-
-    def on_step(self, step: int) -> None:
-        """Nothing: answers come with `on_metrics`."""
 
     def on_metrics(self, record: Record) -> None:
         """Looks at the mean answers since the last record."""
@@ -53,12 +51,6 @@ class DiscriminatorWatch:
                 self.said.add(edge)
                 warnings.warn(_words(edge, verdict, real, fake, lasted), stacklevel=2)
         self.last = record["step"]
-
-    def on_epoch(self, record: Record) -> None:
-        """Nothing: its metrics were seen."""
-
-    def on_end(self) -> None:
-        """Nothing."""
 
 
 def _verdict(real: float, fake: float, bounded: bool) -> Verdict | None:

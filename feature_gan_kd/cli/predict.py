@@ -1,0 +1,48 @@
+"""`feature-gan-kd predict`."""
+
+from __future__ import annotations
+
+import dataclasses
+from json import dumps
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from feature_gan_kd.errors import UserError
+
+# Images that are decoded and classified at once.
+BATCH = 32
+
+
+def predict(
+    model_dir: Positional[Path],
+    image: Positional[Path],
+    images: Positional[tuple[Path, ...]] = (),
+    /,
+    top: int = 5,
+    json: bool = False,
+    trust_code: bool = False,
+) -> None:
+    """Print the most probable classes of images.
+
+    Args:
+        model_dir: Folder of a published network, of any format of `export`.
+        image: Image file.
+        images: More of them.
+        top: How many classes of each.
+        json: Print a line of JSON for each image.
+        trust_code: Read a file of torch.export, which can run code while it is read.
+    """
+    if top < 1:
+        raise UserError(f"top: {top} is not allowed, expected a whole number of at least 1")
+    from feature_gan_kd.classifier import Classifier, read_image
+
+    classifier = Classifier(model_dir, trust_code=trust_code)
+    paths = [image, *images]
+    for first in range(0, len(paths), BATCH):
+        part = paths[first : first + BATCH]
+        for path, guesses in zip(part, classifier([read_image(path) for path in part], top), strict=True):
+            if json:
+                print(dumps({"image": str(path), "classes": [dataclasses.asdict(guess) for guess in guesses]}))
+            else:
+                print(f"{path}  {', '.join(f'{guess.label} {guess.probability:.1%}' for guess in guesses)}")
