@@ -152,7 +152,10 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object, at_once: bool = F
     ("args", "line"),
     [
         ("", "command: none is named, expected train, evaluate, export, predict, inspect, report or --help"),
-        ("trian", "command: 'trian' is not allowed, expected train, evaluate, export, predict, inspect, report or --help"),
+        (
+            "trian",
+            "command: 'trian' is not allowed, expected train, evaluate, export, predict, inspect, report or --help",
+        ),
         (
             "--epochs 3",
             "command: '--epochs' is not allowed, expected train, evaluate, export, predict, inspect, report or --help",

@@ -139,6 +139,7 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "cutmix": ([0, 1.0], [-1], "at least 0"),
     "max_skipped": ([1], [0], "at least 1"),
     "evaluate_every": ([1, 5], [0], "at least 1"),
+    "early_stopping_patience": ([1, 5], [0], "at least 1"),
     "adversarial_interval": ([1, 4], [0], "at least 1"),
     "adversarial_warmup": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
     "discriminator_interval": ([1, 4], [0], "at least 1"),

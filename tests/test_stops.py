@@ -16,8 +16,8 @@ import datasets
 import pytest
 
 from feature_gan_kd import checkpoint
-from feature_gan_kd.cli import invocation
 from feature_gan_kd.checkpoint import newest_good
+from feature_gan_kd.cli import invocation
 from feature_gan_kd.errors import Interrupted
 from feature_gan_kd.stops import Stop
 from tests.launching import launch
