@@ -38,7 +38,7 @@ def test_said_once_after_long(answers: tuple[float, float], words: str) -> None:
 
 def test_without_a_sigmoid_answers_may_lie_apart() -> None:
     watch = DiscriminatorWatch(bounded=False)
-    watch.on_start(0, 1000)
+    watch.on_start(0, 1000, History())
     assert told(watch, [(1.2, -1.3)] * 9) == []
 
 
