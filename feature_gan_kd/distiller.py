@@ -26,6 +26,7 @@ from feature_gan_kd.callbacks import (
     check_callbacks,
     check_trackers,
 )
+from feature_gan_kd.compilation import Compiler
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, Mixing, open_data, open_evaluation
 from feature_gan_kd.errors import UserError, reason
@@ -136,8 +137,9 @@ class OnlineAdversarialDistiller:
         self.num_classes = self._wiring.num_classes
         processes.copy_from_first([*self.models, *self.links])
         if config.compile:
+            compiler = Compiler()
             for network in self._wiring.tapped:
-                network.compile_forward()
+                network.compile_forward(compiler)
         self.step = build_step(self._wiring, config, self._autocast)
 
     @property

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from feature_gan_kd.compilation import Compiler
 from feature_gan_kd.errors import UserError
 from feature_gan_kd.inputs import InputAdapter
 
@@ -93,8 +92,8 @@ class TappedNetwork(nn.Module):
     """One network and its taps: `forward` gives logits and maps of the same pass.
 
     The user's module is not edited. Hooks stand in it only while a forward runs, so that it can be copied,
-    pickled and exported at any time; `compile_forward` leaves them there until `release`, since a compiled forward
-    keeps only the hooks that it found.
+    pickled and exported at any time. A compiled forward keeps the hooks that it found when it was compiled, and looks
+    for no others: they are the same functions in every forward.
 
     Args:
         network: the user's module.
@@ -112,7 +111,7 @@ class TappedNetwork(nn.Module):
         self._layers = tuple(dict.fromkeys(tap.layer for tap in taps if tap.origin is Origin.MODULE))
         self._stages = tuple(dict.fromkeys(int(tap.layer) for tap in taps if tap.origin is Origin.STAGE))
         self._outputs: dict[str, list[Any]] = {}
-        self._handles: list[RemovableHandle] = []
+        self._hooks = {layer: self._keeper(layer) for layer in self._layers}
         self._call: Callable[[Tensor], tuple[Tensor, dict[str, list[Any]]]] = self._run
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -137,17 +136,9 @@ class TappedNetwork(nn.Module):
             maps.append(tap.to_map(fired[0]))
         return logits, tuple(maps)
 
-    def compile_forward(self, backend: str = "inductor") -> None:
-        """Compiles the forward pass, by one of torch's compilers; the hooks stay in the network until `release`."""
-        self._handles = self._register()
-        self._call = torch.compile(self._run, backend=backend)
-
-    def release(self) -> None:
-        """Takes every hook out of the network."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._call = self._run
+    def compile_forward(self, compiler: Compiler) -> None:
+        """Compiles the forward pass."""
+        self._call = compiler(self._run)
 
     def _run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
         network: Any = self.network
@@ -167,19 +158,16 @@ class TappedNetwork(nn.Module):
         outputs, self._outputs = self._outputs, {}
         return logits_of(output, self.name), {**outputs, **others}
 
-    def _register(self) -> list[RemovableHandle]:
-        def keep(layer: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                if layer in self._outputs:  # a recomputation in the backward pass is not recorded
-                    self._outputs[layer].append(output)
+    def _keeper(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if layer in self._outputs:  # a recomputation in the backward pass is not recorded
+                self._outputs[layer].append(output)
 
-            return hook
-
-        return [self.network.get_submodule(layer).register_forward_hook(keep(layer)) for layer in self._layers]
+        return keep
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        handles = [] if self._handles else self._register()
+        handles = [self.network.get_submodule(layer).register_forward_hook(hook) for layer, hook in self._hooks.items()]
         try:
             yield
         finally:

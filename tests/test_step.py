@@ -685,18 +685,3 @@ def test_a_network_whose_extractor_is_fixed_still_learns_by_its_transfer() -> No
     for key, parameter in parameters_of(distiller).items():
         fixed = key[:2] == ("network", 0) and not key[2].startswith("head")
         assert torch.equal(parameter, before[key]) == fixed, key
-
-
-@pytest.mark.slow  # a C++ compiler is needed, and half a minute
-@pytest.mark.parametrize("method", ["afd", "vanilla"])
-def test_compiled_networks_take_the_same_steps(method: str) -> None:
-    case = CASES["pair, two taps"]
-    plain, compiled = (distiller_of(case, method=method, compile=compiles) for compiles in (False, True))
-    for number in range(2):
-        for distiller in (plain, compiled):
-            distiller.training_step(*batch(number))
-    for key, parameter in parameters_of(compiled).items():
-        assert_equal(parameter, parameters_of(plain)[key], key)
-    assert [list(model.state_dict()) for model in compiled.models] == [
-        list(model.state_dict()) for model in plain.models
-    ]
