@@ -74,7 +74,9 @@ def class_names_of(feature: Any, values: Sequence[Any]) -> list[str] | None:
     return sorted(set(texts)) if texts and all(isinstance(value, str) for value in texts) else None
 
 
-def encoded(values: Sequence[Any], column: str, split: str, names: list[str] | None, classes: int | None) -> Tensor:
+def encoded(
+    values: Sequence[Any], column: str, split: str, names: list[str] | None, classes: int | None, *, begin: int = 0
+) -> Tensor:
     """Class indices, int64 `(N,)`, of a column of labels.
 
     Args:
@@ -83,6 +85,7 @@ def encoded(values: Sequence[Any], column: str, split: str, names: list[str] | N
         split: for errors.
         names: class names, where there are any.
         classes: number of classes; None admits every index below `MOST_CLASSES`.
+        begin: number of the first row, for errors.
 
     Raises:
         UserError: for a label that is missing, not a whole number, negative or outside the classes; the first
@@ -91,7 +94,7 @@ def encoded(values: Sequence[Any], column: str, split: str, names: list[str] | N
     index_of = {name: index for index, name in enumerate(names or [])}
     limit = len(names) if names is not None else classes or MOST_CLASSES
     indices = []
-    for row, value in enumerate(values):
+    for row, value in enumerate(values, begin):
         index = index_of.get(value, value) if isinstance(value, str) else value
         if not isinstance(index, int) or not 0 <= index < limit:
             shown = "no label" if value is None else f"the label {reprlib.repr(value)}"

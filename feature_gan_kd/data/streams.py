@@ -56,6 +56,18 @@ class Reader:
         return item, None
 
 
+def collate(found: list[Found]) -> Read:
+    """The items of a batch as one.
+
+    Raises:
+        UserError: for an item that is an error, or images of different shapes.
+    """
+    read = _collate(found)
+    if isinstance(read, UserError):
+        raise read
+    return read
+
+
 def _collate(found: list[Found]) -> Read | UserError:
     for item, _ in found:
         if isinstance(item, UserError):
@@ -69,7 +81,65 @@ def _collate(found: list[Found]) -> Read | UserError:
     return images, labels, [bad for _, bad in found if bad is not None]
 
 
-class StreamedImages:
+class DecodedAsRead:
+    """What sources have in common that decode their images anew in every epoch.
+
+    Args:
+        views: size and channels of the images.
+        augment: on whole batches of uint8 pixels, in training; None for none.
+
+    Attributes:
+        normalise: applied last; to be set to what the run normalises with.
+    """
+
+    def __init__(self, views: Views, augment: CropFlip | None) -> None:
+        self.views = views
+        self.augment = augment
+        self.normalise = Normalisation.identity(views.channels)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _sample(self, count: int) -> Batch:
+        """At most so many images as evaluation sees them, and their labels."""
+        raise NotImplementedError
+
+    def steps(self, batch_size: int, *, train: bool = True) -> int:
+        """See `ImageSource`."""
+        return count_steps(len(self), batch_size, train=train)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of some images; 0 and 1 for images that are normalised already.
+
+        Raises:
+            UserError: for an image that cannot be read.
+        """
+        images, _ = self._sample(SAMPLE)
+        if images.is_floating_point():
+            return (0.0,) * self.views.channels, (1.0,) * self.views.channels
+        return statistics(images)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the number of images and of a few of them.
+
+        Raises:
+            UserError: for an image that cannot be read.
+        """
+        images, labels = self._sample(50)
+        return fingerprint(images, torch.cat([labels, torch.tensor([len(self)])]))
+
+    def finished(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
+        """Augmented and normalised: uint8 `(n, H, W, C)` to float32 `(n, C, H, W)`; floats stay as they are."""
+        if not len(images):
+            return images.new_empty((0, self.views.channels, self.views.size, self.views.size))
+        if images.is_floating_point():
+            return images
+        if train and self.augment is not None:
+            images = self.augment(images, seed, epoch, indices)
+        return self.normalise(images)
+
+
+class StreamedImages(DecodedAsRead):
     """Images read item by item, in `workers` processes, in this process where that is 0.
 
     Args:
@@ -83,44 +153,18 @@ class StreamedImages:
     def __init__(
         self, items: Items, views: Views, augment: CropFlip | None, workers: int, *, skip: bool = False
     ) -> None:
+        super().__init__(views, augment)
         self.items = items
         self.reader = Reader(items, skip)
-        self.views = views
-        self.augment = augment
         self.workers = workers
-        self.normalise = Normalisation.identity(views.channels)
         self._told = False
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def steps(self, batch_size: int, *, train: bool = True) -> int:
-        """See `ImageSource`."""
-        return count_steps(len(self), batch_size, train=train)
-
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of evenly spread images; 0 and 1 for images that are normalised already.
-
-        Raises:
-            UserError: for an image that cannot be read.
-        """
-        images, _ = self._sample(SAMPLE)
-        if images.is_floating_point():
-            return (0.0,) * self.views.channels, (1.0,) * self.views.channels
-        return statistics(images)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the number of images and of a few, evenly spread.
-
-        Raises:
-            UserError: for an image that cannot be read.
-        """
-        images, labels = self._sample(50)
-        return fingerprint(images, torch.cat([labels, torch.tensor([len(self)])]))
-
     def _sample(self, count: int) -> Batch:
         indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
-        images, labels, _ = _checked(_collate([self.reader[index, None] for index in indices]))
+        images, labels, _ = collate([self.reader[index, None] for index in indices])
         if not len(images):
             raise UserError(
                 f"images: none of the {len(indices)} images of split {self.items.split!r} that were looked at can be "
@@ -157,34 +201,21 @@ class StreamedImages:
         )
         skipped: set[int] = set()
         for span, read in zip(spans, loader, strict=True):
-            images, labels, bad = _checked(read)
+            if isinstance(read, UserError):  # a worker's exception would come with the worker's traceback
+                raise read
+            images, labels, bad = read
             skipped.update(bad)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             indices = order[span.start : span.stop].to(device, non_blocking=True)
-            yield self._finished(images, seed, epoch, indices, train=train), labels
+            yield self.finished(images, seed, epoch, indices, train=train), labels
         if skipped and not self._told:
             instead = "replaced by the next" if train else "left out"
             whose = f" by process {rank}, of its share" if world > 1 else ""
             print(passed_over(len(skipped), instead + whose, self.items.where(min(skipped))), file=sys.stderr)
             self._told = True
 
-    def _finished(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
-        if not len(images):
-            return images.new_empty((0, self.views.channels, self.views.size, self.views.size))
-        if images.is_floating_point():
-            return images
-        if train and self.augment is not None:
-            images = self.augment(images, seed, epoch, indices)
-        return self.normalise(images)
-
 
 def _ignore_signals(worker: int) -> None:
     # Ctrl-C and schedulers reach every process of a run; its own process decides when the workers end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _checked(read: Read | UserError) -> Read:
-    if isinstance(read, UserError):
-        raise read
-    return read
