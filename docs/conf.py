@@ -6,11 +6,11 @@ from feature_gan_kd import __version__
 
 project = "feature_gan_kd"
 author = "The feature_gan_kd contributors"
-copyright = "the feature_gan_kd contributors, Apache-2.0"
+copyright = "the feature_gan_kd contributors, Apache-2.0"  # noqa: A001
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "examples"]
 
 # Links to headings of other pages are checked down to the third level.
 myst_heading_anchors = 3
@@ -21,6 +21,7 @@ default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

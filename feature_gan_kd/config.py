@@ -220,8 +220,10 @@ class DistillConfig:
     """Split to train on [train]."""
     eval_split: str | None = None
     """Split to evaluate on [test, else validation, else a fifth of the training split]."""
+    streaming: bool = False
+    """Read a hub name, folder or file from front to back, image by image, in place of fetching it whole."""
     max_train_samples: int | None = _bounded(None, at_least=2)
-    """Use only the first so many training images."""
+    """Use only the first so many training images; of a stream, so many in each epoch."""
     max_eval_samples: int | None = _bounded(None, at_least=1)
     """Use only the first so many evaluation images."""
     skip_bad_images: bool = False

@@ -11,16 +11,22 @@ from pathlib import Path
 
 
 def launch(
-    processes: int, *command: str, machines: int = 1, status: int = 0, env: Mapping[str, str] | None = None
+    processes: int,
+    *command: str,
+    machines: int = 1,
+    status: int = 0,
+    env: Mapping[str, str] | None = None,
+    at: Path | None = None,
 ) -> tuple[str, str]:
     """Runs a module under `accelerate launch` on gloo, once for each of several machines, all of them this one.
 
     Args:
         processes: how many, on all machines together.
-        *command: `-m module` and its arguments, after options of the launcher's own.
+        *command: `-m module`, or a file, and its arguments, after options of the launcher's own.
         machines: how many.
         status: that every launcher must end with.
         env: added to the environment.
+        at: the folder to run in [the project's].
 
     Returns:
         What they printed on stdout and on stderr.
@@ -37,7 +43,7 @@ def launch(
                 *command,
             ],
             env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", **(env or {})},
-            cwd=Path(__file__).parents[1],
+            cwd=at or Path(__file__).parents[1],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

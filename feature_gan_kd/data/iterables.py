@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data.batches import Batch, CropFlip, batch_bounds, share
@@ -128,9 +127,10 @@ class StreamedRows(DecodedAsRead):
 
     In training each process reads shards of its own where their number is a multiple of that of the processes, else
     every so-many-th image of all; which images come together in a batch therefore depends on the number of
-    processes. A process whose shards end before the epoch does begins them again. In evaluation every process reads
-    every row and decodes its share, so that each image counts once. A resumed epoch reads the rows before its first
-    batch again, without decoding them: the order is then the very same.
+    processes. A process whose shards end before the epoch does begins them again, as does one that always has a
+    larger share of the batch, where its size is no multiple of the number of processes. In evaluation every process
+    reads every row and decodes its share, so that each image counts once. A resumed epoch reads the rows before its
+    first batch again, without decoding them: the order is then the very same.
 
     Args:
         stream: the images.
@@ -153,7 +153,10 @@ class StreamedRows(DecodedAsRead):
         rows = list(itertools.islice(self.stream.rows, min(count, len(self))))
         if not rows:
             raise self._empty()
-        return self._read(rows, 0, [None] * len(rows))
+        images, labels = self._read(rows, 0, [None] * len(rows))
+        if not len(images):
+            raise UserError(f"images: none of the first {len(rows)} of split {self.stream.split!r} can be decoded")
+        return images, labels
 
     def batches(
         self,
@@ -204,11 +207,14 @@ class StreamedRows(DecodedAsRead):
             if not count:
                 raise self._empty()
             if not self._told:
-                print(f"split {self.stream.split!r}: the stream ended after {count} images and begins again", file=sys.stderr)
+                told = f"split {self.stream.split!r}: the stream ended after {count} images and begins again"
+                print(told, file=sys.stderr)
                 self._told = True
 
     def _empty(self) -> UserError:
-        return UserError(f"data: the streamed split {self.stream.split!r} has no image for a process: give it more shards")
+        return UserError(
+            f"data: the streamed split {self.stream.split!r} has no image for one of the processes: give it more shards"
+        )
 
     def _read(self, rows: list[Any], begin: int, seeds: Sequence[int | None]) -> Batch:
         reader = Reader(TableItems(self.stream.table(rows, begin), self.views), self.skip)

@@ -13,8 +13,9 @@ from feature_gan_kd.data.batches import CropFlip, ImageSource, MemoryImages, Nor
 from feature_gan_kd.data.draws import permutation
 from feature_gan_kd.data.images import decode_all, passed_over
 from feature_gan_kd.data.items import TableItems, TorchItems, Views
+from feature_gan_kd.data.iterables import Stream, StreamedRows, read_stream
 from feature_gan_kd.data.loaders import LoaderBatches
-from feature_gan_kd.data.sources import Part, choose_evaluation, choose_parts, is_of_datasets
+from feature_gan_kd.data.sources import Part, choose_evaluation, choose_parts, is_of_datasets, is_stream
 from feature_gan_kd.data.streams import StreamedImages
 from feature_gan_kd.data.table import Classes, Table, read_table
 from feature_gan_kd.errors import UserError
@@ -24,9 +25,9 @@ MEMORY_LIMIT = 4 * 2**30
 # Larger images are cropped at random sizes, as is usual for ImageNet.
 SMALL = 96
 
-Labelled = Table | TorchItems | LoaderBatches
+Labelled = Table | Stream | TorchItems | LoaderBatches
 """What a part is after its columns are found and before its images are decoded."""
-Source = MemoryImages | StreamedImages | LoaderBatches
+Source = MemoryImages | StreamedImages | StreamedRows | LoaderBatches
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def open_data(
 
     Args:
         train_data: None (the bundled digits), a hub name, a local folder (parquet, image folder, `save_to_disk`), a
-            parquet or arrow file, a `Dataset` or `DatasetDict` of `datasets`, a map-style torch `Dataset`, or a
-            torch `DataLoader`, which is used as it is.
+            parquet or arrow file, a `Dataset`, `IterableDataset` or mapping of splits of `datasets`, a map-style
+            torch `Dataset`, or a torch `DataLoader`, which is used as it is.
         eval_data: likewise; None takes the split `config.eval_split`, else test, else validation, else a fixed fifth
             of the training split, of each class alike, which is then not trained on.
         config: names columns and splits, the augmentation, the limits and the workers.
@@ -195,7 +196,8 @@ def _form(config: DistillConfig, size: int, channels: int, *, flip: bool) -> _Fo
 def _labelled(part: Part, form: _Form, notes: list[str], classes: int | None, train: Classes | None = None) -> Labelled:
     """Finds columns and classes of a part; `train` is given for an evaluation part, which shares its classes."""
     if is_of_datasets(part.data):
-        return read_table(part, form.config, notes, classes, train)
+        read = read_stream if is_stream(part.data) else read_table
+        return read(part, form.config, notes, classes, train)
     names = _declared_names(part.data)
     if train is not None:
         names = train.agree(names, part.split)
@@ -226,6 +228,8 @@ def _held_out(train: Labelled, notes: list[str]) -> tuple[Labelled, Labelled]:
     """A fixed fifth of the training images for evaluation, of each class alike where the labels are known."""
     if isinstance(train, LoaderBatches):
         raise UserError("eval_data: a DataLoader has no other split: give images to evaluate on")
+    if isinstance(train, Stream):
+        raise UserError(f"eval_data: the stream has no split but {train.split!r}: give images to evaluate on")
     order = permutation(len(train), 0, 0)
     classes = train.labels[order] if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64)
     chosen = [group[: (len(group) + 2) // 5] for group in (order[classes == k] for k in torch.unique(classes))]
@@ -238,7 +242,7 @@ def _held_out(train: Labelled, notes: list[str]) -> tuple[Labelled, Labelled]:
 
 
 def _limited(part: Labelled, limit: int | None, option: str) -> Labelled:
-    if limit is None or limit >= len(part):
+    if limit is None or limit >= len(part) or isinstance(part, Stream):  # a stream knows its limit
         return part
     if isinstance(part, LoaderBatches):
         raise UserError(f"{option}: a DataLoader is used as it is: limit its data set instead")
@@ -259,6 +263,8 @@ def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:
     if isinstance(part, LoaderBatches):
         return part
     views, workers, skip = form.views, form.config.workers, form.config.skip_bad_images
+    if isinstance(part, Stream):
+        return StreamedRows(part, views, form.augment, skip=skip)
     if isinstance(part, TorchItems):
         return StreamedImages(part, views, form.augment if part.holds_pictures() else None, workers, skip=skip)
     if views.resized_crop or len(part) * views.size**2 * views.channels > MEMORY_LIMIT:

@@ -28,7 +28,7 @@ class Part:
     """The images of one role.
 
     Attributes:
-        data: a `datasets.Dataset`, a map-style torch `Dataset` or a `DataLoader`.
+        data: a `datasets.Dataset` or `IterableDataset`, a map-style torch `Dataset` or a `DataLoader`.
         split: its name, for messages.
     """
 
@@ -42,7 +42,7 @@ def choose_parts(train_data: Any, eval_data: Any, config: DistillConfig) -> tupl
     Raises:
         UserError: for data that are not there or of a kind that cannot be read, and for a split not there.
     """
-    opened = _opened(BUNDLED if train_data is None else train_data)
+    opened = _opened(BUNDLED if train_data is None else train_data, config.streaming)
     if isinstance(opened, Mapping):
         name = _train_split(opened, config.train_split)
         train = Part(opened[name], name)
@@ -64,7 +64,7 @@ def choose_evaluation(eval_data: Any, config: DistillConfig) -> Part:
     Raises:
         UserError: as `choose_parts`.
     """
-    opened = _opened(BUNDLED if eval_data is None else eval_data)
+    opened = _opened(BUNDLED if eval_data is None else eval_data, config.streaming)
     if not isinstance(opened, Mapping):
         return Part(opened, "evaluation")
     taken = _eval_split(opened, config.eval_split, exclude=None)
@@ -75,8 +75,13 @@ def choose_evaluation(eval_data: Any, config: DistillConfig) -> Part:
 
 
 def is_of_datasets(data: Any) -> bool:
-    """Whether `data` is a `Dataset` or `DatasetDict` of `datasets`; asked without importing it."""
+    """Whether `data` is a data set of `datasets`, or a mapping of some; asked without importing it."""
     return any(base.__module__.startswith("datasets.") for base in type(data).__mro__)
+
+
+def is_stream(data: Any) -> bool:
+    """Whether `data`, one of `datasets`, is read from front to back only."""
+    return not hasattr(data, "num_rows")
 
 
 def _train_split(splits: Mapping[str, Any], named: str | None) -> str:
@@ -97,16 +102,16 @@ def _eval_split(splits: Mapping[str, Any], named: str | None, exclude: str | Non
     return named or next((name for name in _EVAL_SPLITS if name in splits and name != exclude), None)
 
 
-def _opened(data: Any) -> Any:
-    """A mapping of splits, a `datasets.Dataset`, a torch `Dataset` or a `DataLoader`."""
+def _opened(data: Any, streaming: bool) -> Any:
+    """A mapping of splits, a data set of `datasets`, a torch `Dataset` or a `DataLoader`."""
     if isinstance(data, (str, os.PathLike)):
-        return _loaded(os.fspath(data))
+        return _loaded(os.fspath(data), streaming)
     if is_of_datasets(data):
-        if not hasattr(data, "num_rows"):
-            raise UserError("data: a streamed data set has no length and no order to resume: load it whole")
         return data
     if isinstance(data, torch.utils.data.IterableDataset):
-        raise UserError("data: an IterableDataset has no order to resume: give a map-style Dataset")
+        raise UserError(
+            "data: torch's IterableDataset has no order to resume: give a map-style Dataset, or a stream of datasets"
+        )
     if isinstance(data, (torch.utils.data.DataLoader, torch.utils.data.Dataset)):
         return data
     raise UserError(
@@ -115,7 +120,7 @@ def _opened(data: Any) -> Any:
     )
 
 
-def _loaded(name: str) -> Any:
+def _loaded(name: str, streaming: bool) -> Any:
     import datasets
 
     path = Path(name).expanduser()
@@ -127,13 +132,15 @@ def _loaded(name: str) -> Any:
         if path.is_symlink() and not exists:
             raise UserError(f"data: the link {name} leads nowhere: mend it or name what it led to")
         if not exists:
-            return _fetched(name)
+            return _fetched(name, streaming)
         try:
             if path.is_file():
-                return _file(path)
+                return _file(path, streaming)
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+                if streaming:
+                    raise UserError(f"streaming: {name} is read as it is needed in any case: leave it out")
                 return datasets.load_from_disk(str(path))
-            return datasets.load_dataset(str(path))
+            return datasets.load_dataset(str(path), streaming=streaming)
         except UserError:
             raise
         except Exception as error:  # datasets and pyarrow raise a wide family
@@ -143,15 +150,15 @@ def _loaded(name: str) -> Any:
             raise UserError(f"data: {name} holds no images that can be read ({_origin(error)})") from error
 
 
-def _file(path: Path) -> Any:
+def _file(path: Path, streaming: bool) -> Any:
     import datasets
 
     if path.suffix not in _FILES:
         raise UserError(f"data: {path} is of no known kind, expected {' or '.join(_FILES)}, or a folder")
-    return datasets.load_dataset(_FILES[path.suffix], data_files=str(path))
+    return datasets.load_dataset(_FILES[path.suffix], data_files=str(path), streaming=streaming)
 
 
-def _fetched(name: str) -> Any:
+def _fetched(name: str, streaming: bool) -> Any:
     """A data set of the hub, or of the hub's local cache."""
     import datasets
 
@@ -159,7 +166,7 @@ def _fetched(name: str) -> Any:
         raise UserError(f"data: there is no file or folder {name!r}")
     try:
         with offline_without_network():
-            return datasets.load_dataset(name)
+            return datasets.load_dataset(name, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(f"data: {name!r} is neither a local folder nor a data set of the hub") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:

@@ -1,0 +1,30 @@
+"""A data set that is read as a stream: no copy on the disk, no images held.
+
+`datasets.load_dataset(NAME, streaming=True)` opens one of the hub, and `fit(NAME, streaming=True)` does so itself. Here
+the bundled digits are written as four files first, which are then the stream's shards: each process reads its own.
+"""
+
+from pathlib import Path
+
+import datasets
+
+import feature_gan_kd
+from feature_gan_kd import OnlineAdversarialDistiller
+
+bundled = Path(feature_gan_kd.__file__).parent / "bundled" / "digits.parquet"
+digits = datasets.load_dataset("parquet", data_files=str(bundled), split="train")
+train, test = digits.select(range(256)), digits.select(range(1600, 1700))
+Path("digits").mkdir(exist_ok=True)
+for number in range(4):
+    train.shard(4, number).to_parquet(f"digits/train-{number}-of-4.parquet")
+test.to_parquet("digits/test-0-of-1.parquet")
+
+stream = datasets.load_dataset("digits", streaming=True)
+print(stream["train"].num_shards, "shards")
+
+# Files do not say how many images they hold, as data sets of the hub do: an epoch is `max_train_samples` images.
+distiller = OnlineAdversarialDistiller(
+    ["test_resnet", "test_vit"], num_classes=10, image_size=32, max_train_samples=256, max_eval_samples=100
+)
+history = distiller.fit(stream, epochs=2, batch_size=64, output_dir="runs/streaming")
+print([record["images"] for record in history.epochs], history.last["ensemble"])
