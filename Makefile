@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+DOCS := $(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow check docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,15 +31,20 @@ test: .venv/.installed ## run the tests
 test-slow: .venv/.installed ## run the long tests that `make test` leaves out
 	$(BIN)/pytest -m slow
 
-check: .venv/.installed ## lint, formatting and types
+check: .venv/.installed ## lint, formatting, types and the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(DOCS)
+
+docs: .venv/.installed ## build the documentation into docs/_build/html; a warning is an error
+	$(DOCS)
+	@echo docs/_build/html/index.html
 
 format: .venv/.installed ## mend formatting and what the linter can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -path ./runs -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -86,7 +86,7 @@ def test_several_taps(output: list[str]) -> None:
 
 
 def test_resume(output: list[str]) -> None:
-    assert output[0] == "stopped after step 4 of 6, its checkpoint is in runs/stopped"
+    assert output[0] == "SIGTERM: stopped after step 4 of 6, its checkpoint is in runs/stopped"
     assert output[-1] == "True"
 
 

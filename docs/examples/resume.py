@@ -4,8 +4,7 @@ import signal
 
 import torch
 
-from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.callbacks import Callback
+from feature_gan_kd import Callback, OnlineAdversarialDistiller
 
 
 class Stop(Callback):
