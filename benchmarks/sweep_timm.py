@@ -2,13 +2,17 @@
 
     python -m benchmarks.sweep_timm wire  --json benchmarks/results/sweep_wire.json
     python -m benchmarks.sweep_timm train --json benchmarks/results/sweep_train.json
+    python -m benchmarks.sweep_timm wire  --torchvision --json benchmarks/results/sweep_torchvision_wire.json
+    python -m benchmarks.sweep_timm train --torchvision --json benchmarks/results/sweep_torchvision_train.json
 
-Results are written after each network, and networks that stand in the file as good are not tried again.
+With `--torchvision` the architectures are torchvision's own classifiers, given as modules: their names are
+`torchvision:NAME`. Results are written after each network, and networks that stand in the file as good are not tried again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import io
@@ -23,6 +27,8 @@ from typing import Any
 
 import timm
 import torch
+import torchvision
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
@@ -31,21 +37,44 @@ from feature_gan_kd.topology import build_edges
 from feature_gan_kd.wiring import wire
 
 CLASSES = 7
-SWEEP = Path(__file__).parent / "results" / "sweep_wire.json"
+RESULTS = Path(__file__).parent / "results"
+TORCHVISION = "torchvision:"
+
+
+def architectures(library: str) -> list[str]:
+    """The names of all architectures of timm's, or of torchvision's classifiers."""
+    if library == "torchvision":
+        return [TORCHVISION + name for name in torchvision.models.list_models(module=torchvision.models)]
+    return list(timm.list_models())
 
 
 def input_of(name: str) -> tuple[int, int]:
     """Channels and side in pixels of the images that an architecture was made for."""
+    if name.startswith(TORCHVISION):
+        weights = torchvision.models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
+        own = getattr(model_of(name, empty=True), "image_size", None)  # of its positions, whatever the weights' is
+        return 3, int(own or weights.transforms().crop_size[0])
     channels, _, side = timm.get_pretrained_cfg(name, allow_unregistered=False).input_size
     return int(channels), int(side)
+
+
+def model_of(name: str, *, empty: bool = False) -> str | nn.Module:
+    """What a user hands in: timm's name, or a module of torchvision's, if `empty` on the meta device."""
+    if not name.startswith(TORCHVISION):
+        return name
+    # RegNet computes its widths by tensors, so that it cannot be built inside `torch.device("meta")`.
+    with init_empty_weights(include_buffers=False) if empty else contextlib.nullcontext():
+        module: nn.Module = torchvision.models.get_model(name.removeprefix(TORCHVISION), num_classes=CLASSES)
+    return module.to("meta") if empty else module
 
 
 def wired(name: str, partner: str = "resnet18") -> dict[str, Any]:
     """Wires one architecture with a partner, in both directions, without computing anything."""
     channels, side = input_of(name)
+    model = model_of(name, empty=True)
     with torch.device("meta"):
         networks = build_networks(
-            [name, partner], num_classes=CLASSES, in_chans=channels, pretrained=False, image_size=side, seed=0
+            [model, partner], num_classes=CLASSES, in_chans=channels, pretrained=False, image_size=side, seed=0
         )
         wiring = wire(networks, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=channels)
     tap = wiring.tapped[0].taps[0]
@@ -64,11 +93,17 @@ def wired(name: str, partner: str = "resnet18") -> dict[str, Any]:
 def trained(name: str, image_size: int | None = None) -> dict[str, Any]:
     """One real update beside a partner of another layout, and what must hold before and after it."""
     channels, side = input_of(name)
-    side = image_size or side
     layout = wired(name)["layout"]
     partner = "test_resnet" if layout.startswith("NL") else "test_vit"
+    if name.startswith(TORCHVISION):
+        image_size = image_size or side  # a module does not state it
     distiller = OnlineAdversarialDistiller(
-        [name, partner], num_classes=CLASSES, in_chans=channels, image_size=image_size, method="afd", lr=1e-3
+        [model_of(name), partner],
+        num_classes=CLASSES,
+        in_chans=channels,
+        image_size=image_size,
+        method="afd",
+        lr=1e-3,
     )
     side = distiller.image_size
     network = distiller.models[0]
@@ -119,10 +154,11 @@ def _touched_by_plain_training(network: nn.Module, images: Tensor, labels: Tenso
     return {key for key, value in twin.named_parameters() if value.grad is not None}
 
 
-def smallest_of_each_class() -> list[str]:
+def smallest_of_each_class(library: str = "timm") -> list[str]:
     """The architecture with the fewest parameters of every model class, by the committed sweep."""
     best: dict[str, tuple[int, str]] = {}
-    for name, result in json.loads(SWEEP.read_text()).items():
+    sweep = RESULTS / ("sweep_torchvision_wire.json" if library == "torchvision" else "sweep_wire.json")
+    for name, result in json.loads(sweep.read_text()).items():
         if "class" in result:
             found = (result["parameters"], name)
             best[result["class"]] = min(best.get(result["class"], found), found)
@@ -135,11 +171,13 @@ def main() -> None:
     parser.add_argument("what", choices=("wire", "train"))
     parser.add_argument("--json", type=Path, required=True, help="results, kept from run to run")
     parser.add_argument("--only", nargs="+", help="these architectures alone")
+    parser.add_argument("--torchvision", action="store_const", const="torchvision", default="timm", dest="library")
     parser.add_argument("--image-size", type=int, help="train: side in pixels [the network's own]")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-    names = options.only or (smallest_of_each_class() if options.what == "train" else timm.list_models())
+    everything = smallest_of_each_class if options.what == "train" else architectures
+    names = options.only or everything(options.library)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name not in results or "failed" in results[name]:
