@@ -5,8 +5,8 @@
     python -m benchmarks.sweep_timm wire  --torchvision --json benchmarks/results/sweep_torchvision_wire.json
     python -m benchmarks.sweep_timm train --torchvision --json benchmarks/results/sweep_torchvision_train.json
 
-With `--torchvision` the architectures are torchvision's own classifiers, given as modules: their names are
-`torchvision:NAME`. Results are written after each network, and networks that stand in the file as good are not tried again.
+With `--torchvision` the architectures are torchvision's own classifiers, given as modules, named `torchvision:NAME`.
+Results are written after each network, and networks that stand in the file as good are not tried again.
 """
 
 from __future__ import annotations

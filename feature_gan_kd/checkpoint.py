@@ -246,10 +246,10 @@ def _difference(saved: Any, expected: Any, where: str) -> tuple[str, Any, Any] |
 def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = _read_json(folder / _MANIFEST)
     parts = manifest if isinstance(manifest, dict) else {}
-    if not isinstance(parts.get("files"), dict) or not isinstance(parts.get("signature"), dict):
+    if "format" in parts and parts["format"] != FORMAT:  # what else it holds is not known
+        raise UserError(f"{folder}: its format is {parts['format']!r}, this version reads {FORMAT}: upgrade")
+    if "format" not in parts or not all(isinstance(parts.get(key), dict) for key in ("files", "signature")):
         raise UserError(f"{folder / _MANIFEST}: is no manifest of a checkpoint: use another checkpoint")
-    if parts.get("format") != FORMAT:
-        raise UserError(f"{folder}: its format is {parts.get('format')!r}, this version reads {FORMAT}: upgrade")
     # Checkpoints of the first versions have none.
     stated = parts.pop("digest", None)
     if stated is not None and stated != _digest(parts):

@@ -100,7 +100,10 @@ class OnlineAdversarialDistiller:
         accelerator: Accelerator | None = None,
         **overrides: Any,
     ) -> None:
-        config = (config or DistillConfig()).replace(**overrides)
+        config = DistillConfig() if config is None else config
+        if not isinstance(config, DistillConfig):
+            raise UserError(f"config: {type(config).__name__} is not allowed, expected DistillConfig.from_dict of it")
+        config = config.replace(**overrides)
         if config.recipe == "auto":
             config = config.replace(recipe="finetune" if pretrained else "paper")
         self.config = config

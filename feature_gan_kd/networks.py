@@ -129,7 +129,7 @@ def build_networks(
                 torch.manual_seed(seed * 1009 + index)
                 built.append(_build(model, num_classes, in_chans, pretrained, image_size))
     _check_apart(built)
-    _check_places(built)
+    _check_state(built)
     first = built[0].preprocessing.get("input_size", (IMAGENET_SIZE,))[-1]
     for network in built:
         own = network.preprocessing["input_size"][-1] if network.pretrained and network.preprocessing else first
@@ -154,14 +154,20 @@ def _check_apart(networks: Sequence[Network]) -> None:
                 raise UserError(f"models: networks {other} and {k} share {name!r}: give each its own (copy.deepcopy)")
 
 
-def _check_places(networks: Sequence[Network]) -> None:
-    """Raises UserError where a network's parameters are spread over devices, or have no values."""
+def _check_state(networks: Sequence[Network]) -> None:
+    """Raises UserError where a network's parameters are spread over devices, or it is compiled by the user.
+
+    A compiled forward pass cannot be walked back twice, and may go past hooks: it is for `compile` to compile it.
+    """
     for k, network in enumerate(networks):
         devices = sorted({str(parameter.device) for parameter in network.module.parameters()})
         if len(devices) > 1:
             raise UserError(
                 f"models: network {k} ({network.name}) has parameters on {' and '.join(devices)}: put it on one device"
             )
+        for module in network.module.modules():
+            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+                raise UserError(f"models: network {k} ({network.name}) is compiled: give it as it was, and set compile")
 
 
 def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None) -> Network:

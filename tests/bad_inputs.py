@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 import struct
 import zlib
@@ -246,6 +247,26 @@ def elsewhere(path: str) -> Change:
     return change
 
 
+class Bomb:
+    """Its pickle runs code: reading it leaves a file, `boom`."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Called when it is read."""
+        return Path.touch, (Path("boom"),)
+
+
+def pickled(here: Path) -> None:
+    """The published network with a pickle in place of its weights, under the name that such files have."""
+    (here / PUBLISHED).unlink()
+    (here / "net/pytorch_model.bin").write_bytes(pickle.dumps({"conv1.0.weight": Bomb()}))
+
+
+def pickled_by_torch(here: Path) -> None:
+    """The same in torch's own container."""
+    (here / PUBLISHED).unlink()
+    torch.save({"conv1.0.weight": Bomb()}, here / "net/pytorch_model.bin")
+
+
 def with_config(**changes: Any) -> Change:
     """The published network with another `config.json`."""
     path = Path("net/config.json")
@@ -352,6 +373,8 @@ CASES = {
     "weights: NaN inside": models("local-dir:net", tensors(PUBLISHED, with_nan)),
     "weights: a header that lies about itself": models("local-dir:net", lying(PUBLISHED)),
     "weights: a header that lies about a tensor": models("local-dir:net", elsewhere(PUBLISHED)),
+    "weights: a pickle that would run code": models("local-dir:net", pickled),
+    "weights: a pickle of torch's that would run code": models("local-dir:net", pickled_by_torch),
     "weights: an empty file": models("local-dir:net", content(PUBLISHED, b"")),
     "weights: cut short": models("local-dir:net", cut(PUBLISHED)),
     "weights: a description that is no JSON": models("local-dir:net", content("net/config.json", b"{")),

@@ -208,3 +208,13 @@ class TestTheReaderItself:
         tree = ast.parse(source)
         assert list(imported_names("low", tree, when_loaded=True)) == ["a", "b", "d"]
         assert list(imported_names("low", tree)) == ["a", "b", "c", "d", "e"]
+
+
+def test_the_table_of_changes_names_what_is_there() -> None:
+    """CONTRIBUTING.md: for every kind of change a room of the package and its tests."""
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) > 20
+    for change, rooms, tests in rows[1:]:
+        for folder, names in ((PACKAGE, rooms), ("tests", tests)):
+            for name in re.findall(r"`([^`]+)`", names):
+                assert (ROOT / name if "/" in name.rstrip("/") else ROOT / folder / name).exists(), f"{change}: {name}"

@@ -81,6 +81,8 @@ def damage(folder: Path, kind: str) -> None:
         manifest.write_text("[1]")
     elif kind == "newer":
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 2}))
+    elif kind == "newer, of another form":
+        manifest.write_text(json.dumps({"format": 2, "parts": []}))
     elif kind == "outside":
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {"../x": "0"}, "digest": None}))
 
@@ -96,6 +98,7 @@ def damage(folder: Path, kind: str) -> None:
         ("manifest cut", "cannot be read"),
         ("manifest a list", "no manifest"),
         ("newer", "its format is 2"),
+        ("newer, of another form", "its format is 2"),
         ("outside", "is missing"),
     ],
 )

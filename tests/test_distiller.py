@@ -195,6 +195,7 @@ def test_logits_in_a_mapping() -> None:
         ({"models": ["test_resnet", "test_resnext"]}, "no model 'test_resnext', the closest are test_resnet"),
         ({"feature_layers": "layer9"}, "no layer 'layer9', the nearest are layer"),
         ({"learning_rate": 1}, "no setting 'learning_rate'"),
+        ({"config": {"lr": 0.1}}, "config: dict is not allowed"),
         ({"topology": [(0, 1)]}, "nobody teaches network 0"),
         ({"frozen": [5]}, "no network 5"),
         ({"feature_layers": {0: ["layer3", "layer4"]}}, "tapped layers"),

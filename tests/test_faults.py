@@ -120,6 +120,21 @@ def test_counts_and_culprits() -> None:
     assert "cross_entropy/0" not in report.where
 
 
+def test_a_discriminator_is_a_culprit_like_any_other() -> None:
+    distiller = build()
+    with torch.no_grad():
+        next(distiller.discriminators[0].parameters()).fill_(torch.nan)
+    before = everything(distiller)
+    distiller.training_step(*batch())
+    where = distiller.step.faults.report().where
+    assert "gradient of the discriminator loss in discriminator 0->1" in where
+    assert "gradient of the feature loss in network 1 (Poisoned)" in where
+    assert {"adversarial/1", "discriminator/1"} <= set(where)
+    assert not any(name.endswith(("1->0", "/0", "network 0 (Poisoned)")) for name in where)
+    after = everything(distiller)
+    assert all(torch.equal(value, after[key]) for key, value in before.items() if not value.isnan().any())
+
+
 def test_no_fault_no_report() -> None:
     distiller = build()
     distiller.training_step(*batch())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,18 @@ def test_resume_gives_the_very_same_weights(undisturbed: Path, tmp_path: Path, s
     assert_same_run(folder, undisturbed)
 
 
-@pytest.mark.parametrize("settings", [{"mixup": 0.0, "cutmix": 0.0}, {"cutmix": 0.0}, {"accumulation_steps": 3}])
+OTHER_SETTINGS: list[dict[str, Any]] = [
+    {"mixup": 0.0, "cutmix": 0.0},
+    {"cutmix": 0.0},
+    {"accumulation_steps": 3},
+    {"frozen": [0]},
+    {"optimizer": "adamw", "scheduler": "cosine", "warmup": 0.2},
+    {"optimizer": "lion", "clip_grad": 0.5},
+    {"method": "l1"},
+]
+
+
+@pytest.mark.parametrize("settings", OTHER_SETTINGS, ids=str)
 def test_resume_with_other_settings_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
     """Stopped in the middle of an epoch, and of an accumulation where there is one."""
     settings = {**settings, "epochs": 2, "checkpoint_every": 3}
@@ -52,6 +64,27 @@ def test_resume_with_other_settings_of_the_run(settings: dict[str, Any], tmp_pat
         distiller.fit(output_dir=tmp_path / "run")
     build(**settings).fit(output_dir=tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_resume_unpickles_nothing(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what a run holds, from its checkpoint to its published networks."""
+    folder = tmp_path / "run"
+    with pytest.raises(PowerCutError):
+        build().fit(output_dir=folder, callbacks=[AtStep(7, cut)])
+    distiller = build()
+    distiller.open_data(None)  # the bundled images, which are no part of a run
+
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("unpickled")
+
+    with monkeypatch.context() as patch:
+        for name in ("load", "loads", "Unpickler", "_Unpickler"):
+            patch.setattr(pickle, name, forbidden)
+        patch.setattr(torch, "load", forbidden)
+        distiller.fit(output_dir=folder, resume=True)
+    assert_same_run(folder, undisturbed)
+    kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert kinds == {".json", ".jsonl", ".safetensors", ".md"}
 
 
 def test_mixing_is_a_function_of_the_step(undisturbed: Path, tmp_path: Path) -> None:

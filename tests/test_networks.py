@@ -133,6 +133,18 @@ def test_one_module_cannot_stand_twice() -> None:
     build(["test_resnet", "test_resnet"])  # two networks of one architecture
 
 
+def test_compiled_modules_are_refused() -> None:
+    """Wholly, in place, or in part."""
+    plain, in_place, in_part = (timm.create_model("test_resnet", num_classes=3) for _ in range(3))
+    whole = torch.compile(timm.create_model("test_resnet", num_classes=3), backend="eager")
+    in_place.compile(backend="eager")
+    in_part.layer4 = torch.compile(in_part.layer4, backend="eager")
+    for module in (whole, in_place, in_part):
+        assert re.match(
+            r"models: network 1 \(.*\) is compiled: give it as it was, and set comp", refused([plain, module])
+        )
+
+
 def test_what_is_no_network() -> None:
     assert refused(["test_resnet", 3]) == "models: int at place 1, expected a name of timm's or a module"
 

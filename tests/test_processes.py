@@ -76,7 +76,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
             continue
         single = "accuracy" in place or " loss " in place
         tolerance = loose or (1e-6 if single else 1e-11)
-        assert numbers[place] == pytest.approx(number, rel=loose or 1e-9, abs=tolerance), place
+        assert numbers[place] == pytest.approx(number, rel=loose or 1e-9, abs=tolerance, nan_ok=True), place
         if "metrics" in place and not single:
             losses = max(losses, abs(numbers[place] - number))
     print(f"{expected.name}: largest difference of a weight {weights:.1e}, of a loss {losses:.1e}")
@@ -97,6 +97,14 @@ def test_three_processes_train_as_one(by_one: Path, by_three: Path, case: str) -
 def test_every_image_is_evaluated_once(by_two: Path) -> None:
     images = [value for place, value in numbers_of(by_two / "pair").items() if place.endswith(" images")]
     assert images == [50, 50]
+
+
+def test_all_processes_skip_the_update_in_which_one_meets_nan(by_two: Path) -> None:
+    lines = (by_two / "a fault in the last process" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    skipped = {record["step"]: record["metrics"]["skipped"] for record in records if record["event"] == "step"}
+    assert [step for step, share in skipped.items() if share] == [3]
+    assert skipped[3] == 1
 
 
 def test_an_unequal_weight_ends_the_run_on_every_process(by_two: Path) -> None:

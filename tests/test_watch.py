@@ -5,9 +5,13 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.callbacks.watch import DiscriminatorWatch
 from feature_gan_kd.history import History
+from tests.small_networks import GroupNormNetwork
 
 
 def told(
@@ -40,6 +44,39 @@ def test_without_a_sigmoid_answers_may_lie_apart() -> None:
     watch = DiscriminatorWatch(bounded=False)
     watch.on_start(0, 1000, History())
     assert told(watch, [(1.2, -1.3)] * 9) == []
+
+
+class Undecided(nn.Module):
+    """A discriminator that begins with the same answer to every map."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.line = nn.Linear(shape[0], 1)
+        nn.init.zeros_(self.line.weight)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Answers (batch,)."""
+        return torch.sigmoid(self.line(feature_map.mean((2, 3)))[:, 0])
+
+
+def test_a_training_says_it_once_for_each_discriminator() -> None:
+    distiller = OnlineAdversarialDistiller(
+        [GroupNormNetwork(4, classes=10), GroupNormNetwork(6, classes=10)],
+        image_size=8,
+        discriminator=Undecided,
+        discriminator_lr=1e-12,
+        max_train_samples=40,
+        max_eval_samples=10,
+        batch_size=2,
+        epochs=35,
+        evaluate_every=35,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distiller.fit()
+    lines = sorted(str(one.message) for one in caught if "discriminator" in str(one.message))
+    assert [line.split(":")[0] for line in lines] == ["discriminator 0->1", "discriminator 1->0"]
+    assert all("answered alike" in line and "raise discriminator_lr" in line for line in lines)
 
 
 def test_a_break_begins_anew() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.processes import process_index
+from feature_gan_kd.processes import process_count, process_index
 from tests import norm_worker
 
 
@@ -99,6 +99,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "accumulation_steps": 2},
     "ended early": {"epochs": 5, "lr": 1e-6, "early_stopping_patience": 2},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
+    "a fault in the last process": {"fault": 3},
     "data set of torch": {"data": lambda: (images(38), images(50)), "max_train_samples": None},
     "loader": {
         "data": lambda: (DataLoader(images(38), 12, shuffle=True), DataLoader(images(50), 12)),
@@ -119,12 +120,20 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     changes = dict(CASES[case])
     models = changes.pop("models", lambda: plain(4, 6))
     data = changes.pop("data", lambda: (None, None))
+    fault = changes.pop("fault", 0)
+    if fault and process_index() == process_count() - 1:
+        number, act = fault, poison
     distiller = build(models(), **changes)
     numbers = itertools.count(1)
     distiller.models[0].register_forward_pre_hook(
         lambda network, _: act(network) and None if network.training and next(numbers) == number else None
     )
     distiller.fit(*data(), output_dir=folder, resume=folder.exists())
+
+
+def poison(network: nn.Module) -> None:
+    """Makes this forward pass give NaN."""
+    handle = network.register_forward_hook(lambda network, images, logits: (handle.remove(), logits * torch.nan)[1])
 
 
 def spoil(network: nn.Module) -> None:
