@@ -94,16 +94,18 @@ class Faults:
 
 
 class Buffers:
-    """The buffers of networks (running statistics) as they are before an update, to be put back if it is skipped.
+    """The buffers of modules as they are before an update, to be put back if it is skipped.
+
+    Those of networks are running statistics, those of discriminators the singular vectors of a spectral norm.
 
     Args:
-        networks: whose buffers.
+        modules: whose buffers.
     """
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for network in networks:
-            for buffer in network.buffers():
+        for module in modules:
+            for buffer in module.buffers():
                 self.groups.setdefault((buffer.device, buffer.dtype), []).append(buffer)
         self.before = {key: _flat(buffers) for key, buffers in self.groups.items()}
 

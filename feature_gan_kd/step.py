@@ -135,7 +135,7 @@ class AdversarialStep:
             was not finite: nothing is changed then, on any process.
         """
         self._set_modes()
-        before = Buffers([self.networks[k].network for k in self.learners])
+        before = Buffers([*(self.networks[k].network for k in self.learners), *self.links])
         # Filled on the device: a copy from the host would wait for it.
         images_in_all = sum_over_processes(torch.full((), float(len(images)), device=images.device))
         totals: dict[str, Gradients] = {}

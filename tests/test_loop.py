@@ -50,6 +50,14 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {"optimizer": "adamw", "scheduler": "cosine", "warmup": 0.2},
     {"optimizer": "lion", "clip_grad": 0.5},
     {"method": "l1"},
+    {
+        "adversarial_loss": "hinge",
+        "adversarial_warmup": 0.5,
+        "discriminator_patches": True,
+        "discriminator_spectral_norm": True,
+        "discriminator_noise": 0.1,
+        "discriminator_interval": 2,
+    },
 ]
 
 

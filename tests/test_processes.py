@@ -74,7 +74,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
         if isinstance(number, str):
             assert numbers[place] == number, place
             continue
-        single = "accuracy" in place or " loss " in place
+        single = "accuracy" in place or " right/" in place or " loss " in place
         tolerance = loose or (1e-6 if single else 1e-11)
         assert numbers[place] == pytest.approx(number, rel=loose or 1e-9, abs=tolerance, nan_ok=True), place
         if "metrics" in place and not single:
