@@ -347,6 +347,15 @@ CASES = {
     "path: no such run": Case("evaluate nowhere"),
     "path: a file in place of a run": Case("evaluate file", content("file", b"")),
     "path: a file where networks are to be": Case("export run file", content("file", b"")),
+    # What is published, put to use.
+    "predict: no such network": Case("predict nowhere image.png"),
+    "predict: no such image": Case("predict net image.png"),
+    "predict: a folder in place of an image": Case("predict net data"),
+    "predict: a text in place of an image": Case("predict net text.png", content("text.png", b"no image")),
+    "predict: no class at all": Case("predict net image.png --top 0"),
+    "predict: a graph that is none": Case("predict net image.png", content("net/model.onnx", b"no graph")),
+    "predict: a file that can run code": Case("predict net image.png", content("net/model.pt2", b"code")),
+    "predict: a description that is cut short": Case("predict net image.png", cut("net/config.json")),
     # Checkpoints.
     "checkpoint: cut short": Case("evaluate run", cut(f"{STEP}/{WEIGHTS}")),
     "checkpoint: a bit flipped": Case(RESUME, flip(STEP / WEIGHTS, -1)),

@@ -34,7 +34,7 @@ def predict(
         trust_code: Read a file of torch.export, which can run code while it is read.
     """
     if top < 1:
-        raise UserError(f"top: {top} is not allowed, expected a whole number of at least 1")
+        raise UserError(f"--top: {top} is not allowed, expected a whole number of at least 1")
     from feature_gan_kd.classifier import Classifier, read_image
 
     classifier = Classifier(model_dir, trust_code=trust_code)
