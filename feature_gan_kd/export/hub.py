@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from timm.models import push_to_hf_hub
 from torch import nn
 
@@ -47,7 +48,15 @@ def push(
             name = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
             api.upload_file(path_or_fileobj=folder / CARD, path_in_repo=CARD, repo_id=name)
         except Exception as error:  # the client raises its own, httpx's and the system's
-            raise UserError(
-                f"{repo_id}: could not be pushed to the Hub ({one_line(error)}): check network, name and token and "
-                "push again; what was exported on this machine stays there"
-            ) from None
+            raise UserError(f"{repo_id}: {_cause(error)}; what was exported on this machine stays there") from None
+
+
+def _cause(error: Exception) -> str:
+    """Why the Hub did not take a network, and what to do."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+        said = f"does not take the token ({status})" if status else "wants a token"
+        return f"the hub {said}: log in with `hf auth login`, or give a token that may write"
+    if status is None and not isinstance(error, HFValidationError):
+        return f"the hub cannot be reached ({one_line(error)}): check the network and push again"
+    return f"the hub refuses it ({one_line(error)}): check the name and push again"

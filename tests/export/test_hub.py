@@ -1,68 +1,124 @@
-"""Pushing: what a user sees when the Hub cannot be reached or refuses."""
+"""Pushing to a hub and starting from one: the real client against a stand-in of the hub's HTTP API."""
 
 from __future__ import annotations
 
+import json
+import os
 import socket
-import threading
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
-import timm
 from torch import nn
 
-from feature_gan_kd.errors import UserError
 from feature_gan_kd.export import Publication, RebuildError, push
+from tests.export.hub_stand_in import TOKEN, Hub, running
 
 Describe = Callable[..., Publication]
 
-
-class Refusing(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(401)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None: ...
+# What a user types: train, save, publish on the hub; then start from what is published.
+TRAINS = """
+from feature_gan_kd import OnlineAdversarialDistiller, UserError
+settings = dict(num_classes=10, image_size=32, max_train_samples=64, max_eval_samples=50, batch_size=32, lr=0.05)
+distiller = OnlineAdversarialDistiller(["test_resnet", "test_vit"], **settings)
+distiller.fit(epochs=2)
+distiller.save_pretrained("out", license="mit")
+"""
+PUSHES = """
+distiller.push_to_hub("me/net", network=0, private=True, license="mit")
+"""
+STARTS = """
+import torch
+second = OnlineAdversarialDistiller(["hf-hub:me/net", "test_vit"], **settings)
+published, own = distiller.models[0].state_dict(), second.models[0].state_dict()
+assert published.keys() == own.keys() and all(torch.equal(published[key], own[key]) for key in published)
+second.fit(epochs=1)
+print("trained from", second.names[0], second.networks[0].pretrained)
+"""
+FAILS = """
+try:
+    distiller.push_to_hub("me/net", network=0, token={token!r})
+except UserError as error:
+    print(error)
+"""
 
 
 @pytest.fixture
-def refusing_hub() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+def hub() -> Iterator[Hub]:
+    with running() as one:
+        yield one
 
 
 @pytest.fixture
-def no_hub() -> str:
+def nobody() -> str:
+    """An address at which no hub listens."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-def fails(describe: Describe) -> str:
-    with pytest.raises(UserError) as caught:
-        push(timm.create_model("test_resnet", num_classes=10), "me/mine", describe("test_resnet"), token="hf_secret")
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith("me/mine: could not be pushed")
-    assert "what was exported on this machine stays" in message
-    assert "hf_secret" not in message
-    return message
+def typed(code: str, folder: Path, endpoint: str, token: str | None = TOKEN) -> str:
+    """What a user's script prints on stdout, with the hub at another address."""
+    # The stand-in does not have the hub's own storage protocol, only that of git LFS.
+    surroundings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    surroundings |= {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | (
+        {"HF_TOKEN": token} if token else {}
+    )
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**kept, **surroundings},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-def test_no_network(describe: Describe, no_hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", no_hub)
-    assert "refused" in fails(describe)
+def test_a_network_is_published_and_another_run_starts_from_it(hub: Hub, tmp_path: Path) -> None:
+    printed = typed(TRAINS + PUSHES + FAILS.format(token="hf_wrong") + STARTS, tmp_path, hub.endpoint)
+    repository = hub.repositories["me/net"]
+    assert repository.private
+    assert repository.files.keys() == {"model.safetensors", "config.json", "README.md"}
+    local = tmp_path / "out" / "0-test_resnet"
+    for name in ("model.safetensors", "README.md"):
+        assert repository.files[name] == (local / name).read_bytes(), name
+    mine, theirs = json.loads(repository.files["config.json"]), json.loads((local / "config.json").read_text())
+    assert mine == theirs
+    assert mine["label_names"] == [str(k) for k in range(10)]
+    card = repository.files["README.md"].decode()
+    assert "license: mit" in card
+    assert "| this network | " in card
+    assert "| ensemble (mean of all logits) | " in card
+    assert "- Other networks of the run: `test_vit`" in card
+    assert "| batch_size | 32 |" in card
+    refused, started = printed.splitlines()[-2:]
+    assert refused == (
+        "me/net: the hub does not take the token (401): log in with `hf auth login`, or give a token that may write; "
+        "what was exported on this machine stays there"
+    )
+    assert started == "trained from test_resnet True"
 
 
-def test_a_wrong_token(describe: Describe, refusing_hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", refusing_hub)
-    assert "401" in fails(describe)
+@pytest.mark.parametrize("case", ["no network", "no token"])
+def test_one_line_and_the_local_export_stays(case: str, hub: Hub, nobody: str, tmp_path: Path) -> None:
+    endpoint, token = (nobody, TOKEN) if case == "no network" else (hub.endpoint, None)
+    printed = typed(TRAINS + FAILS.format(token=None), tmp_path, endpoint, token)
+    (line,) = printed.splitlines()
+    reason = "the hub cannot be reached (" if case == "no network" else "the hub does not take the token (401): log in"
+    assert line.startswith(f"me/net: {reason}")
+    assert line.endswith("; what was exported on this machine stays there")
+    assert TOKEN not in line
+    for name in ("0-test_resnet", "1-test_vit"):
+        assert {path.name for path in (tmp_path / "out" / name).iterdir()} == {
+            "model.safetensors",
+            "config.json",
+            "README.md",
+        }
 
 
 def test_a_network_that_timm_cannot_rebuild_is_not_sent(describe: Describe) -> None:
