@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.compare.results import collect
+from benchmarks.compare.tables import markdown
 from feature_gan_kd.report import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -26,3 +28,14 @@ def test_cifar100_table() -> None:
     assert run.settings["scale_adversarial_lr"] is True
     third = run.epochs[2]
     assert " % and ".join(f"{value:.2f}" for value in third["accuracy"]) + " % after three" in page
+
+
+def test_tables_of_the_comparison() -> None:
+    """They stand on the page as the committed result files give them."""
+    page = (ROOT / "docs" / "results.md").read_text()
+    command = "python -m benchmarks.compare --tabulate benchmarks/results/compare --markdown"
+    _, _, rest = page.partition(f"<!-- tables: {command} -->\n\n")
+    shown, _, _ = rest.partition("\n<!-- end of tables -->")
+    comparisons, left_out = collect(ROOT / "benchmarks" / "results" / "compare")
+    assert left_out == []
+    assert shown == markdown(comparisons, [])
