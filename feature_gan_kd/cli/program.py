@@ -25,6 +25,7 @@ from feature_gan_kd.cli.inspect import inspect
 from feature_gan_kd.cli.networks import Networks
 from feature_gan_kd.cli.predict import predict
 from feature_gan_kd.cli.report import report
+from feature_gan_kd.cli.schema import schema
 from feature_gan_kd.cli.train import DEMO, Run, train
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.errors import DivergedError, Interrupted, UserError
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "inspect": inspect,
     "report": report,
+    "schema": schema,
 }
 
 
