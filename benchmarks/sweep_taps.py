@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks.sweep_timm import CLASSES, input_of, smallest_of_each_class, write
 from feature_gan_kd import UserError
+from feature_gan_kd.compilation import Compiler
 from feature_gan_kd.discovery import find_taps
 from feature_gan_kd.features import TappedNetwork
 from feature_gan_kd.networks import memory_format_for
@@ -105,8 +106,10 @@ def tried(name: str, image_size: int | None) -> dict[str, Any]:
         torch._dynamo.reset()
         network = fresh()
         tapped = TappedNetwork(network, find_taps(network, images, "it"), "it")
-        tapped.compile_forward(backend="aot_eager")
-        return _map_and_gradient(tapped, images)
+        tapped.compile_forward(Compiler("aot_eager"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="compile: ")  # that it goes on without
+            return _map_and_gradient(tapped, images)
 
     ways: dict[str, Callable[[], tuple[Tensor, list[Tensor]]]] = {
         "channels_last": channels_last,

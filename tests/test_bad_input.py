@@ -131,6 +131,8 @@ def test_the_page_and_the_cases_are_the_same() -> None:
     assert len(CASES) >= 40
     for name in READ:
         assert ROWS[name].startswith("read: ")
+    figures = f"{len(CASES)} mistakes refused, {len(READ)} odd images read, and one found while training"
+    assert figures in (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
 
 
 # Odd images that are no mistake.

@@ -50,6 +50,7 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {"optimizer": "adamw", "scheduler": "cosine", "warmup": 0.2},
     {"optimizer": "lion", "clip_grad": 0.5},
     {"method": "l1"},
+    {"record_gradients": True, "record_similarity": 20, "early_stopping_patience": 2},
     {
         "adversarial_loss": "hinge",
         "adversarial_warmup": 0.5,

@@ -94,6 +94,10 @@ def test_three_processes_train_as_one(by_one: Path, by_three: Path, case: str) -
     assert_same_run(by_three / case, by_one / case)
 
 
+def test_the_page_counts_the_trainings() -> None:
+    assert f"{len(CASES)} trainings" in (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+
+
 def test_every_image_is_evaluated_once(by_two: Path) -> None:
     images = [value for place, value in numbers_of(by_two / "pair").items() if place.endswith(" images")]
     assert images == [50, 50]
