@@ -26,7 +26,7 @@ class Diagnosis:
     Args:
         parts: the part that a parameter belongs to; those of no part are left out.
         every: measure one update in so many; None measures none.
-        interval: of the updates that compare maps, of which one is taken.
+        interval: of the updates in which all kinds step, of which one is taken.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Diagnosis:
         self._measured: dict[str, Tensor] = {}
 
     def due(self, number: int) -> bool:
-        """Whether update `number` (from 0) is measured: in every so many the first that compares maps."""
+        """Whether update `number` (from 0) is measured: in every so many the first in which all kinds step."""
         return self.every is not None and number % self.every < self.interval and number % self.interval == 0
 
     @contextlib.contextmanager
@@ -85,16 +85,6 @@ class Diagnosis:
         """What was measured since this was last asked: scalars on the device."""
         measured, self._measured = self._measured, {}
         return measured
-
-
-def share_right(real: Tensor, fake: Tensor) -> Tensor:
-    """Share of a discriminator's answers that are right: above 0.5 to the source's maps, below to the learner's.
-
-    Args:
-        real: (batch,) answers in (0, 1) to the source's maps.
-        fake: (batch,) to the learner's.
-    """
-    return torch.cat([real > 0.5, fake < 0.5]).to(torch.float32).mean()
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

@@ -33,7 +33,7 @@ from feature_gan_kd.errors import UserError, reason
 from feature_gan_kd.evaluate import Evaluation, evaluate
 from feature_gan_kd.export import Publication, holds, push
 from feature_gan_kd.faults import FaultReport
-from feature_gan_kd.features import Layer, MapShape
+from feature_gan_kd.features import Layer, MapShape, TappedNetwork
 from feature_gan_kd.history import History
 from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.lesson import Format, Lesson, Which, name_of, publication_of, sources_of, write_network
@@ -154,6 +154,11 @@ class OnlineAdversarialDistiller:
     def names(self) -> list[str]:
         """A short name per network."""
         return [network.name for network in self.networks]
+
+    @property
+    def tapped(self) -> list[TappedNetwork]:
+        """The networks with their taps, in order; without any where the method does not look at maps."""
+        return self._wiring.tapped
 
     @property
     def links(self) -> list[Link]:
@@ -321,6 +326,17 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: for data that cannot be used, or that are not known any more.
         """
+        return dataclasses.asdict(self.evaluate_source(self.evaluation_images(data)))
+
+    def evaluation_images(self, data: Any = None) -> ImageSource:
+        """The images that `evaluate` takes.
+
+        Args:
+            data: as for `evaluate`.
+
+        Raises:
+            UserError: as `evaluate`.
+        """
         normalisation = self.normalisation()
         trained_on = False
         if data is None:
@@ -340,7 +356,7 @@ class OnlineAdversarialDistiller:
         )
         if self.config.skip_bad_images and self.accelerator.is_main_process:
             print(*notes, sep="\n", file=sys.stderr)
-        return dataclasses.asdict(self.evaluate_source(source))
+        return source
 
     def normalisation(self) -> Normalisation:
         """Mean and standard deviation per channel of the images that all networks are given.

@@ -46,10 +46,11 @@ class History:
 def update_figures(record: Record) -> dict[str, float]:
     """What a record of updates says, by name.
 
-    The names are those of its metrics, with accuracy in %, `rate/logit` and so on for the learning rates, and
-    `speed/updates` for training images a second.
+    The names are those of its metrics, with accuracy and right answers in %, `rate/logit` and so on for the learning
+    rates, and `speed/updates` for training images a second.
     """
-    metrics = {key: 100 * value if key.startswith("accuracy/") else value for key, value in record["metrics"].items()}
+    shares = ("accuracy/", "right/")
+    metrics = {key: 100 * value if key.startswith(shares) else value for key, value in record["metrics"].items()}
     rates = {f"rate/{kind}": rate for kind, rate in record["lr"].items()}
     return {**metrics, **rates, "speed/updates": record["images_per_second"]}
 

@@ -68,6 +68,26 @@ def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> 
     return (1 - fake).square().mean()
 
 
+def right(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
+    """Share of a discriminator's answers that tell source and learner apart.
+
+    Above the middle to the source's maps, below it to the learner's: 0.5, and 0 for `hinge`. For `relativistic` an
+    answer to the source's map above that to the learner's of the same image.
+
+    Args:
+        real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
+        fake: the same, to the learner's maps.
+        kind: of the loss.
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    if kind == "relativistic":
+        return (real > fake).to(torch.float32).mean()
+    middle = 0.0 if kind == "hinge" else 0.5
+    return torch.cat([real > middle, fake < middle]).to(torch.float32).mean()
+
+
 def l1(learner_map: Tensor, source_map: Tensor) -> Tensor:
     """Mean absolute difference of two maps (batch, channels, height, width); the source's is detached.
 

@@ -14,7 +14,7 @@ from feature_gan_kd import losses
 from feature_gan_kd.adversary import Link
 from feature_gan_kd.batch_statistics import taking_part
 from feature_gan_kd.config import Objective
-from feature_gan_kd.diagnosis import Diagnosis, share_right
+from feature_gan_kd.diagnosis import Diagnosis
 from feature_gan_kd.faults import Buffers, Faults, Gradients, step_unless
 from feature_gan_kd.features import TappedNetwork
 from feature_gan_kd.processes import parts_of_batch, reduce_gradients, sum_over_processes
@@ -285,7 +285,8 @@ class AdversarialStep:
                 answers.setdefault(f"real/{link.edge}", []).append(real.mean())
                 answers.setdefault(f"fake/{link.edge}", []).append(fake.mean())
                 if self.diagnosis.due(self.number):
-                    answers.setdefault(f"right/{link.edge}", []).append(share_right(real, fake))
+                    right = losses.right(real, fake, self.objective.adversarial_loss)
+                    answers.setdefault(f"right/{link.edge}", []).append(right)
             for kind, value in values.items():
                 terms.setdefault((kind, learner), []).append(value)
         means = {key: torch.stack(values).mean() for key, values in terms.items()}

@@ -171,7 +171,9 @@ def build_step(
         sync_batchnorm=config.sync_batchnorm,
         autocast=autocast,
         diagnosis=Diagnosis(
-            _parts(wiring), config.log_every if config.record_gradients else None, config.adversarial_interval
+            _parts(wiring),
+            config.log_every if config.record_gradients else None,
+            config.adversarial_interval * config.discriminator_interval,
         ),
     )
 

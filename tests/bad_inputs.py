@@ -310,6 +310,7 @@ CASES = {
     "split: evaluated is what was trained on": train("--train-split test --eval-split test"),
     "split: no rows": train(change=splits(train=table().select([]))),
     "split: no rows to evaluate on": train(change=splits(test=table().select([]))),
+    "split: too few rows for similarity": train("--record-similarity 4", splits(test=table().select(range(3)))),
     "split: one row": train(change=splits(train=table().select([0]))),
     "split: too few rows to hold some out": train(change=one_split(table().select([0, 1]))),
     # Settings.
@@ -360,6 +361,13 @@ CASES = {
     "predict: a graph that is none": Case("predict net image.png", content("net/model.onnx", b"no graph")),
     "predict: a file that can run code": Case("predict net image.png", content("net/model.pt2", b"code")),
     "predict: a description that is cut short": Case("predict net image.png", cut("net/config.json")),
+    # Pictures.
+    "pictures: before the first evaluation": Case(
+        "report run --grad-cam 0", lambda here: shutil.rmtree(here / "run" / "networks")
+    ),
+    "pictures: of an image that is not there": Case("report run --grad-cam 3 8"),
+    "pictures: data for none": Case("report run --data data"),
+    "pictures: damaged": Case("report run", lambda here: (here / "run" / "grad-cam").mkdir()),
     # Checkpoints.
     "checkpoint: cut short": Case("evaluate run", cut(f"{STEP}/{WEIGHTS}")),
     "checkpoint: a bit flipped": Case(RESUME, flip(STEP / WEIGHTS, -1)),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd import losses
+from feature_gan_kd.config import AdversarialLoss
 from tests import reference
 
 BATCH, CLASSES = 7, 5
@@ -79,6 +80,18 @@ def test_no_gradient_reaches_the_source(loss: Callable[[Tensor, Tensor], Tensor]
     loss(learner, source).backward()
     assert learner.grad is not None
     assert source.grad is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("paper", 5 / 8), ("least-squares", 5 / 8), ("hinge", 5 / 8), ("relativistic", 3 / 4)]
+)
+def test_right_answers(kind: AdversarialLoss, expected: float) -> None:
+    """An answer in the very middle is not right."""
+    real, fake = torch.tensor([0.9, 0.5, 0.6, 0.7]), torch.tensor([0.1, 0.6, 0.4, 0.5])
+    if kind == "hinge":
+        real, fake = real - 0.5, fake - 0.5
+    assert float(losses.right(real, fake, kind)) == expected
+    assert float(losses.right(real.view(2, 2), fake.view(2, 2), kind)) == expected
 
 
 def test_discriminator() -> None:

@@ -145,23 +145,26 @@ def name_of(whose: str, names: Sequence[str]) -> str:
     """A network, an edge, an optimiser or a kind of speed, as the page names it."""
     if whose in _NAMED:
         return _NAMED[whose]
-    return whose.replace("->", " → ") if "->" in whose else f"{whose} {shortened(names[int(whose)], 36)}"
+    if "->" in whose:
+        return whose.replace("->", " → ").replace("@", ", layer ")
+    return f"{whose} {shortened(names[int(whose)], 36)}"
 
 
 def _by_learner(panel: Panel, lines: Mapping[str, Series], run: Run) -> dict[str, list[Line]]:
-    """The lines of one run: together, or where they belong to many edges by the learner of these."""
+    """The lines of one run: together, or by layer, and where they belong to many edges by the learner of these."""
     many = len(lines) > MOST_EDGE_LINES and all("->" in key for key in lines)
     ordered = sorted(lines, key=lambda key: _position(panel, key))
     uncolored = [key for key in ordered if key.partition("/")[2] in _NAMED]
     groups: dict[str, list[Line]] = {}
     for key in ordered:
         kind, _, whose = key.partition("/")
-        source, _, learner = whose.rpartition("->")
+        edge, _, layer = whose.partition("@")
+        source, _, learner = edge.rpartition("->")
         color = "ink" if key in uncolored else str(int(source if many else learner) % COLORS)
         dashes = uncolored.index(key) if key in uncolored else list(panel.kinds).index(kind)
-        title = f"learner {name_of(learner, run.names)}" if many else ""
-        name = " ".join(filter(None, [name_of(whose, run.names), panel.kinds[kind]]))
-        groups.setdefault(title, []).append(Line(name, *lines[key], color, dashes))
+        titles = [f"learner {name_of(learner, run.names)}" if many else "", layer and f"layer {layer}"]
+        name = " ".join(filter(None, [name_of(edge, run.names), panel.kinds[kind]]))
+        groups.setdefault(", ".join(filter(None, titles)), []).append(Line(name, *lines[key], color, dashes))
     return groups
 
 
@@ -186,8 +189,9 @@ def _position(panel: Panel, key: str) -> tuple[Any, ...]:
     """Where a series stands: by network or edge, then by kind; what has a name comes last."""
     kind, _, whose = key.partition("/")
     order = list(_NAMED).index(whose) if whose in _NAMED else -1
-    numbers = [int(word) for word in whose.split("->")][::-1] if order < 0 else []
-    return order, numbers, list(panel.kinds).index(kind)
+    edge, _, layer = whose.partition("@")
+    numbers = [int(word) for word in edge.split("->")][::-1] if order < 0 else []
+    return order, layer, numbers, list(panel.kinds).index(kind)
 
 
 def _best(panel: Panel, values: Sequence[float]) -> int:

@@ -13,18 +13,20 @@ from feature_gan_kd.report.charts import COLORS, charts_of
 from feature_gan_kd.report.differences import compared, differing, results_of, settings_of, shown
 from feature_gan_kd.report.graph import graph_of, lessons_of, networks_of
 from feature_gan_kd.report.records import Run, not_finite, skipped
+from feature_gan_kd.report.sights import sights_of
 from feature_gan_kd.report.table import facts_of, seconds_of, speed_of, title_of
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:
-    """Writes the report: wiring, results, charts, differences and settings, with its script and style inside.
+    """Writes the report: wiring, results, charts, differences, pictures and settings, with script and style inside.
 
     Args:
         runs: one, or several of different folders.
         path: of the HTML file; one already there is replaced by a whole one.
 
     Raises:
-        UserError: where a run is named twice, the `report` extra is not installed, or the file cannot be written.
+        UserError: where a run is named twice, its Grad-CAM pictures are damaged, the `report` extra is not installed,
+            or the file cannot be written.
     """
     text = render(runs).encode(errors="replace").decode()  # names of files need not be text
     try:
@@ -100,6 +102,7 @@ def _described(run: Run, label: str, position: int) -> dict[str, Any]:
         "edges": run.edges,
         "graph": graph_of(run),
         "lessons": lessons_of(run),
+        "sights": sights_of(run),
         "networks": networks_of(run),
         "command": run.about.get("command"),
         "settings": settings_of(run),

@@ -109,13 +109,65 @@ PANELS = (
         better="smaller",
     ),
     Panel(
+        "right answers",
+        "Right answers of the discriminators",
+        "to the source's map and the learner's · 50: they cannot tell them apart",
+        "%",
+        {"right": ""},
+        digits=".2f",
+        limits=(0, 100),
+        level=50,
+        in_curves=False,
+    ),
+    Panel(
         "similarity",
         "Similarity of the maps",
-        "linear CKA of the source's map and the learner's · 1: the same up to rotation and scale",
-        "CKA",
-        {"similarity": ""},
+        "source's map and learner's · solid: linear CKA, 1 for the same up to rotation, shift and scale, 0 for "
+        "independent; dashed: cosine of the pooled maps",
+        "similarity",
+        {"similarity": "CKA", "cosine": "cosine"},
         digits=".3f",
-        limits=(0, 1),
+        in_curves=False,
+    ),
+    Panel(
+        "gradients",
+        "What the optimisers are given",
+        "by learner, logarithmic · solid: gradient of the logit loss, dashed: of the feature loss, dotted: the weight "
+        "decay beside the latter",
+        "norm",
+        {"gradient_logit": "logit", "gradient_feature": "feature", "decay_feature": "decay"},
+        digits=".2g",
+        logarithmic=True,
+        in_curves=False,
+    ),
+    Panel(
+        "updates",
+        "How far the optimisers step",
+        "by learner, logarithmic · solid: on the logit loss, dashed: on the feature loss",
+        "norm",
+        {"update_logit": "logit", "update_feature": "feature"},
+        digits=".2g",
+        logarithmic=True,
+        in_curves=False,
+    ),
+    Panel(
+        "directions",
+        "Where the steps on the feature loss lead",
+        "cosine with, solid: the way down the gradient, dashed: the way to smaller weights",
+        "cosine",
+        {"descent_feature": "gradient", "shrinkage_feature": "shrinkage"},
+        digits=".3f",
+        level=0,
+        in_curves=False,
+    ),
+    Panel(
+        "discriminators",
+        "What moves the discriminators",
+        "logarithmic · solid: gradient, dashed: weight decay, dotted: step",
+        "norm",
+        {"gradient_discriminator": "gradient", "decay_discriminator": "decay", "update_discriminator": "step"},
+        digits=".2g",
+        logarithmic=True,
         in_curves=False,
     ),
     Panel(
@@ -140,5 +192,9 @@ PANELS = (
 
 
 def of_panel(panel: Panel, recorded: Mapping[str, Series]) -> dict[str, Series]:
-    """A panel's own series, by name."""
-    return {key: recorded[key] for kind in panel.kinds for key in sorted(recorded) if key.split("/")[0] == kind}
+    """A panel's own series, by name; without what a logarithmic axis has no place for."""
+    own = {key: recorded[key] for kind in panel.kinds for key in sorted(recorded) if key.split("/")[0] == kind}
+    if not panel.logarithmic:
+        return own
+    positive = {key: [(x, y) for x, y in zip(*one, strict=True) if y > 0] for key, one in own.items()}
+    return {key: ([x for x, _ in points], [y for _, y in points]) for key, points in positive.items() if points}

@@ -108,9 +108,9 @@ def series(run: Run, updates_per_epoch: float | None = None) -> dict[str, Series
         updates_per_epoch: what makes epochs of updates [the run's own; before its first epoch is done, 1].
 
     Returns:
-        By `cross_entropy/0`, `accuracy/0` (%), `real/0->1`, ... (means over updates), `top-1/0`, `top-1/ensemble` (%),
-        `loss/0` (cross-entropy on the evaluation images), `rate/logit`, `speed/updates`, `speed/epochs` (images/s) and
-        `similarity/0->1`, `cosine/0->1`: the series, without points that are not finite.
+        By `cross_entropy/0`, `accuracy/0` (%), `real/0->1`, `right/0->1` (%), ... (means over updates), `top-1/0`,
+        `top-1/ensemble` (%), `loss/0` (cross-entropy on the evaluation images), `rate/logit`, `speed/updates`,
+        `speed/epochs` (images/s), `similarity/0->1` and `cosine/0->1`: the series, without points that are not finite.
     """
     length = updates_per_epoch or run.updates_per_epoch or 1
     found: dict[str, Series] = {}
@@ -151,8 +151,7 @@ def best(values: Sequence[float]) -> int:
 def _points(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
     """Update and values of every record."""
     for one in _averaged(run.steps):
-        # A rate of zero has no place on a logarithmic axis.
-        yield one["step"], {k: v for k, v in update_figures(one).items() if v > 0 or not k.startswith("rate/")}
+        yield one["step"], update_figures(one)
     for one in run.epochs:
         yield one["step"], _of_epoch(one)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from feature_gan_kd.report import read_run, write_page
@@ -45,8 +47,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_page([long], folder / "long.html")
     write_page([one, read_run(write_run(folder / "logit", method="logit")), long], folder / "several.html")
     write_page([young], folder / "young.html")
+    write_page([read_run(with_pictures(write_run(folder / "pictures", names=LONG)))], folder / "pictures.html")
+    write_page([read_run(write_run(folder / "recorded", layers=["@0", "@1"]))], folder / "recorded.html")
     write_page([hostile], folder / "hostile.html")
     return folder
+
+
+def with_pictures(run: Path) -> Path:
+    """The run with Grad-CAM pictures of the images 0 and 4, each of one colour."""
+    place = run / "grad-cam"
+    place.mkdir()
+    networks = [{"answer": HOSTILE, "probability": k / 4} for k in range(4)]
+    for number in (0, 4):
+        for k, suffix in enumerate(["", "-0", "-1", "-2", "-3"]):
+            Image.new("RGB", (160, 160), (255, 60 * k, 0)).save(place / f"{number}{suffix}.png")
+    images = [{"number": number, "label": "a" * 60, "networks": networks} for number in (0, 4)]
+    layers = [{"layer": "blocks.5.norm1", "grid": [8, 8]}] * 4
+    (place / "grad-cam.json").write_text(json.dumps({"layers": layers, "images": images}))
+    return run
 
 
 def opened(browser: Browser, path: Path, **options: Any) -> Page:
@@ -99,7 +117,7 @@ def light(color: str) -> bool:
     return sum(map(int, re.findall(r"\d+", color)[:3])) > 384
 
 
-@pytest.mark.parametrize("name", ["one", "several", "long", "young", "hostile"])
+@pytest.mark.parametrize("name", ["one", "several", "long", "young", "recorded", "pictures", "hostile"])
 def test_every_line_of_every_chart_is_drawn(name: str, browser: Browser, folder: Path) -> None:
     page = opened(browser, folder / f"{name}.html")
     counts = page.evaluate(
@@ -150,7 +168,7 @@ def test_the_best_and_the_last_are_marked(window: Page) -> None:
     assert [box is not None and box["width"] > 5 for box in sizes] == [False, True, True]
 
 
-@pytest.mark.parametrize("name", ["one", "several", "long"])
+@pytest.mark.parametrize("name", ["one", "several", "long", "recorded", "pictures"])
 def test_a_phone_has_nothing_to_scroll_sideways(name: str, browser: Browser, folder: Path) -> None:
     page = opened(
         browser, folder / f"{name}.html", viewport={"width": 360, "height": 800}, is_mobile=True, has_touch=True
@@ -159,6 +177,16 @@ def test_a_phone_has_nothing_to_scroll_sideways(name: str, browser: Browser, fol
     assert page.evaluate("() => document.scrollingElement.scrollWidth") <= 360
     widths = page.evaluate("() => [...document.querySelectorAll('.plot .main-svg')].map((svg) => svg.clientWidth)")
     assert all(250 < width <= 344 for width in widths), widths
+    page.context.close()
+
+
+def test_pictures_are_shown(browser: Browser, folder: Path) -> None:
+    page = opened(browser, folder / "pictures.html")
+    sizes = page.evaluate("() => [...document.images].map((one) => [one.naturalWidth, one.clientWidth, one.alt])")
+    assert [size[:2] for size in sizes] == [[160, 160]] * 10
+    assert sizes[1][2].startswith(f"where network 0 {LONG[0]} sees aaa")
+    assert page.get_by_role("columnheader", name="3 ").last.inner_text().endswith("at blocks.5.norm1, 8x8")
+    assert page.evaluate("() => window.hacked") is None
     page.context.close()
 
 

@@ -22,6 +22,7 @@ AFD = [
     "rates",
     "throughput",
 ]
+RECORDED = ["right answers", "similarity", "gradients", "updates", "directions", "discriminators"]
 
 
 def charts_by_panel(*folders: Path) -> dict[str, list[Chart]]:
@@ -45,13 +46,47 @@ class TestOneRun:
         rates = len(read_lines(tmp_path)[0]["lr"])
         assert drawn == len(metrics) + rates + 2 + 3 + 2  # speeds, accuracies, evaluation losses
 
+    def test_what_is_recorded_when_asked_for_has_charts_of_its_own(self, tmp_path: Path) -> None:
+        found = charts_by_panel(write_run(tmp_path, layers=[""]))
+        assert list(found) == [*AFD[:6], *RECORDED, *AFD[6:]]
+        assert [(line.name, line.dashes) for line in found["gradients"][0].lines[:3]] == [
+            ("0 cifar_resnet20 logit", 0),
+            ("0 cifar_resnet20 feature", 1),
+            ("0 cifar_resnet20 decay", 2),
+        ]
+        assert [line.name for line in found["discriminators"][0].lines[:2]] == ["1 → 0 gradient", "1 → 0 decay"]
+        (line, _) = found["right answers"][0].lines
+        assert (line.values[0], found["right answers"][0].figure()["level"]) == (90, 50)
+        assert [name for name in RECORDED if found[name][0].figure()["logarithmic"]] == [
+            "gradients",
+            "updates",
+            "discriminators",
+        ]
+
+    def test_similarity_at_several_layers_has_a_chart_per_layer(self, tmp_path: Path) -> None:
+        charts = charts_by_panel(write_run(tmp_path, layers=["@0", "@1"]))["similarity"]
+        assert [chart.title for chart in charts] == ["layer 0", "layer 1"]
+        assert [line.name for line in charts[1].lines] == ["1 → 0 CKA", "1 → 0 cosine", "0 → 1 CKA", "0 → 1 cosine"]
+
+    def test_a_zero_has_no_place_on_a_logarithmic_axis(self, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path, layers=[""]))
+        for number, line in enumerate(lines):
+            line["metrics"] |= {"gradient_feature/0": 0.0, "gradient_feature/1": float(number)}
+        write_lines(tmp_path, lines)
+        drawn = {line.name: line.values for line in charts_by_panel(tmp_path)["gradients"][0].lines}
+        assert "0 cifar_resnet20 feature" not in drawn
+        assert len(drawn["1 cifar_resnet32 feature"]) == 5
+
     def test_similarity_has_a_chart_where_it_is_recorded(self, tmp_path: Path) -> None:
         lines = read_lines(write_run(tmp_path))
         for line in lines[2::3]:
             line["metrics"] |= {"similarity/0->1": 0.4, "similarity/1->0": 0.5}
         write_lines(tmp_path, lines)
         (chart,) = charts_by_panel(tmp_path)["similarity"]
-        assert [(line.name, line.values) for line in chart.lines] == [("1 → 0", [0.5] * 3), ("0 → 1", [0.4] * 3)]
+        assert [(line.name, line.values) for line in chart.lines] == [
+            ("1 → 0 CKA", [0.5] * 3),
+            ("0 → 1 CKA", [0.4] * 3),
+        ]
 
     def test_a_network_has_one_colour_and_a_kind_one_dash(self, tmp_path: Path) -> None:
         found = charts_by_panel(write_run(tmp_path))
@@ -106,6 +141,14 @@ class TestSeveralRuns:
         assert titles == ["0 cifar_resnet20", "network 1", "2 vit", "ensemble"]
         assert [[line.name for line in chart.lines] for chart in found["l2"]] == [["b"]] * 3
         assert [[line.name for line in chart.lines] for chart in found["logit"]] == [["a"]] * 2
+
+    def test_layers_are_charts_of_their_own(self, tmp_path: Path) -> None:
+        folders = [write_run(tmp_path / name, layers=["@0", "@1"]) for name in "ab"]
+        charts = charts_by_panel(*folders)["similarity"]
+        assert [chart.title for chart in charts] == [
+            f"{edge}, layer {k}" for k in (0, 1) for edge in ("1 → 0", "0 → 1")
+        ]
+        assert [line.name for line in charts[0].lines] == ["a CKA", "b CKA", "a cosine", "b cosine"]
 
     def test_all_in_updates_where_one_has_no_epoch_yet(self, tmp_path: Path) -> None:
         found = charts_by_panel(write_run(tmp_path / "a"), write_run(tmp_path / "b", epochs=0))

@@ -37,6 +37,16 @@ class TestSeries:
         assert y[0] == pytest.approx((1 / 10 * 10 + 1 / 15 * 5) / 15)
         assert (x[-1], y[-1]) == (30, pytest.approx(1 / 1500))
 
+    def test_what_few_records_have_is_averaged_over_these(self, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every=5))
+        steps = [line for line in lines if line["event"] == "step"]
+        for line in steps[::4]:  # in every second group of two
+            line["metrics"]["update_logit/0"] = line["step"] / 10
+        write_lines(tmp_path, lines)
+        x, y = series(read_run(tmp_path))["update_logit/0"]
+        assert len(x) == 75
+        assert (x[:2], y[:2]) == ([10 / 50, 30 / 50], [0.5, 2.5])
+
     def test_speed_of_a_group_is_images_over_seconds(self, tmp_path: Path) -> None:
         run = read_run(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every=5))
         run.steps[0]["images_per_second"] = 100.0

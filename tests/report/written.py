@@ -24,6 +24,9 @@ KINDS = {
     "feature": ("adversarial", "discriminator"),
     "afd": ("logit", "adversarial", "discriminator"),
 }
+MEASURED = ("gradient", "decay", "update", "descent", "shrinkage")
+LOSSES = ("logit", "feature")
+ALIKE = ("similarity", "cosine")
 
 
 def write_run(
@@ -37,9 +40,13 @@ def write_run(
     log_every: int = 4,
     edges: Sequence[tuple[int, int]] | None = None,
     frozen: Sequence[int] = (),
+    layers: Sequence[str] | None = None,
     **settings: Any,
 ) -> Path:
-    """A run's folder with records like those of `fit`: accuracies rise, except in the last of several epochs."""
+    """A run's folder with records like those of `fit`: accuracies rise, except in the last of several epochs.
+
+    With `layers` gradients and similarity are recorded, the latter at each of them: `[""]` or `["@0", "@1"]`.
+    """
     count = len(names)
     edges = edges or [(k, (k + 1) % count) for k in range(count)]
     learners = [k for k in range(count) if k not in frozen]
@@ -59,6 +66,10 @@ def write_run(
         if "discriminator" in KINDS[method]:
             metrics |= {f"real/{s}->{t}": 1 - 0.4 / step - 0.01 * t for s, t in edges}
             metrics |= {f"fake/{s}->{t}": 0.4 / step + 0.01 * t for s, t in edges}
+        if layers is not None:
+            metrics |= {f"{name}_{kind}/{k}": 1 / step for name in MEASURED for kind in LOSSES for k in learners}
+            metrics |= {f"{name}_discriminator/{s}->{t}": 2 / step for name in MEASURED for s, t in edges}
+            metrics |= {f"right/{s}->{t}": 1 - 0.4 / step for s, t in edges}
         rates = {"logit": 0.1 / epoch}
         if set(KINDS[method]) - {"logit"}:
             rates |= {"feature": 2e-5, "discriminator": 2e-5}
@@ -67,7 +78,18 @@ def write_run(
         if step % updates == 0 and epochs:
             gone = epoch - 2 if epoch == epochs > 1 else epoch
             accuracy = [60 + 2 * gone + k / 4 for k in range(count)]
-            end = {"accuracy": accuracy, "ensemble": 70.0 + gone, "loss": [2.0 / epoch] * count, "seconds": 2.0}
+            end: dict[str, Any] = {
+                "accuracy": accuracy,
+                "ensemble": 70.0 + gone,
+                "loss": [2.0 / epoch] * count,
+                "seconds": 2.0,
+            }
+            end["metrics"] = metrics | {
+                f"{kind}/{s}->{t}{layer}": 0.9 - 0.4 / step
+                for kind in ALIKE
+                for s, t in edges
+                for layer in layers or ()
+            }
             lines.append({"event": "epoch", **record, **end, "images_per_second": 100.0 * epoch})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(about))
