@@ -117,7 +117,8 @@ def trained(name: str, image_size: int | None = None) -> dict[str, Any]:
             problems.append("logits differ with the wrapper")
     expected = _touched_by_plain_training(network, images, labels)
     network.train()
-    gradients, _ = distiller.step.gradients(images, labels, torch.tensor(2.0))
+    gradients: dict[str, list[Any]] = {}
+    distiller.step.gradients(images, labels, torch.tensor(2.0), gradients.__setitem__)
     pairs = zip(distiller.step.logit_update.parameters, gradients["logit"], strict=True)
     reached = {id(parameter) for parameter, gradient in pairs if gradient is not None}
     missed = sorted(key for key, value in network.named_parameters() if key in expected and id(value) not in reached)

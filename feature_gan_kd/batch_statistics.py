@@ -69,6 +69,25 @@ def taking_part(
                 buffer.data.copy_(value)  # through .data: the backward pass may have saved it
 
 
+def check_parts(networks: Sequence[nn.Module], images: int, *, synchronised: bool) -> None:
+    """Looks before training whether batch normalisation will have a batch.
+
+    Args:
+        networks: that are to be trained.
+        images: that a process shows them at a time.
+        synchronised: the statistics are taken over all processes.
+
+    Raises:
+        UserError: where it would normalise one image by itself.
+    """
+    together = synchronised and process_count() > 1
+    if images < 2 and not together and any(isinstance(m, _BatchNorm) for one in networks for m in one.modules()):
+        raise UserError(
+            "batch_size: it leaves one image at a time for a process, and batch normalisation cannot train on one: "
+            "take a larger size, fewer accumulation_steps, or sync_batchnorm on several processes"
+        )
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     try:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd import checkpoint, processes, similarity
 from feature_gan_kd.adversary import Link
+from feature_gan_kd.batch_statistics import check_parts
 from feature_gan_kd.callbacks import (
     Callback,
     DiscriminatorWatch,
@@ -38,6 +39,7 @@ from feature_gan_kd.history import History
 from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.lesson import Format, Lesson, Which, name_of, publication_of, sources_of, write_network
 from feature_gan_kd.loop import Fit
+from feature_gan_kd.memory import fitting
 from feature_gan_kd.networks import (
     Network,
     build_architecture,
@@ -199,8 +201,8 @@ class OnlineAdversarialDistiller:
             Detached scalars, see `AdversarialStep`.
 
         Raises:
-            UserError: for images of another size than the wiring was built for, and under `check_processes` for
-                weights that are not the same on every process.
+            UserError: for images of another size than the wiring was built for, where memory does not suffice, and
+                under `check_processes` for weights that are not the same on every process.
         """
         if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
             raise UserError(
@@ -209,7 +211,8 @@ class OnlineAdversarialDistiller:
             )
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = images.to(self.accelerator.device, non_blocking=True, memory_format=layout)
-        metrics = self.step(images, labels.to(self.accelerator.device, non_blocking=True))
+        with fitting(images, self.config.accumulation_steps, self.config.mixed_precision == "bf16"):
+            metrics = self.step(images, labels.to(self.accelerator.device, non_blocking=True))
         if self.config.check_processes:
             processes.check_equal(self._trained())
         return metrics
@@ -254,6 +257,12 @@ class OnlineAdversarialDistiller:
         """
         changes = {"epochs": epochs, "batch_size": batch_size}
         self.config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
+        learners = [model for k, model in enumerate(self.models) if k not in self.frozen]
+        check_parts(
+            learners,
+            self.config.batch_size // (self.accelerator.num_processes * self.config.accumulation_steps),
+            synchronised=self.config.sync_batchnorm,
+        )
         folder = None if output_dir is None else usable_folder(Path(output_dir), resume)
         trackers = (log_with,) if isinstance(log_with, str) else tuple(log_with)
         check_trackers(trackers, folder)

@@ -81,21 +81,35 @@ def parts_of_batch(images: int, parts: int, device: torch.device) -> list[slice]
     return [slice((part - before) % parts, None, parts) for part in range(parts)]
 
 
-def reduce_gradients(gradients: Sequence[Tensor | None]) -> None:
-    """Adds gradients up over all processes, in place, as one flat bucket per type.
+def begin_reduction(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
+    """Begins to add gradients up over all processes, as one flat bucket per type, and does not wait for the others.
 
     The project reduces by itself because `DistributedDataParallel` is silent and wrong about a second gradient of
     one forward pass: it leaves it unequal across processes.
+
+    Returns:
+        Waits, and writes the sums into the gradients.
+
+    Raises:
+        UserError: there and here, where another process is gone.
     """
-    if process_count() == 1:
-        return
-    present = [gradient for gradient in gradients if gradient is not None]
+    present = [gradient for gradient in gradients if gradient is not None] if process_count() > 1 else []
+    buckets = []
     for dtype in sorted({gradient.dtype for gradient in present}, key=str):
         bucket = [gradient for gradient in present if gradient.dtype is dtype]
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        sum_over_processes(flat)
-        for gradient, summed in zip(bucket, torch.split(flat, [gradient.numel() for gradient in bucket]), strict=True):
-            gradient.copy_(summed.view(gradient.shape))
+        with exchanging():
+            buckets.append((bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
+
+    def finish() -> None:
+        for bucket, flat, work in buckets:
+            with exchanging():
+                work.wait()
+            pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
+            for gradient, summed in zip(bucket, pieces, strict=True):
+                gradient.copy_(summed.view(gradient.shape))
+
+    return finish
 
 
 def average_buffers(networks: Iterable[nn.Module]) -> None:

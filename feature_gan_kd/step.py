@@ -17,7 +17,7 @@ from feature_gan_kd.config import Objective
 from feature_gan_kd.diagnosis import Diagnosis
 from feature_gan_kd.faults import Buffers, Faults, Gradients, step_unless
 from feature_gan_kd.features import TappedNetwork
-from feature_gan_kd.processes import parts_of_batch, reduce_gradients, sum_over_processes
+from feature_gan_kd.processes import begin_reduction, parts_of_batch, sum_over_processes
 from feature_gan_kd.topology import Edge
 
 Metrics = dict[str, Tensor]
@@ -139,26 +139,37 @@ class AdversarialStep:
         # Filled on the device: a copy from the host would wait for it.
         images_in_all = sum_over_processes(torch.full((), float(len(images)), device=images.device))
         totals: dict[str, Gradients] = {}
+        reductions: list[Callable[[], None]] = []
         metrics: Metrics = {}
-        for chosen in parts_of_batch(len(images), self.accumulation_steps, images.device):
+
+        def add(kind: str, values: Gradients) -> None:
+            totals[kind] = _add(totals[kind], values) if kind in totals else values
+            if last:  # its exchange goes on while the next kind of gradient is computed
+                reductions.append(begin_reduction(totals[kind]))
+
+        parts = parts_of_batch(len(images), self.accumulation_steps, images.device)
+        for number, chosen in enumerate(parts, start=1):
+            last = number == len(parts)
             own = images[chosen]
             # What stands in for no images is divided by infinitely many.
             divisor = images_in_all if len(own) else torch.full_like(images_in_all, torch.inf)
             with taking_part(own, labels[chosen], self.networks, synchronised=self.sync_batchnorm) as shown:
-                gradients, part_metrics = self.gradients(*shown, divisor)
-            for name, values in gradients.items():
-                totals[name] = _add(totals[name], values) if name in totals else values
+                part_metrics = self.gradients(*shown, divisor, add)
             for key, value in part_metrics.items():
                 share = value * (len(own) / images_in_all.to(value.dtype))
                 metrics[key] = metrics[key] + share if key in metrics else share
         metrics = dict(zip(metrics, sum_over_processes(torch.stack(list(metrics.values()))), strict=True))
+        for finish in reductions:
+            finish()
         metrics["skipped"] = self.apply(totals, metrics)
         metrics |= self.diagnosis.taken()
         before.restore(metrics["skipped"])
         self.number += 1
         return metrics
 
-    def gradients(self, images: Tensor, labels: Tensor, images_in_all: Tensor) -> tuple[dict[str, Gradients], Metrics]:
+    def gradients(
+        self, images: Tensor, labels: Tensor, images_in_all: Tensor, add: Callable[[str, Gradients], None]
+    ) -> Metrics:
         """The three kinds of gradient of one part of a batch, all at the present parameters.
 
         Args:
@@ -166,12 +177,12 @@ class AdversarialStep:
             labels: (part,) or (part, classes).
             images_in_all: number of images in the whole update, of which this part is a share: its losses are
                 weighted by that share.
+            add: is given each kind of update with one gradient per parameter, as soon as they are computed.
 
         Returns:
-            Per kind of update one gradient per parameter, and the metrics.
+            The metrics.
         """
         metrics: Metrics = {}
-        gradients: dict[str, Gradients] = {}
         with self.autocast():
             forward = self._forward(images)
             logit_loss = self._logit_loss(forward, labels, metrics)
@@ -180,48 +191,49 @@ class AdversarialStep:
         compares_maps = acts and self.objective.has_feature_loss
         in_one = compares_maps and self.single_backward
         if not in_one:
-            gradients["logit"] = _gradient(logit_loss * share, self.logit_update.parameters, retain_graph=compares_maps)
+            add("logit", _gradient(logit_loss * share, self.logit_update.parameters, retain_graph=compares_maps))
         if compares_maps:
             with self.autocast():
                 feature_loss, discriminator_loss = self._feature_losses(forward, metrics)
             judged = self.number // self.adversarial_interval % self.discriminator_interval == 0
             if self.discriminator_update is not None and judged:
-                gradients["discriminator"] = _gradient(
-                    discriminator_loss * share, self.discriminator_update.parameters, retain_graph=True
-                )
+                judging = self.discriminator_update.parameters
+                add("discriminator", _gradient(discriminator_loss * share, judging, retain_graph=True))
             if in_one:
-                gradients = {**self._gradients_of_sum((logit_loss + feature_loss) * share), **gradients}
+                self._add_gradients_of_sum((logit_loss + feature_loss) * share, add)
             elif self.feature_update is not None:
-                gradients["feature"] = _gradient(feature_loss * share, self.feature_update.parameters)
+                add("feature", _gradient(feature_loss * share, self.feature_update.parameters))
         elif acts and self.feature_update is not None:
-            gradients["feature"] = [torch.zeros_like(p) for p in self.feature_update.parameters]
-        return gradients, {key: value.detach() for key, value in metrics.items()}
+            add("feature", [torch.zeros_like(p) for p in self.feature_update.parameters])
+        return {key: value.detach() for key, value in metrics.items()}
 
-    def _gradients_of_sum(self, loss: Tensor) -> dict[str, Gradients]:
+    def _add_gradients_of_sum(self, loss: Tensor, add: Callable[[str, Gradients], None]) -> None:
         """One backward pass of both losses; only the transfers have a feature update of their own."""
         kinds = {"logit": self.logit_update, "feature": self.feature_update}
         parameters = {kind: [] if update is None else update.parameters for kind, update in kinds.items()}
         values = _gradient(loss, [parameter for own in parameters.values() for parameter in own])
         first = len(parameters["logit"])
-        return {"logit": values[:first], **({"feature": values[first:]} if self.feature_update else {})}
+        add("logit", values[:first])
+        if self.feature_update is not None:
+            add("feature", values[first:])
 
     def apply(self, gradients: dict[str, Gradients], losses: Metrics) -> Tensor:
-        """Adds the gradients over all processes and steps every optimiser with its own.
+        """Steps every optimiser with its own gradients.
 
         Args:
-            gradients: by kind of update, of this process's share.
+            gradients: by kind of update, of the whole batch.
             losses: of the whole batch.
 
         Returns:
             1 where a loss or a gradient is not finite and no optimiser stepped, else 0: a scalar on the device.
         """
-        for values in gradients.values():
-            reduce_gradients(values)
         skipped = self.faults.look(losses, gradients, {name: update.owners for name, update in self.updates.items()})
         if self.clip_grad is not None:
             _clip(gradients["logit"], self.logit_update.owners, self.clip_grad)
-        for name, values in gradients.items():
-            update = self.updates[name]
+        for name, update in self.updates.items():
+            if name not in gradients:
+                continue
+            values = gradients[name]
             for parameter, gradient in zip(update.parameters, values, strict=True):
                 parameter.grad = gradient
             with self.diagnosis.watching(self.number, name, update.optimizer, update.parameters, values):

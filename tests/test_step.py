@@ -197,7 +197,8 @@ def gradients_of(distiller: OnlineAdversarialDistiller, images: Tensor, labels: 
     """The package's three kinds of gradient, by parameter."""
     device = distiller.accelerator.device
     count = torch.tensor(float(len(images)), device=device)
-    found, _ = distiller.step.gradients(images.to(device), labels.to(device), count)
+    found: dict[str, Any] = {}
+    distiller.step.gradients(images.to(device), labels.to(device), count, found.__setitem__)
     names = {id(parameter): key for key, parameter in parameters_of(distiller).items()}
     out: Gradients = {"logit": {}, "feature": {}, "discriminator": {}}
     for kind, update in distiller.step.updates.items():

@@ -48,7 +48,7 @@ def hashed(seed: int, epoch: int, stream: int, indices: Tensor) -> Tensor:
     key = torch.zeros((), dtype=torch.int64)
     for part in (seed, epoch, stream):
         key = _mix((key ^ part) + _GAMMA)
-    return _mix(_mix(indices * _GAMMA + int(key)) + _GAMMA)
+    return _mix(_mix(indices * _GAMMA + key) + _GAMMA)  # a scalar of the host goes to any device without a wait
 
 
 def permutation(length: int, seed: int, epoch: int) -> Tensor:
