@@ -3,7 +3,8 @@
     python -m benchmarks.speed --quick
     python -m benchmarks.speed --json runs/speed.json
 
-Run it on a machine that does nothing else.
+Run it on a machine that does nothing else, or with one thread and `--clock processor`. A file of an earlier call is
+added to, pair by pair.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from typing import Any
 import timm
 import torch
 
+from benchmarks.speed.around import fit_and_bare, input_rate
+from benchmarks.speed.clock import roof, timed
 from benchmarks.speed.rows import ROWS, Case
 
 PAIRS: dict[str, dict[str, tuple[tuple[str, str], int, int]]] = {
@@ -45,12 +47,19 @@ PAIRS: dict[str, dict[str, tuple[tuple[str, str], int, int]]] = {
 RATIOS = (
     ("exact", "floor"),
     ("exact", "plain"),
+    ("interval-4", "plain"),
+    ("single", "plain"),
     ("logit", "plain"),
+    ("lessons", "exact"),
     ("textbook", "exact"),
     ("textbook-fp32", "exact"),
     ("dml-fp32", "logit-fp32"),
     ("dml-defaults", "logit"),
+    ("exact", "exact-compiled"),
+    ("logit", "logit-compiled"),
 )
+MEMORY_RATIOS = (("exact", "logit"),)
+COMPILED = ("exact-compiled", "logit-compiled")
 
 
 def main() -> None:
@@ -58,12 +67,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="the first pair, few rounds")
+    parser.add_argument("--quick", action="store_true", help="the first pair, few rounds, nothing compiled, no memory")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", nargs="+", help="these alone [all]")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="these alone [all]")
-    parser.add_argument("--compile", action="store_true", help="compile the networks of the bf16 rows")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, help="these alone [all; the compiled ones of the CIFAR pairs]"
+    )
     parser.add_argument("--rounds", type=int, help="interleaved rounds [7, quick 3]")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "processor"),
+        default="wall",
+        help="processor: the time that its threads worked, for a machine that does other things too; with one thread",
+    )
+    parser.add_argument("--no-memory", action="store_true", help="leave the peaks of memory out")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--memory-of", nargs=2, metavar=("PAIR", "ROW"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -76,24 +93,45 @@ def main() -> None:
     unknown = [name for name in names if name not in pairs]
     if unknown:
         parser.error(f"--pairs: {unknown[0]!r} is not allowed, expected {', '.join(pairs)}")
-    results: dict[str, Any] = {"environment": environment(options.device), "compile": options.compile, "pairs": {}}
+    results: dict[str, Any] = {"environment": environment(options), "pairs": {}}
     print(json.dumps(results["environment"]))
     for name in names:
         case = case_of(pairs[name], options)
-        rows = options.rows or list(ROWS)
-        seconds = rounds(case, rows, options.rounds or (3 if options.quick else 7))
-        memory = {} if options.quick else {row: _memory_apart(name, row, options) for row in rows}
-        results["pairs"][name] = {"case": dataclasses.asdict(case), "seconds": seconds, "peak_bytes": memory}
-        print(table(name, case, seconds, memory), flush=True)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(results, indent=1))
+        rows = options.rows or [
+            row for row in ROWS if row not in COMPILED or (case.image_size == 32 and not options.quick)
+        ]
+        count = options.rounds or (3 if options.quick else 7)
+        seconds = rounds(case, rows, count)
+        pair = {
+            "case": dataclasses.asdict(case),
+            "seconds": seconds,
+            "peak_bytes": {}
+            if options.quick or options.no_memory
+            else {row: _memory_apart(name, row, options.device) for row in rows},
+            "fit": fit_and_bare(case, count),
+            "roof": roof(case, statistics.median(seconds["exact"])) if "exact" in seconds else None,
+        }
+        results["pairs"][name] = pair
+        print(table(name, pair), flush=True)
+        _write(results, options.json)
+    results["input_images_per_second"] = input_rate(case_of(pairs[names[0]], options))
+    print(f"\ninput pipeline alone, 32x32: {results['input_images_per_second']:,.0f} images/s")
+    _write(results, options.json)
+
+
+def _write(results: dict[str, Any], path: Path | None) -> None:
+    """Into the file, beside the pairs that an earlier call measured there."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(path.read_text())["pairs"] if path.exists() else {}
+    path.write_text(json.dumps({**results, "pairs": {**earlier, **results["pairs"]}}, indent=1))
 
 
 def case_of(pair: tuple[tuple[str, str], int, int], options: argparse.Namespace) -> Case:
     """The pair as this run takes it."""
     models, size, batch = pair
-    return Case(models, size, batch, options.device, compile=options.compile)
+    return Case(models, size, batch, options.device, clock=options.clock)
 
 
 def rounds(case: Case, names: list[str], count: int) -> dict[str, list[float]]:
@@ -102,33 +140,19 @@ def rounds(case: Case, names: list[str], count: int) -> dict[str, list[float]]:
     for name in names:
         own = dataclasses.replace(case, **ROWS[name].changes)
         step, batch = ROWS[name].build(own), own.images()
-        for _ in range(2):
+        for _ in range(2 * ROWS[name].cycle):
             step(*batch)
-        steps[name] = (step, batch, _repeats(step, batch, case.device))
+        steps[name] = (step, batch, _repeats(step, batch, case, ROWS[name].cycle))
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(count):
         for name, (step, batch, repeats) in steps.items():
-            seconds[name].append(_timed(step, batch, repeats, case.device))
+            seconds[name].append(timed(lambda step=step, batch=batch: step(*batch), repeats, case))
     return seconds
 
 
-def _repeats(step: Any, batch: Any, device: str) -> int:
+def _repeats(step: Any, batch: Any, case: Case, cycle: int) -> int:
     """So many updates that a figure takes about half a second."""
-    return max(1, round(0.5 / _timed(step, batch, 1, device)))
-
-
-def _timed(step: Any, batch: Any, repeats: int, device: str) -> float:
-    _wait(device)
-    began = time.perf_counter()
-    for _ in range(repeats):
-        step(*batch)
-    _wait(device)
-    return (time.perf_counter() - began) / repeats
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    return cycle * max(1, round(0.5 / (cycle * timed(lambda: step(*batch), cycle, case))))
 
 
 def peak_memory(case: Case, name: str) -> int:
@@ -138,25 +162,26 @@ def peak_memory(case: Case, name: str) -> int:
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
+    for _ in range(3 * ROWS[name].cycle):
         step(*batch)
     if case.device == "cuda":
         return torch.cuda.max_memory_allocated()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def _memory_apart(pair: str, row: str, options: argparse.Namespace) -> int:
+def _memory_apart(pair: str, row: str, device: str) -> int:
     """The peak of one row in a process of its own, since a process's peak never falls."""
-    words = [sys.executable, "-m", "benchmarks.speed", "--device", options.device, "--memory-of", pair, row]
+    words = [sys.executable, "-m", "benchmarks.speed", "--device", device, "--memory-of", pair, row]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return int(json.loads(done.stdout))
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures were measured with."""
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    name = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
     return {
         "device": name,
+        "clock": options.clock,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -171,32 +196,45 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def table(pair: str, case: Case, seconds: dict[str, list[float]], memory: dict[str, int]) -> str:
+def table(name: str, pair: dict[str, Any]) -> str:
     """Markdown: medians with their spread, against plain training, and the ratios that matter."""
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    base = medians.get("plain")
+    case, seconds, memory = pair["case"], pair["seconds"], pair["peak_bytes"]
+    medians = {row: statistics.median(values) for row, values in seconds.items()}
     lines = [
-        f"\n{pair}: {' + '.join(case.models)}, {case.image_size} px, batch {case.batch}, {case.precision}"
-        f"{', compiled' if case.compile else ''}\n",
+        f"\n{name}: {' + '.join(case['models'])}, {case['image_size']} px, batch {case['batch']}, "
+        f"{case['precision']}\n",
         "| row | ms per update | min to max | against plain | images/s | peak MiB |",
         "|---|---|---|---|---|---|",
     ]
-    for name, values in seconds.items():
-        against = f"{medians[name] / base:.2f}" if base else "-"
-        peak = f"{memory[name] / 2**20:.0f}" if name in memory else "-"
+    for row, values in seconds.items():
+        against = f"{medians[row] / medians['plain']:.2f}" if "plain" in medians else "-"
+        peak = f"{memory[row] / 2**20:.0f}" if row in memory else "-"
         lines.append(
-            f"| {ROWS[name].title} | {1e3 * medians[name]:.1f} | {1e3 * min(values):.1f} to {1e3 * max(values):.1f} | "
-            f"{against} | {case.batch / medians[name]:,.0f} | {peak} |"
+            f"| {ROWS[row].title} | {1e3 * medians[row]:.1f} | {1e3 * min(values):.1f} to {1e3 * max(values):.1f} | "
+            f"{against} | {case['batch'] / medians[row]:,.0f} | {peak} |"
         )
     lines.append("")
-    for over, under in RATIOS:
-        if over in seconds and under in seconds:
-            ratios = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
-            lines.append(
-                f"- {over} / {under}: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f} over "
-                f"{len(ratios)} rounds)"
-            )
+    lines += [_ratio(over, under, seconds) for over, under in RATIOS if over in seconds and under in seconds]
+    lines += [
+        f"- peak memory, {over} / {under}: {memory[over] / memory[under]:.3f}"
+        for over, under in MEMORY_RATIOS
+        if over in memory and under in memory
+    ]
+    lines.append(_ratio("fit", "bare step", pair["fit"]))
+    if pair["roof"]:
+        lines.append(
+            f"- arithmetic: {pair['roof']['step'] / 1e9:.0f} GFLOP/s in exact updates, {pair['roof']['share']:.0%} of "
+            f"what a large product of matrices reaches here ({pair['roof']['matrices'] / 1e9:.0f})"
+        )
     return "\n".join(lines)
+
+
+def _ratio(over: str, under: str, seconds: dict[str, list[float]]) -> str:
+    ratios = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
+    return (
+        f"- {over} / {under}: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f} over "
+        f"{len(ratios)} rounds)"
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class Case:
         precision: `bf16` or `fp32`.
         channels_last: the memory order of images and convolutions.
         compile: networks go through torch.compile.
+        clock: what is measured: `wall` time, or time of the `processor`.
     """
 
     models: tuple[str, str]
@@ -39,6 +40,7 @@ class Case:
     precision: str = "bf16"
     channels_last: bool = True
     compile: bool = False
+    clock: str = "wall"
 
     def images(self) -> tuple[Tensor, Tensor]:
         """One fixed batch of noise with labels."""
@@ -106,6 +108,27 @@ def textbook(case: Case) -> Step:
     ).step
 
 
+def lessons(case: Case) -> Step:
+    """(j) What the step does with maps once it has them: both losses, and the gradients of maps and discriminators."""
+    built = distiller(case)
+    step = built.step
+    assert step.discriminator_update is not None
+    judging = step.discriminator_update.parameters
+    with torch.no_grad(), step.autocast():
+        forward = step._forward(case.images()[0])
+    maps = [[one.clone().requires_grad_() for one in own] for own in forward.maps]
+    forward = replace(forward, maps=[tuple(own) for own in maps])
+    leaves = [one for own in maps for one in own]
+
+    def run(images: Tensor, labels: Tensor) -> None:
+        with step.autocast():
+            feature_loss, discriminator_loss = step._feature_losses(forward, {})
+        torch.autograd.grad(discriminator_loss, judging, retain_graph=True)
+        torch.autograd.grad(feature_loss, leaves)
+
+    return run
+
+
 def mutual(*, defaults: bool) -> Callable[[Case], Step]:
     """(g) pytorch-dml's trainer: with its default optimisers, or with SGD as ours."""
 
@@ -131,22 +154,30 @@ class Row:
         title: in words.
         build: makes the step for a case.
         changes: of the case's own settings.
+        cycle: updates after which the work repeats itself; so many are timed together.
     """
 
     title: str
     build: Callable[[Case], Step]
-    changes: Mapping[str, object]
+    changes: Mapping[str, object] = field(default_factory=dict)
+    cycle: int = 1
 
 
 FP32 = {"precision": "fp32", "channels_last": False, "compile": False}
+COMPILED = {"compile": True}
 ROWS: dict[str, Row] = {
-    "plain": Row("plain training of both, each alone", plain, {}),
-    "floor": Row("floor: one forward, two backward passes, both optimisers", floor, {}),
-    "exact": Row("ours, exact", ours(method="afd"), {}),
-    "logit": Row("ours, logit only", ours(method="logit"), {}),
-    "textbook": Row("textbook loop, same precision and memory order", textbook, {}),
+    "plain": Row("plain training of both, each alone", plain),
+    "floor": Row("floor: one forward, two backward passes, both optimisers", floor),
+    "exact": Row("ours, exact", ours(method="afd")),
+    "interval-4": Row("ours, maps in every 4th update", ours(method="afd", adversarial_interval=4), cycle=4),
+    "single": Row("ours, single backward pass", ours(method="afd", single_backward=True)),
+    "logit": Row("ours, logit only", ours(method="logit")),
+    "lessons": Row("discriminators and transfers alone, on ready maps", lessons),
+    "textbook": Row("textbook loop, same precision and memory order", textbook),
     "textbook-fp32": Row("textbook loop as one would write it (fp32, NCHW)", textbook, FP32),
     "logit-fp32": Row("ours, logit only, fp32, NCHW", ours(method="logit"), FP32),
     "dml-fp32": Row("pytorch-dml's trainer with SGD, fp32, NCHW", mutual(defaults=False), FP32),
     "dml-defaults": Row("pytorch-dml's trainer with its defaults", mutual(defaults=True), FP32),
+    "exact-compiled": Row("ours, exact, compiled", ours(method="afd"), COMPILED),
+    "logit-compiled": Row("ours, logit only, compiled", ours(method="logit"), COMPILED),
 }
