@@ -183,27 +183,27 @@ class AdversarialStep:
             The metrics.
         """
         metrics: Metrics = {}
+        acts = self.number % self.adversarial_interval == 0
+        compares_maps = acts and self.objective.has_feature_loss
         with self.autocast():
             forward = self._forward(images)
             logit_loss = self._logit_loss(forward, labels, metrics)
-        share = len(images) / images_in_all.to(logit_loss.dtype)
-        acts = self.number % self.adversarial_interval == 0
-        compares_maps = acts and self.objective.has_feature_loss
-        in_one = compares_maps and self.single_backward
-        if not in_one:
-            add("logit", _gradient(logit_loss * share, self.logit_update.parameters, retain_graph=compares_maps))
-        if compares_maps:
-            with self.autocast():
+            feature_loss = discriminator_loss = logit_loss.new_zeros(())
+            if compares_maps:
                 feature_loss, discriminator_loss = self._feature_losses(forward, metrics)
-            judged = self.number // self.adversarial_interval % self.discriminator_interval == 0
-            if self.discriminator_update is not None and judged:
-                judging = self.discriminator_update.parameters
-                add("discriminator", _gradient(discriminator_loss * share, judging, retain_graph=True))
-            if in_one:
-                self._add_gradients_of_sum((logit_loss + feature_loss) * share, add)
-            elif self.feature_update is not None:
+        share = len(images) / images_in_all.to(logit_loss.dtype)
+        judged = self.number // self.adversarial_interval % self.discriminator_interval == 0
+        if compares_maps and self.discriminator_update is not None and judged:
+            judging = self.discriminator_update.parameters
+            add("discriminator", _gradient(discriminator_loss * share, judging, retain_graph=True))
+        if compares_maps and self.single_backward:
+            self._add_gradients_of_sum((logit_loss + feature_loss) * share, add)
+        else:
+            # The exchange of these between processes runs beside the second backward pass.
+            add("logit", _gradient(logit_loss * share, self.logit_update.parameters, retain_graph=compares_maps))
+            if compares_maps and self.feature_update is not None:
                 add("feature", _gradient(feature_loss * share, self.feature_update.parameters))
-        elif acts and self.feature_update is not None:
+        if acts and not compares_maps and self.feature_update is not None:
             add("feature", [torch.zeros_like(p) for p in self.feature_update.parameters])
         return {key: value.detach() for key, value in metrics.items()}
 
