@@ -227,7 +227,7 @@ class Link(nn.Module):
 
 
 def pool_to(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The map average-pooled to `grid`; unchanged where it has that grid already."""
+    """A map (batch, channels, height, width) average-pooled to `grid`; unchanged where it has that grid already."""
     if tuple(feature_map.shape[-2:]) == grid:
         return feature_map
     return F.adaptive_avg_pool2d(feature_map, grid)

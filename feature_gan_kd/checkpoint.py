@@ -129,7 +129,7 @@ def load_weights(module: nn.Module, folder: Path) -> None:
 
 
 def tensor_with_nan(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN."""
+    """The name of the first tensor, of any shape, that holds NaN."""
     return next((name for name, value in tensors.items() if bool(value.isnan().any())), None)
 
 
@@ -175,7 +175,7 @@ def prune(parent: Path, keep: int, spare: int | None = None) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimiser's state as tensors by name (`position.key`) and its groups' settings as JSON values."""
+    """An optimiser's state as tensors of any shape by name (`position.key`) and its groups' settings as JSON values."""
     state = optimizer.state_dict()
     tensors = {
         f"{position}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
@@ -190,7 +190,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """The inverse of `optimizer_state`, for an optimiser of the same parameters in the same order."""
+    """The inverse of `optimizer_state`, for an optimiser of parameters of the same shapes in the same order."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

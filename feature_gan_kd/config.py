@@ -318,6 +318,9 @@ class DistillConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
         """The inverse of `to_dict`.
 
+        Args:
+            values: of settings, by name; those left out have their defaults.
+
         Raises:
             UserError: for what is no mapping, an unknown key or a bad value.
         """

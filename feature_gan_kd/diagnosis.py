@@ -56,7 +56,7 @@ class Diagnosis:
             number: of the update.
             kind: of the update.
             optimizer: that steps.
-            parameters: that it updates.
+            parameters: that it updates, of any shape.
             gradients: one per parameter.
         """
         if not self.due(number):

@@ -265,7 +265,7 @@ class Trial:
 
 
 def try_out(network: TappedNetwork, images: Tensor) -> Trial:
-    """One forward pass in evaluation mode, with gradient, of which only the graph is looked at."""
+    """One forward pass of images (batch, channels, height, width) in evaluation mode, for the graph of its gradient."""
     with evaluating(network), torch.enable_grad():
         logits, maps = network(images)
     return Trial(logits.shape[1], upstream_parameters(maps))
@@ -274,7 +274,7 @@ def try_out(network: TappedNetwork, images: Tensor) -> Trial:
 def upstream_parameters(outputs: Sequence[Tensor]) -> set[nn.Parameter]:
     """The parameters from which `outputs` were computed: those of the feature extractor, for a map.
 
-    Walks the autograd graph of the outputs; nothing is computed.
+    Walks the autograd graph of the outputs, of any shape; nothing is computed.
     """
     found: set[nn.Parameter] = set()
     seen: set[Any] = set()

@@ -589,7 +589,13 @@ class OnlineAdversarialDistiller:
             self._adapt_inputs(self.lesson.normalisation)
 
     def publish(self, index: int, which: Which, folder: Path) -> None:
-        """Writes network `index` into a run's folder as users get it, unless its very weights are there."""
+        """Writes network `index` as users get it into a `folder`, unless its very weights are there.
+
+        Args:
+            index: its position.
+            which: said on the card.
+            folder: of the run.
+        """
         if not holds(folder, self.models[index]):
             write_network(self.networks[index], folder, self._publication(index, which, None))
 
@@ -598,6 +604,10 @@ class OnlineAdversarialDistiller:
 
         Where all networks are pretrained with one mean and standard deviation the images have those, else the
         data's own.
+
+        Args:
+            train_data: as for `fit`.
+            eval_data: as for `fit`.
 
         Raises:
             UserError: for data that cannot be used, or that have another number of classes.

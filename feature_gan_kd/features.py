@@ -194,7 +194,7 @@ def logits_of(output: Any, name: str) -> Tensor:
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors in a module's output, in order: itself, or those in a tuple, list or mapping, however deep."""
+    """The tensors of any shape in a module's output, in order: itself, or those in tuples, lists and mappings."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):

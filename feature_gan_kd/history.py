@@ -34,7 +34,7 @@ class History:
         return max(self.epochs, key=lambda record: record["ensemble"], default=None)
 
     def add(self, record: Record) -> None:
-        """Adds an epoch, and takes it for the best of each network that it improved."""
+        """Adds the record of an epoch, and takes it for the best of each network that it improved."""
         self.epochs.append(record)
         for k, accuracy in enumerate(record["accuracy"]):
             if k == len(self.best):

@@ -34,7 +34,7 @@ class Trainee(Protocol):
     """What the loop needs of that which it trains."""
 
     def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One whole update; detached metrics."""
+        """One whole update on images (n, channels, height, width) and labels (n,); detached scalars."""
         ...
 
     def faults(self) -> FaultReport:
@@ -230,7 +230,11 @@ class Fit:
         self._tell("on_checkpoint", parent / f"step-{self.step}")
 
     def resume(self) -> None:
-        """Loads the newest checkpoint that is whole and belongs to this run; a broken one is passed over."""
+        """Loads the newest checkpoint that is whole and belongs to this run; a broken one is passed over.
+
+        Raises:
+            UserError: where the processes do not find the same one.
+        """
         if self.output_dir is None:
             return
         for name in ("checkpoints", "networks"):

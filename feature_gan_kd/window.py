@@ -29,7 +29,7 @@ class Window:
         self.began = time.perf_counter() - seconds
 
     def add(self, metrics: Mapping[str, Tensor], images: int) -> None:
-        """Adds one step's metrics: means over this process's `images`, or over those of all processes.
+        """Adds one step's metrics, scalars: means over this process's `images`, or over those of all processes.
 
         Those of an update that was skipped (`metrics["skipped"]` is 1) are not counted, besides that it was.
         """

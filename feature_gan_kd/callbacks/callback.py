@@ -35,7 +35,7 @@ class Callback(Protocol):
         return False
 
     def on_checkpoint(self, folder: Path) -> None:
-        """A checkpoint is on the disk."""
+        """A checkpoint is on the disk, in `folder`."""
         return
 
     def on_epoch(self, epoch: int) -> None:

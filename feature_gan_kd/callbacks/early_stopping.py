@@ -24,13 +24,13 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_start(self, step: int, total: int, history: History) -> None:
-        """Hears again what the run gave before, so that a resumed run ends where it would have ended."""
+        """See `Callback`; hears again what the run gave before, so that a resumed run ends where it would have."""
         self.best, self.waited = [], 0
         for record in history.epochs:
             self.on_evaluate(record)
 
     def on_evaluate(self, record: Record) -> bool:
-        """Whether the patience is at its end."""
+        """See `Callback`; whether the patience is at its end."""
         accuracies = [*record["accuracy"], record["ensemble"]]
         best = self.best or [-1.0 - self.min_delta] * len(accuracies)
         better = [new > old + self.min_delta for new, old in zip(accuracies, best, strict=True)]

@@ -39,6 +39,7 @@ class Networks:
 
 
 def build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistiller:
+    """The distiller that a command's options describe."""
     from feature_gan_kd.data import count_classes
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
 
@@ -55,13 +56,22 @@ def build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistill
 
 
 def peers(networks: Networks) -> tuple[str, ...]:
+    """The names of the networks.
+
+    Raises:
+        UserError: for fewer than two.
+    """
     if len(networks.models) < 2:
         raise UserError(f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer")
     return networks.models
 
 
 def layers(networks: Networks) -> list[str | int] | dict[int, list[str | int]] | None:
-    """The layers as the distiller takes them; `K:LAYER` is for network K alone."""
+    """The layers as the distiller takes them; `K:LAYER` is for network K alone.
+
+    Raises:
+        UserError: where some are for all networks and others for one.
+    """
     common: list[str | int] = []
     own: dict[int, list[str | int]] = {}
     for word in networks.feature_layers:
@@ -74,6 +84,11 @@ def layers(networks: Networks) -> list[str | int] | dict[int, list[str | int]] |
 
 
 def restored(run: Path) -> OnlineAdversarialDistiller:
+    """The distiller of a run, with the state of its newest checkpoint that is whole.
+
+    Raises:
+        UserError: where there is none.
+    """
     from feature_gan_kd.checkpoint import newest_good
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
 

@@ -94,7 +94,11 @@ def _one_line_warning(
 
 
 def parse(args: list[str]) -> Callable[[], None]:
-    """The command with its options, ready to run."""
+    """The command with its options, ready to run.
+
+    Raises:
+        UserError: for a command or an option that is not there, or a bad value.
+    """
     from feature_gan_kd import __version__
 
     if args == ["--version"]:
