@@ -82,7 +82,7 @@ def parts_of_batch(images: int, parts: int, device: torch.device) -> list[slice]
 
 
 def begin_reduction(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
-    """Begins to add gradients of any shape up over all processes, as one flat bucket per type, and does not wait for the others.
+    """Begins to add gradients of any shape up over all processes, as one flat bucket per type, without waiting.
 
     The project reduces by itself because `DistributedDataParallel` is silent and wrong about a second gradient of
     one forward pass: it leaves it unequal across processes.

@@ -76,7 +76,7 @@ def read(command: str) -> None:
     """Fails for a command line that its program would refuse at once, or that names what is not there."""
     if command.startswith("export "):  # of the shell
         return
-    _, (program, *words) = split(command)
+    _, (program, *words) = split(re.sub(r"\[[^\]]*\]", "", command))  # without what may be left out
     program = Path(program).name
     if program == "feature-gan-kd":
         parse(words)
