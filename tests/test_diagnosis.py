@@ -61,7 +61,8 @@ def gradients_of(
     distiller: OnlineAdversarialDistiller, kind: str, modules: list[nn.Module]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Per module its gradient of one kind for the batch, taken by another distiller of the same weights."""
-    taken, _ = made().step.gradients(IMAGES, LABELS, torch.tensor(float(len(IMAGES))))
+    taken: dict[str, list[Tensor | None]] = {}
+    made().step.gradients(IMAGES, LABELS, torch.tensor(float(len(IMAGES))), taken.__setitem__)
     update = distiller.step.updates[kind]
     by_parameter = dict(zip(update.parameters, taken[kind], strict=True))
     found, weights = [], []
