@@ -148,3 +148,14 @@ def test_what_is_not_installed(tmp_path: Path) -> None:
         for name, package in packages.items()
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are in the run's folder, not where the command was typed."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    build(epochs=1).fit(output_dir=tmp_path / "run", log_with="wandb")
+    (log,) = (tmp_path / "run" / "trackers" / "wandb").glob("offline-run-*/*.wandb")
+    assert log.stat().st_size > 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -113,13 +113,18 @@ def _described(run: Run, label: str, position: int) -> dict[str, Any]:
 
 
 def _unfinished(run: Run) -> str:
-    """How far a run is that has not come to its end; empty for one that has."""
-    if len(run.epochs) == run.settings["epochs"]:
+    """How far a run is that has not come to its last epoch; empty for one that has."""
+    if run.epochs_done == run.settings["epochs"]:
         return ""
+    if run.ended_early:
+        return (
+            f"Ended early, after epoch {run.epochs_done} of {run.settings['epochs']}: early stopping, or another "
+            "callback, asked for it."
+        )
     if not run.updates:
         return "Nothing is recorded yet."
     written = datetime.fromtimestamp((run.folder / "metrics.jsonl").stat().st_mtime, timezone.utc)
-    done = f"{len(run.epochs)} of {run.settings['epochs']} epochs, {run.updates:,} updates"
+    done = f"{run.epochs_done} of {run.settings['epochs']} epochs, {run.updates:,} updates"
     return f"Not finished: {done}. Last written {_moment(written)}."
 
 

@@ -55,6 +55,16 @@ class Run:
         return max((int(one["step"]) for one in (*self.steps, *self.epochs)), default=0)
 
     @property
+    def epochs_done(self) -> int:
+        """The last epoch that was evaluated; not every one need be."""
+        return int(self.epochs[-1]["epoch"]) if self.epochs else 0
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether early stopping, or another callback, ended it before its last epoch."""
+        return bool(self.epochs) and self.epochs[-1].get("stopped", False) is True
+
+    @property
     def updates_per_epoch(self) -> float | None:
         """Updates in an epoch; None before one is done."""
         return self.epochs[0]["step"] / self.epochs[0]["epoch"] if self.epochs else None

@@ -39,7 +39,7 @@ def title_of(run: Run) -> str:
 
 def facts_of(run: Run) -> list[str]:
     """How far the run is, and on what."""
-    facts = [f"{len(run.epochs)} of {run.settings['epochs']} epochs"]
+    facts = [f"{run.epochs_done} of {run.settings['epochs']} epochs"]
     if "train_images" in run.data:
         facts.append(
             f"{run.data['train_images']:,} training images, {run.data['evaluation_images']:,} evaluation images"

@@ -122,6 +122,19 @@ class TestStates:
         path.write_text(path.read_text()[:-40])
         assert self.notices(tmp_path)[0].startswith("Not finished: 2 of 3 epochs, 24 updates.")
 
+    def test_not_every_epoch_is_evaluated(self, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path, epochs=4, planned=4))
+        write_lines(tmp_path, [line for line in lines if line["event"] == "step" or line["epoch"] % 2 == 0])
+        assert self.notices(tmp_path) == []
+        assert "4 of 4 epochs" in elements_of(tmp_path).text
+
+    def test_ended_early(self, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path, epochs=2, planned=5))
+        write_lines(tmp_path, [*lines[:-1], {**lines[-1], "stopped": True}])
+        assert self.notices(tmp_path) == [
+            "Ended early, after epoch 2 of 5: early stopping, or another callback, asked for it."
+        ]
+
     def test_before_the_first_epoch(self, tmp_path: Path) -> None:
         text = elements_of(write_run(tmp_path, epochs=0)).text
         assert "No epoch is done yet." in text
