@@ -151,14 +151,14 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object, at_once: bool = F
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        ("", "command: none is named, expected train, evaluate, export, predict, inspect, report or --help"),
+        ("", "command: none is named, expected train, evaluate, export, predict, inspect, report, schema or --help"),
         (
             "trian",
-            "command: 'trian' is not allowed, expected train, evaluate, export, predict, inspect, report or --help",
+            "command: 'trian' is not allowed, expected train, evaluate, export, predict, inspect, report, schema or --help",
         ),
         (
             "--epochs 3",
-            "command: '--epochs' is not allowed, expected train, evaluate, export, predict, inspect, report or --help",
+            "command: '--epochs' is not allowed, expected train, evaluate, export, predict, inspect, report, schema or --help",
         ),
         ("train", "train: missing --output-dir, expected feature-gan-kd train --output-dir DIR [--option value ...]"),
         ("evaluate", "evaluate: missing RUN, expected feature-gan-kd evaluate RUN [--option value ...]"),
@@ -419,6 +419,14 @@ def test_a_quiet_run_says_nothing(
     assert printed_by(capsys, *command, "--output-dir", "run", "--quiet") == ("", "")
     assert contents(here / "run").keys() == contents(finished[0]).keys()
     assert "already holds a run" in refused(capsys, *command, "--output-dir", "run", "--quiet")
+
+
+def test_a_quiet_program_says_nothing_either(here: Path) -> None:
+    """Nor do the libraries, which read the data for the first time here."""
+    options = ("--epochs", "1", "--max-train-samples", "64", "--max-eval-samples", "20", "--output-dir", "run")
+    result = fresh("-m", "feature_gan_kd", "train", *options, "--quiet", HF_HOME=str(here / "hf"))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (here / "run" / "curves.png").exists()
 
 
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)])

@@ -50,6 +50,9 @@ def main(args: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a console without some character must not end a run
     typed = list(sys.argv[1:] if args is None else args)
     invocation.typed.set(typed)
+    if "--quiet" in typed or not sys.stderr.isatty():
+        for library in ("HF_DATASETS", "HF_HUB"):  # before they are loaded: they draw bars of their own
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     plain, warnings.formatwarning = warnings.formatwarning, _one_line_warning
     try:
         parse(typed)()
