@@ -148,17 +148,20 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object, at_once: bool = F
 # What a stranger mistypes.
 
 
+COMMAND_NAMES = "train, evaluate, export, predict, inspect, report, schema"
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        ("", "command: none is named, expected train, evaluate, export, predict, inspect, report, schema or --help"),
+        ("", f"command: none is named, expected {COMMAND_NAMES} or --help"),
         (
             "trian",
-            "command: 'trian' is not allowed, expected train, evaluate, export, predict, inspect, report, schema or --help",
+            f"command: 'trian' is not allowed, expected {COMMAND_NAMES} or --help",
         ),
         (
             "--epochs 3",
-            "command: '--epochs' is not allowed, expected train, evaluate, export, predict, inspect, report, schema or --help",
+            f"command: '--epochs' is not allowed, expected {COMMAND_NAMES} or --help",
         ),
         ("train", "train: missing --output-dir, expected feature-gan-kd train --output-dir DIR [--option value ...]"),
         ("evaluate", "evaluate: missing RUN, expected feature-gan-kd evaluate RUN [--option value ...]"),
@@ -232,7 +235,7 @@ def test_every_kind_of_bad_value_is_tried() -> None:
     settings = {f"--{spec.name.replace('_', '-')}" for spec in dataclasses.fields(DistillConfig)}
     free = {"--optimizer", "--image-column", "--label-column", "--train-split", "--eval-split"}
     switches = {"--scale-adversarial-lr", "--compile", "--channels-last", "--vectors-as-maps", "--skip-bad-images"}
-    switches |= {"--discriminator-patches", "--discriminator-spectral-norm", "--record-gradients"}
+    switches |= {"--discriminator-patches", "--discriminator-spectral-norm", "--record-gradients", "--streaming"}
     switches |= {"--single-backward", "--sync-batchnorm", "--check-processes"}
     assert settings - tried == free | switches
 
