@@ -135,15 +135,3 @@ def test_command_writes_page_and_pictures(tmp_path: Path, capsys: pytest.Capture
     assert main(["--tabulate", str(results)]) == 0
     assert "left out: smoke/bad.json: damaged" in capsys.readouterr().err
     assert "- smoke/bad.json: damaged" in (results / "comparison.md").read_text()
-
-
-def test_docs_tables_are_recomputed_from_the_committed_results() -> None:
-    root = Path(__file__).parents[2]
-    results, page = root / "benchmarks" / "results" / "compare", (root / "docs" / "results.md").read_text()
-    begin, end = "<!-- benchmarks.compare: begin -->\n", "<!-- benchmarks.compare: end -->"
-    if not results.exists():
-        assert begin not in page
-        return
-    comparisons, left_out = collect(results)
-    assert left_out == []
-    assert page.partition(begin)[2].partition(end)[0] == markdown(comparisons, left_out)
