@@ -85,7 +85,7 @@ def processes_table(runs: dict[str, list[dict[str, float]]]) -> str:
     ]
     for name, one in medians.items():
         count = int(name.split("x")[0])
-        said = f"{1e3 * prediction(medians['1x1'], one, count):.1f}" if name != "1x2" else "-"
+        said = f"{1e3 * prediction(medians['1x1'], medians['1x2'], one, count):.1f}" if name != "1x2" else "-"
         overlap = f"{one['overlapped'] / one['first exchange']:.0%}" if count > 1 else "-"
         lines.append(
             f"| {name} | {1e3 * one['step']:.1f} | {BATCH / one['step']:.0f} | {base / one['step']:.2f} | {said} | "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 
@@ -34,15 +33,19 @@ def step_seconds(
     return forward_and_first / devices + max(second / devices, exchange) + exchange + fixed
 
 
-def prediction(alone: Mapping[str, float], several: Mapping[str, float], processes: int) -> float:
-    """What the model says of processes that share this machine's cores.
+def prediction(
+    alone: Mapping[str, float], two_threads: Mapping[str, float], several: Mapping[str, float], processes: int
+) -> float:
+    """What the model says of processes that share this machine's two cores.
 
     Args:
         alone: what one process with one thread measured.
+        two_threads: what one with two did: how much slower a core is while the other one works.
         several: what the processes measured, of which the bare exchange's seconds are taken.
-        processes: their number; those beyond the cores take turns.
+        processes: their number; those beyond two take turns.
     """
-    turns = max(1.0, processes / (os.cpu_count() or 1))
+    slower = max(1.0, 2 * two_threads["step"] / alone["step"]) if processes > 1 else 1.0
+    turns = slower * max(1.0, processes / 2)
     first = (alone["step"] - alone["second"] - alone["fixed"]) * turns / processes
     second = alone["second"] * turns / processes
     return first + max(second, several["bare exchange"]) + several["bare exchange"] + alone["fixed"] * turns

@@ -1,0 +1,51 @@
+"""The tables of docs/performance.md and docs/scaling.md follow from the figures that are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.scale.__main__ import networks_table
+from benchmarks.scale.model import step_seconds
+from benchmarks.speed.__main__ import table
+from benchmarks.speed.rows import ROWS, Case
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+SPEED = json.loads((RESULTS / "speed.json").read_text())
+SCALE = json.loads((RESULTS / "scale.json").read_text())
+
+
+@pytest.mark.parametrize("pair", SPEED["pairs"])
+def test_the_page_has_the_table_of_every_pair(pair: str) -> None:
+    assert table(pair, SPEED["pairs"][pair]).strip() in (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_the_page_has_the_rate_of_the_input_pipeline() -> None:
+    said = f"{SPEED['input_images_per_second']:,.0f} images/s"
+    assert said in (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_the_page_on_scaling_has_the_table_of_networks() -> None:
+    assert networks_table(SCALE["networks"]) in (ROOT / "docs" / "scaling.md").read_text()
+
+
+@pytest.mark.parametrize("row", [name for name, row in ROWS.items() if not row.changes.get("compile")])
+def test_every_row_takes_a_step(row: str) -> None:
+    case = Case(("cifar_resnet8", "test_resnet"), 32, 8, "cpu")
+    own = Case(**{**vars(case), **ROWS[row].changes})
+    torch.manual_seed(0)
+    step, batch = ROWS[row].build(own), own.images()
+    for _ in range(ROWS[row].cycle):
+        step(*batch)
+
+
+def test_the_model_of_an_update() -> None:
+    one = {"forward_and_first": 0.3, "second": 0.2, "fixed": 0.01, "megabytes": 10.0, "bandwidth": 1000.0, "wait": 0.0}
+    assert step_seconds(1, **one) == pytest.approx(0.51)
+    # Each of two exchanges 10 ms: the first beside the second backward pass, the second one waited for.
+    assert step_seconds(2, **one) == pytest.approx(0.15 + 0.1 + 0.01 + 0.01)
+    assert step_seconds(100, **one) == pytest.approx(0.003 + 2 * 0.0198 + 0.01)
