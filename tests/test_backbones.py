@@ -10,6 +10,8 @@ from pathlib import Path
 import timm
 import torch
 
+from benchmarks.sweep_page import page
+from benchmarks.sweep_taps import TOLERANCES
 from feature_gan_kd import DistillConfig
 from feature_gan_kd.networks import build_networks
 from feature_gan_kd.topology import build_edges
@@ -49,6 +51,30 @@ def test_the_committed_sweep_has_every_architecture_and_no_failure() -> None:
     assert len(refused) == 7
     assert len(results) == 1380  # 1,371 of timm 1.0.31 and the nine CIFAR networks of this package
     assert all(len(results[name]["links"]) == 2 for name in results.keys() - refused)
+
+
+def test_the_committed_sweeps_of_torchvision_are_whole() -> None:
+    wired = json.loads((RESULTS / "sweep_torchvision_wire.json").read_text())
+    trained = json.loads((RESULTS / "sweep_torchvision_train.json").read_text())
+    assert len(wired) == 80
+    assert all("layer" in result and len(result["links"]) == 2 for result in wired.values())
+    assert [name for name, result in trained.items() if result["problems"]] == []
+    assert {result["class"] for result in trained.values()} == {result["class"] for result in wired.values()}
+
+
+def test_the_committed_ways_of_running_have_no_failure() -> None:
+    """Refused is gradient checkpointing alone, and by timm itself."""
+    ways = json.loads((RESULTS / "sweep_taps.json").read_text())
+    assert [name for name, result in ways.items() if "failed" in result] == []
+    for result in ways.values():
+        assert result["differences"].keys() | result["refused"].keys() == TOLERANCES.keys()
+        assert result["refused"].keys() <= {"checkpointing"}
+        assert all(reason.startswith("timm: ") for reason in result["refused"].values())
+
+
+def test_the_page_says_what_the_sweeps_found() -> None:
+    said = (RESULTS.parents[1] / "docs" / "backbones.md").read_text().splitlines()
+    assert [line for line in page() if line not in said] == []
 
 
 def test_the_committed_steps_have_every_class_and_no_problem() -> None:
