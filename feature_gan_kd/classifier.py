@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from timm.data import create_transform, resolve_data_config
 
 from feature_gan_kd.data.images import with_channels
 from feature_gan_kd.errors import UserError, reason
-from feature_gan_kd.export import GRAPHS, Graph, load_graph, load_published
+from feature_gan_kd.export import GRAPHS, Graph, load_graph, load_published, read_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +54,7 @@ class Classifier:
         if form is None:
             self.run, config = load_published(folder)
         else:
-            self.run, config = load_graph(folder, form), _read_config(folder)
+            self.run, config = load_graph(folder, form), read_config(folder)
         try:
             cfg = dict(config["pretrained_cfg"])
             self.channels = int(cfg["input_size"][0])
@@ -113,13 +112,3 @@ def _labels(config: Mapping[str, Any]) -> dict[int, str]:
     names = config.get("label_names") or []
     found = names.items() if isinstance(names, Mapping) else enumerate(names)
     return {int(index): str(name) for index, name in found}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / 'config.json'}: cannot be read ({reason(error)}): export it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'}: holds no settings: export it again")
-    return config

@@ -69,7 +69,8 @@ class OnlineAdversarialDistiller:
         topology: `cycle` (the paper's), `complete`, `star`, or explicit edges `(source, learner)`.
         frozen: positions of networks that only teach.
         discriminator: makes a discriminator of your own for maps (channels, height, width): a module that gives
-            one answer in (0, 1) per map, shape (batch,); None makes the paper's.
+            one answer per map, shape (batch,), or one per patch, (batch, patches): in (0, 1) for the `paper`'s
+            adversarial_loss, any number for the others; None makes the paper's.
         config: every other setting.
         accelerator: devices and processes; made where none is given.
         **overrides: settings of `config` to change, by name.
@@ -281,16 +282,6 @@ class OnlineAdversarialDistiller:
             History(),
         )
         self._adapt_inputs(self.lesson.normalisation)
-        heard: list[Callback] = [
-            DiscriminatorWatch(bounded=self.config.objective.adversarial_loss == "paper"),
-            *callbacks,
-        ]
-        if self.config.early_stopping_patience is not None:
-            heard.append(EarlyStopping(self.config.early_stopping_patience))
-        if progress:
-            heard.append(ProgressLine(data.notes))
-        if trackers or self.accelerator.trackers:
-            heard.append(Trackers(trackers, self.accelerator.trackers, folder, self.config.to_dict()))
         self.accelerator.wait_for_everyone()  # all have looked at the folder
         if folder is not None:
             about = {
@@ -301,7 +292,6 @@ class OnlineAdversarialDistiller:
                 "processes": self.accelerator.num_processes,
             }
             processes.on_first(lambda: describe_run(folder, about))
-            heard.append(JsonLines(folder / "metrics.jsonl"))
         self.accelerator.wait_for_everyone()
         fit = Fit(
             trainee=self,
@@ -313,7 +303,7 @@ class OnlineAdversarialDistiller:
                 data.train.steps(self.config.batch_size) * self.config.epochs,
             ),
             accelerator=self.accelerator,
-            callbacks=heard,
+            callbacks=self._listeners(callbacks, trackers, folder, data.notes if progress else None),
             output_dir=folder,
             signature=self._signature(data.fingerprint),
             names=self.names,
@@ -655,6 +645,21 @@ class OnlineAdversarialDistiller:
                 module.to(memory_format=memory_format_for(module, device, channels_last=True))
             if k in self.frozen:
                 module.eval()
+
+    def _listeners(
+        self, callbacks: Sequence[Callback], trackers: Sequence[str], folder: Path | None, notes: list[str] | None
+    ) -> list[Callback]:
+        """Who hears of a run, in this order; no notes: no progress is shown."""
+        heard = [DiscriminatorWatch(bounded=self.config.objective.adversarial_loss == "paper"), *callbacks]
+        if self.config.early_stopping_patience is not None:
+            heard.append(EarlyStopping(self.config.early_stopping_patience))
+        if notes is not None:
+            heard.append(ProgressLine(notes))
+        if trackers or self.accelerator.trackers:
+            heard.append(Trackers(trackers, self.accelerator.trackers, folder, self.config.to_dict()))
+        if folder is not None:
+            heard.append(JsonLines(folder / "metrics.jsonl"))
+        return heard
 
     def _mixing(self) -> Mixing | None:
         config = self.config

@@ -185,7 +185,7 @@ def _schedule(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _says(option: Any, found: Any) -> bool:
     """Whether a setting's value is that of an option on the command line; one without a value switches it on."""
-    if option == () or not isinstance(option, str):
+    if not isinstance(option, str):
         return bool(found is True if option == () else found == option)
     return str(found) == option or (isinstance(found, float) and found == float(option))
 

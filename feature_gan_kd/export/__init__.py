@@ -6,6 +6,7 @@ from feature_gan_kd.export.folder import holds as holds
 from feature_gan_kd.export.folder import load_published as load_published
 from feature_gan_kd.export.folder import publish as publish
 from feature_gan_kd.export.folder import publish_bare as publish_bare
+from feature_gan_kd.export.folder import read_config as read_config
 from feature_gan_kd.export.folder import refusal as refusal
 from feature_gan_kd.export.graph import GRAPHS as GRAPHS
 from feature_gan_kd.export.graph import Graph as Graph

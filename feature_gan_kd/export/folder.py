@@ -241,6 +241,21 @@ def _logits(network: nn.Module, folder: Path, publication: Publication) -> Tenso
     return output
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a published network, of any format.
+
+    Raises:
+        UserError: where it cannot be read, or names no architecture.
+    """
+    try:
+        config: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read ({one_line(error)}): export it again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise UserError(f"{folder / CONFIG}: names no architecture, expected a config of timm's: export it again")
+    return config
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder, expected a published network ({WEIGHTS} and {CONFIG})")
@@ -250,12 +265,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: has no {WEIGHTS}{hint}: name a folder with safetensors")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: has no {CONFIG}: load bare weights into the network's own class")
-    try:
-        config: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / CONFIG}: cannot be read ({one_line(error)}): export it again") from None
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise UserError(f"{folder / CONFIG}: names no architecture, expected a config of timm's: export it again")
+    config = read_config(folder)
     architecture = config["architecture"]
     if not is_model(architecture):
         near = closest(architecture, list_models()) or "none"
