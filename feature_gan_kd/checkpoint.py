@@ -214,13 +214,17 @@ def signature_of(folder: Path) -> dict[str, Any]:
 def check_signature(folder: Path, expected: Mapping[str, Any]) -> None:
     """Raises MismatchError, naming the first difference, where a checkpoint was written for something else.
 
-    A setting that the checkpoint's writer did not know yet counts as having its default.
+    A setting that the checkpoint's writer did not know yet counts as having its default, the origin of its weights as
+    the one expected.
     """
     saved, expected = signature_of(folder), json.loads(json.dumps(expected))
     if isinstance(saved.get("config"), dict):
         defaults = DistillConfig().defining()
         known = {name: defaults[name] for name in expected.get("config", {}) if name in defaults}
         saved["config"] = {**known, **saved["config"]}
+    for one, own in zip(saved.get("models") or (), expected.get("models") or (), strict=False):
+        if isinstance(one, dict) and isinstance(own, dict) and "origin" in own:
+            one.setdefault("origin", own["origin"])
     difference = _difference(saved, expected, "")
     if difference is not None:
         where, saved, own = difference

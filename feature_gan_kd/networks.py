@@ -65,12 +65,18 @@ class Network:
             return int(size[-1]) if size else int(self.preprocessing["input_size"][-1])
         return None
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where its weights come from and their licence, as their card names them; None each where they do not say."""
+        return {key: self.preprocessing.get(key) if self.pretrained else None for key in ("hf_hub_id", "license")}
+
     def description(self) -> dict[str, Any]:
         """What is needed to build it again, as JSON values."""
         return {
             "architecture": self.architecture,
             "name": self.name,
             "pretrained": self.pretrained,
+            "origin": self.origin,
             "model_args": self.model_args,
             "image_size": self.image_size,
             "normalisation": self.normalisation and dataclasses.asdict(self.normalisation),
@@ -81,7 +87,12 @@ class Network:
         """The inverse of `description`, after JSON, for the module it was said of."""
         stated = description["normalisation"]
         own = stated and Normalisation(tuple(stated["mean"]), tuple(stated["std"]))
-        return cls(module, **{**description, "normalisation": own})
+        known = {key: value for key, value in description.items() if key != "origin"}
+        network = cls(module, **{**known, "normalisation": own})
+        if network.pretrained and network.preprocessing:  # built without weights, it states those that timm would take
+            origin = description.get("origin") or {"hf_hub_id": None, "license": None}
+            network.module.pretrained_cfg = {**network.preprocessing, **origin}  # type: ignore[assignment]
+        return network
 
 
 def build_networks(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import socket
 import subprocess
@@ -119,6 +120,21 @@ def test_a_local_folder_comes_with_its_weights(tmp_path: Path) -> None:
     wider = build([f"local-dir:{tmp_path}", "test_resnet"], num_classes=6)[0]
     assert wider.module.num_classes == 6
     assert torch.equal(wider.module.layer1[0].conv1.weight, trained.layer1[0].conv1.weight)
+
+
+def test_where_weights_come_from_is_remembered(tmp_path: Path) -> None:
+    """Built again without weights, timm would state its own for the architecture, and their licence."""
+    trained: Any = timm.create_model("test_resnet", num_classes=4)
+    trained.pretrained_cfg = {**trained.pretrained_cfg, "license": "cc-by-nc-4.0"}
+    timm.models.save_for_hf(trained, str(tmp_path), safe_serialization=True)
+    one, other = build([f"local-dir:{tmp_path}", "test_resnet"], num_classes=None)
+    assert one.origin == {"hf_hub_id": None, "license": "cc-by-nc-4.0"}
+    assert other.origin == {"hf_hub_id": None, "license": None}
+    said = json.loads(json.dumps(one.description()))
+    again = Network.described(timm.create_model("test_resnet"), said)
+    assert (again.origin, json.loads(json.dumps(again.description()))) == (one.origin, said)
+    del said["origin"]  # of a checkpoint that does not say it yet
+    assert Network.described(timm.create_model("test_resnet"), said).origin == other.origin
 
 
 @pytest.mark.parametrize("models", [["test_resnet"], "test_resnet", [], nn.Linear(2, 2), [nn.Linear(2, 2)]])
