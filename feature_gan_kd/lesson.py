@@ -125,7 +125,7 @@ def publication_of(
         accuracy=record["accuracy"][index] if record else None,
         ensemble=record["ensemble"] if record else None,
         epochs=record["epoch"] if record else None,
-        recipe=config.to_dict(),
+        recipe=config.in_full(),
         which=which,
         license=license or (lesson.license if lesson else None),
         pretrained=network.pretrained,

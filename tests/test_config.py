@@ -20,6 +20,13 @@ FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
 # Methods and recipes.
 
 
+def test_in_full_has_what_method_and_recipe_chose() -> None:
+    full = DistillConfig(method="dml", recipe="finetune", weight_decay=0.5).in_full()
+    assert (full["temperature"], full["lr"], full["scheduler"], full["weight_decay"]) == (1, 0.01, "cosine", 0.5)
+    assert full.keys() == DistillConfig().to_dict().keys()
+    assert full["clip_grad"] is None
+
+
 def test_the_default_is_the_paper() -> None:
     config = DistillConfig()
     assert config.objective == Objective(temperature=3, logit_weight=1, adversarial_weight=1)

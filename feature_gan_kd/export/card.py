@@ -16,6 +16,8 @@ from torch import nn
 from feature_gan_kd.config import METHODS, MethodName
 from feature_gan_kd.errors import UserError
 
+# More names of classes than this are not read on a card; the config has them all.
+_MOST_NAMES = 20
 TAGS = ("timm", "image-classification", "knowledge-distillation")
 
 
@@ -38,7 +40,7 @@ class Publication:
         accuracy: top-1 accuracy of this network on the evaluation images, in %.
         ensemble: that of the mean of all the run's logits, in %.
         epochs: passes over the training images that these weights have seen.
-        recipe: every setting of the run; those that are None are left out.
+        recipe: every setting of the run, with what method and recipe chose; those that are None are left out.
         which: weights of the last epoch or of the best.
         license: given by the user.
         pretrained: the network started from pretrained weights, whose licence it inherits.
@@ -107,8 +109,9 @@ def model_card(network: nn.Module, publication: Publication, form: Form = "timm"
         f"---\n{front.to_yaml()}\n---",
         f"# {publication.architecture}",
         f"A classifier of images of {publication.image_size} x {publication.image_size} pixels and "
-        f"{publication.in_chans} channel(s) into {publication.num_classes} classes: network {publication.index + 1} "
-        f"of the {len(publication.peers) + 1} in its run, with the weights of its {publication.which} epoch.",
+        f"{publication.in_chans} channel{'s' * (publication.in_chans > 1)} into {publication.num_classes} classes"
+        f"{_named(publication.class_names)}: network {publication.index + 1} of the {len(publication.peers) + 1} in "
+        f"its run, with the weights of its {publication.which} epoch{_epochs(publication)}.",
         _results(publication),
         _method(publication),
         _usage(network, publication, form),
@@ -117,6 +120,18 @@ def model_card(network: nn.Module, publication: Publication, form: Form = "timm"
         f"## Citation\n\n```bibtex\n{_DML if publication.method == 'dml' else _AFD}\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _named(classes: list[str] | None) -> str:
+    """The names of the classes, where there are not too many to be read."""
+    names = [f"`{_cell(name).replace('`', '')}`" for name in classes or ()]
+    return f" ({', '.join(names)})" if 0 < len(names) <= _MOST_NAMES else ""
+
+
+def _epochs(publication: Publication) -> str:
+    """Which epoch it was, and of how many."""
+    done, planned = publication.epochs, publication.recipe.get("epochs")
+    return "" if done is None else f" ({done} of {planned})" if planned else f" ({done})"
 
 
 def _results(publication: Publication) -> str:
@@ -138,15 +153,17 @@ def _method(publication: Publication) -> str:
 
 def _usage(network: nn.Module, publication: Publication, form: Form) -> str:
     if form == "timm":
-        return _timm_usage(network)
+        return _timm_usage(network, publication)
     return _bare_usage(network, publication) if form == "bare" else _graph_usage(publication, form)
 
 
-def _timm_usage(network: nn.Module) -> str:
+def _timm_usage(network: nn.Module, publication: Publication) -> str:
     cfg: Any = network.pretrained_cfg
     module = model_entrypoint(cfg["architecture"]).__module__
     needed = {"timm": None, "feature_gan_kd": "feature_gan_kd.models"}.get(module.split(".")[0], module)
     register = f"\nimport {needed}  # registers the architecture with timm" if needed else ""
+    mode = "RGB" if publication.in_chans == 3 else "L"
+    named = '\nname = network.pretrained_cfg["label_names"][logits.argmax()]' if publication.class_names else ""
     return f"""## Loading
 
 ```python
@@ -154,7 +171,7 @@ import timm{register}
 
 network = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()  # on the Hub: "hf-hub:OWNER/NAME"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-logits = network(transform(image).unsqueeze(0))  # image: a PIL image
+logits = network(transform(image).unsqueeze(0))  # image: a PIL image of mode {mode}{named}
 ```"""
 
 
@@ -198,8 +215,6 @@ channel. `config.json` has this and the names of the classes, which the file car
 
 def _settings(publication: Publication) -> str:
     settings = {key: value for key, value in publication.recipe.items() if value is not None}
-    if publication.epochs is not None:
-        settings["epochs"] = publication.epochs
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in settings.items())
     return f"## Settings\n\n| setting | value |\n|---|---|\n{rows}"
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import timm
 from huggingface_hub import ModelCard
+from PIL import Image
 from torch import nn
 
 import feature_gan_kd.models  # noqa: F401  registers cifar_resnet20
 from feature_gan_kd.config import METHODS
 from feature_gan_kd.errors import UserError
-from feature_gan_kd.export import Publication
+from feature_gan_kd.export import Publication, publish
 from feature_gan_kd.export.card import license_of, model_card
 
 Describe = Callable[..., Publication]
@@ -107,9 +108,9 @@ def test_a_folder_of_this_machine_is_shown_by_its_name_alone(
 def test_numbers_peers_and_settings(network: nn.Module, describe: Describe) -> None:
     text = model_card(network, describe("test_resnet", index=1))
     assert "| this network | 71.23 |\n| ensemble (mean of all logits) | 73.50 |" in text
-    assert "network 2 of the 3 in its run" in text
+    assert "network 2 of the 3 in its run, with the weights of its last epoch (3 of 300)." in text
     assert "`resnet18`, `test_vit`" in text
-    assert "| lr | 0.1 |\n| milestones | 0.5, 0.75 |\n| epochs | 3 |" in text
+    assert "| lr | 0.1 |\n| milestones | 0.5, 0.75 |\n| epochs | 300 |" in text
     assert "clip_grad" not in text
     assert "optimistic" not in text
 
@@ -128,6 +129,25 @@ def test_a_method_is_explained_and_cited(network: nn.Module, describe: Describe,
     assert meaning[1].count(". ") == 1
     assert meaning[1].endswith(".")
     assert ("arXiv:1706.00384" if method == "dml" else "arXiv:2002.01775") in text
+
+
+def test_classes_are_named_where_they_can_be_read(network: nn.Module, describe: Describe) -> None:
+    text = model_card(network, describe("test_resnet", num_classes=2, class_names=["tri`angle", "W|ürfel"]))
+    assert "3 channels into 2 classes (`triangle`, `W\\|ürfel`): network 1 of" in text
+    many = describe("test_resnet", num_classes=21, class_names=[f"class {k}" for k in range(21)])
+    assert "3 channels into 21 classes: network" in model_card(network, many)
+    bare = describe("test_resnet", class_names=None, in_chans=1, mean=(0.5,), std=(0.2,))
+    text = model_card(network, bare)
+    assert "1 channel into 10 classes: network" in text
+    assert "mode L\n```" in text
+
+
+def test_loading_as_the_card_says_gives_a_name(describe: Describe, tmp_path: Path) -> None:
+    publish(timm.create_model("test_resnet", num_classes=10), tmp_path / "net", describe("test_resnet"))
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "net" / "README.md").read_text(), flags=re.DOTALL)
+    known: dict[str, Any] = {"image": Image.new("RGB", (50, 40))}
+    exec(code.replace("THIS_FOLDER", str(tmp_path / "net")), known)
+    assert known["name"] in [f"class {index}" for index in range(10)]
 
 
 def test_loading_names_the_import_that_registers(network: nn.Module, describe: Describe) -> None:
