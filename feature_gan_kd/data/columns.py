@@ -58,6 +58,11 @@ def label_column(features: Mapping[str, Any], named: str | None, image: str, spl
         plain = [n for n, f in features.items() if n != image and _is_value(f, ("int", "uint", "bool", "string"))]
         exact = [n for likely in _LABEL_NAMES for n in plain if n.lower() == likely]
         found = exact or [n for n in plain if any(part in n.lower() for part in _LABEL_PARTS)]
+    if not found and len(features) == 1:
+        raise UserError(
+            f"label_column: split {split!r} has images alone ({image}): give data with labels; in an image folder each "
+            "class has a folder of its own"
+        )
     if not found:
         raise UserError(
             f"label_column: split {split!r} has no column of whole numbers or texts that looks like labels; its "

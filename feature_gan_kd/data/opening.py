@@ -111,6 +111,7 @@ def open_data(
     train = _limited(train, config.max_train_samples, "max_train_samples")
     evaluation = _limited(evaluation, config.max_eval_samples, "max_eval_samples")
     _check_training(train, train.split)
+    _note_missing_classes(train, notes)
     train_source, eval_source = _source(train, form, notes), _source(evaluation, form, notes)
     _check_training(train_source, train.split)  # bad images may have been left out
     skipped = len(train) - len(train_source) + len(evaluation) - len(eval_source)
@@ -257,6 +258,17 @@ def _check_training(train: Labelled | Source, split: str) -> None:
         raise UserError(
             f"labels: all {len(train)} images to train on are of class {only}, at least 2 classes are needed"
         )
+
+
+def _note_missing_classes(train: Labelled, notes: list[str]) -> None:
+    """Says which classes have no image to train on: those of other splits, or behind `max_train_samples`."""
+    if not isinstance(train, Table) or train.class_names is None:
+        return
+    there = set(train.labels.tolist())
+    missing = [repr(name) for k, name in enumerate(train.class_names) if k not in there]
+    if missing:
+        shown = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
+        notes.append(f"no image to train on for {len(missing)} of the {len(train.class_names)} classes: {shown}")
 
 
 def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:

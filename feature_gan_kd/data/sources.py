@@ -19,6 +19,12 @@ from feature_gan_kd.offline import offline_without_network
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "digits.parquet"
 _EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
+# What folders of splits are called, as `datasets` reads it.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
@@ -140,7 +146,7 @@ def _loaded(name: str, streaming: bool) -> Any:
                 if streaming:
                     raise UserError(f"streaming: {name} is read as it is needed in any case: leave it out")
                 return datasets.load_from_disk(str(path))
-            return datasets.load_dataset(str(path), streaming=streaming)
+            return datasets.load_dataset(str(path), data_files=_own_splits(path), streaming=streaming)
         except UserError:
             raise
         except Exception as error:  # datasets and pyarrow raise a wide family
@@ -148,6 +154,25 @@ def _loaded(name: str, streaming: bool) -> Any:
             if empty:
                 raise UserError(f"data: split {empty[1]!r} of {name} is empty") from error
             raise UserError(f"data: {name} holds no images that can be read ({_origin(error)})") from error
+
+
+def _own_splits(path: Path) -> dict[str, str] | None:
+    """The splits of a folder, as patterns of files, where `datasets` would see others; None where it sees them well.
+
+    It looks for words such as `train` and `test` in every name, in lower case alone: of the classes `train` and `car`
+    it would take the first for a split, and the folders `Train` and `Val` for one split.
+    """
+    folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name[0] not in "._"]
+    named = {folder.name: _SPLITS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLITS}
+    if folders and len(named) == len(folders) == len(set(named.values())):
+        capital = any(name != name.lower() for name in named)
+        return {split: f"{name}/**" for name, split in named.items()} if capital else None
+    like_a_split = re.compile(rf"(^|[-._ 0-9])({'|'.join(_SPLITS)})([-._ 0-9]|$)")
+    classes = not any(entry.is_dir() for folder in folders for entry in os.scandir(folder))
+    described = any((path / f"metadata.{kind}").exists() for kind in ("csv", "jsonl", "parquet"))
+    if any(like_a_split.search(folder.name) for folder in folders) and classes and not described:
+        return {"train": "**"}
+    return None
 
 
 def _file(path: Path, streaming: bool) -> Any:
@@ -166,6 +191,8 @@ def _fetched(name: str, streaming: bool) -> Any:
         raise UserError(f"data: there is no file or folder {name!r}")
     try:
         with offline_without_network():
+            if "/" not in name and _is_of_a_folder(name):
+                raise FileNotFoundError(name)
             return datasets.load_dataset(name, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(f"data: {name!r} is neither a local folder nor a data set of the hub") from error
@@ -176,6 +203,19 @@ def _fetched(name: str, streaming: bool) -> Any:
         ) from error
     except Exception as error:
         raise UserError(f"data: {name!r} could not be read ({_origin(error)})") from error
+
+
+def _is_of_a_folder(name: str) -> bool:
+    """Whether `datasets` would answer with the images of some folder of that name that were read before.
+
+    It keeps them beside those of the hub, in lower case, and takes them where the hub has none: with a misspelled path
+    a run would train on other images. Those of the hub are kept under the 40 digits of their commit.
+    """
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+
+    builder = datasets.load_dataset_builder(name)
+    return isinstance(builder, Cache) and len(builder.hash) != 40
 
 
 def _origin(error: BaseException) -> str:

@@ -125,13 +125,17 @@ def read_table(
     known = train.count if train is not None and train.count is not None else len(names) if names else classes
     labels = encoded(values, label, part.split, names, known)
     others_note = f" (also there: {', '.join(others)}; choose with --label-column)" if others else ""
-    notes.append(f"split {part.split!r}: {len(dataset)} images in column {image!r}, labels in {label!r}{others_note}")
+    count = known or int(labels.max()) + 1
+    notes.append(
+        f"split {part.split!r}: {len(dataset)} images of {count} classes in column {image!r}, labels in {label!r}"
+        f"{others_note}"
+    )
     return Table(
         rows=dataset.select_columns([image]).cast_column(image, Image(decode=False)),
         image=image,
         labels=labels,
         class_names=names,
-        num_classes=known or int(labels.max()) + 1,
+        num_classes=count,
         positions=torch.arange(len(dataset)),
         split=part.split,
     )

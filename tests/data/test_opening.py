@@ -38,7 +38,7 @@ def test_the_bundled_digits() -> None:
     assert isinstance(data.train, MemoryImages)
     assert data.train.augment == CropFlip(1, flip=False)
     assert data.notes == [
-        "split 'train': 1797 images in column 'image', labels in 'label'",
+        "split 'train': 1797 images of 10 classes in column 'image', labels in 'label'",
         "no split to evaluate on: 359 of the 1797 images of 'train' are held out",
     ]
     images, _ = all_of(data.train)
@@ -47,6 +47,18 @@ def test_the_bundled_digits() -> None:
     train, held = (torch.bincount(all_of(part)[1]) for part in (data.train, data.evaluation))
     assert (held / (train + held) - 0.2).abs().max() < 0.005
     assert opened(channels=1).fingerprint == data.fingerprint
+
+
+def test_classes_without_an_image_are_named(tmp_path: Path) -> None:
+    """The first images of an image folder are of its first classes."""
+    for k, name in enumerate(["cat", "dog", *"abcdef"]):
+        for number, image in enumerate(random_images(3, seed=k)):
+            path = tmp_path / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            PIL.Image.fromarray(image).save(path)
+    assert not any("no image to train on" in note for note in opened(tmp_path).notes)
+    notes = opened(tmp_path, max_train_samples=4).notes
+    assert "no image to train on for 6 of the 8 classes: 'c', 'cat', 'd', 'dog', 'e', ..." in notes
 
 
 def test_the_columns_of_cifar(parquet: Path) -> None:

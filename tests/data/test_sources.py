@@ -61,6 +61,27 @@ def test_an_image_folder(tmp_path: Path) -> None:
     assert train.data.features["label"].names == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(
+    ("names", "classes", "split"),
+    [
+        (["train/cat", "train/dog", "test/cat"], ["cat", "dog"], "test"),
+        (["Train/cat", "Train/dog", "Val/cat"], ["cat", "dog"], "validation"),
+        (["bus", "car", "train"], ["bus", "car", "train"], None),
+        (["bottle", "test tube", "validation"], ["bottle", "test tube", "validation"], None),
+    ],
+)
+def test_folders_of_splits_and_of_classes(
+    names: list[str], classes: list[str], split: str | None, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(random_images(1)[0]).save(tmp_path / name / "a train in Train.png")
+    (train, evaluation) = choose_parts(tmp_path, None, CONFIG)
+    assert train.data.features["label"].names == classes
+    assert (train.split, len(train.data)) == ("train", len(names) - (split is not None))
+    assert (evaluation and evaluation.split) == split
+
+
 def test_objects_are_taken_as_they_are() -> None:
     tensors = TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
     for data in (make(4), tensors, DataLoader(tensors, batch_size=1)):

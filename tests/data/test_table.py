@@ -29,7 +29,7 @@ def test_labels_and_images_of_declared_columns() -> None:
     assert (part.class_names, part.num_classes, part.split) == (["cat", "dog"], 2, "s")
     assert torch.equal(pixels_of(part), torch.stack([torch.from_numpy(image) for image in random_images(7)]))
     assert notes == [
-        "split 's': 7 images in column 'img', labels in 'fine_label' "
+        "split 's': 7 images of 2 classes in column 'img', labels in 'fine_label' "
         "(also there: coarse_label; choose with --label-column)"
     ]
 
