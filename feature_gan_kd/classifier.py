@@ -86,17 +86,17 @@ class Classifier:
 
 
 def read_image(path: Path) -> Image:
-    """An image file, decoded.
+    """An image file, decoded and turned upright as its EXIF orientation says: as `datasets` reads it for training.
 
     Raises:
         UserError: where it is none.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
             image.load()
-            return image
+            return ImageOps.exif_transpose(image)
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
         said = (
             "is a folder"

@@ -302,6 +302,7 @@ CASES = {
     # Columns and splits.
     "column: none of images": train(change=one_split(table().remove_columns("image"))),
     "column: none of labels": train(change=one_split(table(column="id"))),
+    "column: images alone": train(change=one_split(table().remove_columns("label"))),
     "column: a name that is not there": train("--label-column klass"),
     "column: labels named as images": train("--image-column label"),
     "column: images named as labels": train("--label-column image"),
@@ -331,6 +332,7 @@ CASES = {
     "setting: an empty value": Case("train --output-dir="),
     # Paths.
     "path: no such data": train("--data nowhere/to/be/found"),
+    "path: another folder of that name was read before": train("--data Data"),
     "path: a link in a circle": train("--data circle", link("circle", "circle")),
     "path: a folder without data": train("--data empty", lambda here: (here / "empty").mkdir()),
     "path: a file of no known kind": train("--data data.csv", content("data.csv", b"image,label\n")),
@@ -351,9 +353,13 @@ CASES = {
     ),
     "path: no such run": Case("evaluate nowhere"),
     "path: a file in place of a run": Case("evaluate file", content("file", b"")),
+    "path: a published network in place of a run": Case("report net"),
+    "path: a file of the run where a page is to be": Case("report run --output run/config.json"),
     "path: a file where networks are to be": Case("export run file", content("file", b"")),
+    "path: the run's own networks where networks are to be": Case("export run run/networks --which best"),
     # What is published, put to use.
     "predict: no such network": Case("predict nowhere image.png"),
+    "predict: a run in place of a network": Case("predict run image.png"),
     "predict: no such image": Case("predict net image.png"),
     "predict: a folder in place of an image": Case("predict net data"),
     "predict: a text in place of an image": Case("predict net text.png", content("text.png", b"no image")),

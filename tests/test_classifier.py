@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import feature_gan_kd
 from feature_gan_kd.classifier import Classifier, read_image
@@ -101,6 +101,22 @@ def test_images_of_any_kind(here: Path, tmp_path: Path) -> None:
         assert other[0].probability == pytest.approx(plain[0].probability, abs=1e-4)
     wide = classifier([digit.resize((64, 48))])[0]
     assert len(wide) == 5
+
+
+def test_a_photograph_is_turned_upright(here: Path, tmp_path: Path) -> None:
+    """As `datasets` does it for training: a camera writes how it was held beside the pixels."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees, clockwise
+    upright = Image.open(here / "00.png").convert("RGB")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png", exif=exif)
+    assert read_image(tmp_path / "lying.png").tobytes() == upright.tobytes()
+    feature = datasets.Image().decode_example({"path": str(tmp_path / "lying.png"), "bytes": None})
+    assert feature.convert("RGB").tobytes() == upright.tobytes()
+
+
+def test_a_folder_may_be_named_as_for_timm(here: Path) -> None:
+    folder, image = here / "safetensors" / "0-test_resnet", here / "00.png"
+    assert output_of("predict", f"local-dir:{folder}", image) == output_of("predict", folder, image)
 
 
 def test_a_network_with_few_classes_and_without_names(here: Path) -> None:

@@ -590,7 +590,8 @@ def test_columns_and_splits_are_named_and_kept(data: Path, here: Path, capsys: p
     main(["train", *PAIR, "--epochs", "1", *options])
     printed = capsys.readouterr()
     assert (
-        "split 'test': 13 images in column 'picture', labels in 'fine' (also there: coarse; choose with" in printed.err
+        "split 'test': 13 images of 4 classes in column 'picture', labels in 'fine' (also there: coarse; choose with"
+        in printed.err
     )
     assert "split 'train': 40 images" in printed.err
     assert last_record(here / "run")["images"] == 40
@@ -652,6 +653,17 @@ def fresh(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *args], capture_output=True, text=True, env={**os.environ, **environment}, timeout=60
     )
+
+
+def test_a_reader_who_leaves_ends_it_without_a_word() -> None:
+    """As in `feature-gan-kd train --help | head -1`."""
+    command = [sys.executable, "-m", "feature_gan_kd", "schema"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_help_is_there_at_once() -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from feature_gan_kd.cli.networks import restored
+from feature_gan_kd.errors import UserError
 
 
 def export(
@@ -30,6 +31,8 @@ def export(
         license: Licence of the weights, as the hub writes it.
         json: Print the folders as one line of JSON.
     """
+    if output_dir.resolve() == (run / "networks").resolve():
+        raise UserError(f"{output_dir}: holds the run's own networks: name another folder")
     distiller = restored(run)
     if which == "best":
         distiller.load_best(run)

@@ -28,7 +28,7 @@ class Networks:
     in_chans: Literal[1, 3] = 3
     """Channels of the images."""
     pretrained: bool = False
-    """Start from trained weights."""
+    """Start from trained weights, with the recipe for that; `local-dir:` and `hf-hub:` networks always have theirs."""
     feature_layers: tuple[str, ...] = ()
     """Layers whose output is taught: names, or numbers of timm's stages (0, 1, ..., -1), in every network; K:LAYER is
     for network K alone [the last map before pooling]."""
@@ -62,7 +62,10 @@ def peers(networks: Networks) -> tuple[str, ...]:
         UserError: for fewer than two.
     """
     if len(networks.models) < 2:
-        raise UserError(f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer")
+        raise UserError(
+            f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer, with a space "
+            "between"
+        )
     return networks.models
 
 

@@ -26,7 +26,7 @@ def predict(
     """Print the most probable classes of images.
 
     Args:
-        model_dir: Folder of a published network, of any format of `export`.
+        model_dir: Folder of a published network, of any format of `export`; `local-dir:` may stand before it.
         image: Image file.
         images: More of them.
         top: How many classes of each.
@@ -37,7 +37,7 @@ def predict(
         raise UserError(f"--top: {top} is not allowed, expected a whole number of at least 1")
     from feature_gan_kd.classifier import Classifier, read_image
 
-    classifier = Classifier(model_dir, trust_code=trust_code)
+    classifier = Classifier(Path(str(model_dir).removeprefix("local-dir:")), trust_code=trust_code)
     paths = [image, *images]
     for first in range(0, len(paths), BATCH):
         part = paths[first : first + BATCH]

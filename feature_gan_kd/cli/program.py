@@ -56,6 +56,10 @@ def main(args: Sequence[str] | None = None) -> None:
     plain, warnings.formatwarning = warnings.formatwarning, _one_line_warning
     try:
         parse(typed)()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads this has left, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # as SIGPIPE would have it
     except (UserError, DivergedError) as error:
         line = f"feature-gan-kd: error: {_as_option(' '.join(str(error).splitlines()))}"
         if _first_to_say(line):

@@ -258,10 +258,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder, expected a published network ({WEIGHTS} and {CONFIG})")
+        raise UserError(
+            f"{folder}: is no folder, expected a published network ({WEIGHTS} and {CONFIG}): name one, or fetch it "
+            "with hf download"
+        )
     if not (folder / WEIGHTS).is_file():
         pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pth", ".pt", ".tar")]
         hint = f"; {pickles[0]} is a pickle, which can run code and is not read" if pickles else ""
+        inside = [path.parent for place in ("*", "networks/*") for path in folder.glob(f"{place}/{CARD}")]
+        networks = sorted(str(path) for path in inside if (path / CONFIG).is_file())
+        if networks:
+            raise UserError(f"{folder}: is no network but holds some: name one, as {' or '.join(networks)}")
         raise UserError(f"{folder}: has no {WEIGHTS}{hint}: name a folder with safetensors")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: has no {CONFIG}: load bare weights into the network's own class")

@@ -26,10 +26,12 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
 
     Raises:
         UserError: where a run is named twice, its Grad-CAM pictures are damaged, the `report` extra is not installed,
-            or the file cannot be written.
+            or the file cannot be written, or is another than a page.
     """
     text = render(runs).encode(errors="replace").decode()  # names of files need not be text
     try:
+        if path.is_file() and not path.read_bytes()[:99].lstrip().lower().startswith(b"<!doctype html"):
+            raise UserError(f"output: {path} is there and is no page, it would be lost: choose another place")
         write_text(path, text)
     except OSError as error:
         raise UserError(f"output: {path} cannot be written ({error.strerror}): choose another place") from None

@@ -89,6 +89,8 @@ def read_run(folder: Path) -> Run:
         if not config.exists():
             raise UserError(f"run: {folder} holds no run (there is no config.json): name the output folder of one")
         about = json.loads(config.read_text())
+        if "pretrained_cfg" in about:
+            raise UserError(f"run: {folder} holds a published network, no run: name the output folder of a run")
         names, settings = [str(model["name"]) for model in about["models"]], about["config"]
         records = read_records(metrics) if metrics.exists() else []
         found = [(_NEEDED["run"], settings), *((_NEEDED[one["event"]], one) for one in records)]
