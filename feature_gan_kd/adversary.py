@@ -122,7 +122,8 @@ def build_links(
         discriminator: makes a discriminator for maps of a shape; None makes none.
 
     Raises:
-        UserError: where source and learner have different numbers of taps.
+        UserError: where source and learner have different numbers of taps, or a discriminator is no module or gives
+            neither one answer per map nor one per patch.
     """
     check_taps(edges, shapes)
     links = []
@@ -188,6 +189,9 @@ class Link(nn.Module):
         learner: shape of the learner's map.
         source: shape of the source's map.
         discriminator: makes the discriminator for maps of a shape; None makes none (direct alignment).
+
+    Raises:
+        UserError: where the discriminator is no module or gives neither one answer per map nor one per patch.
     """
 
     def __init__(

@@ -206,16 +206,28 @@ def load_optimizer_state(
 
 
 def signature_of(folder: Path) -> dict[str, Any]:
-    """What the checkpoint in `folder` was written for."""
+    """What the checkpoint in `folder` was written for.
+
+    Raises:
+        UserError: where its manifest cannot be read, or was changed.
+    """
     signature: dict[str, Any] = _read_manifest(folder)["signature"]
     return signature
 
 
 def check_signature(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Raises MismatchError, naming the first difference, where a checkpoint was written for something else.
+    """Refuses a checkpoint that was written for something else.
 
     A setting that the checkpoint's writer did not know yet counts as having its default, the origin of its weights as
     the one expected.
+
+    Args:
+        folder: of the checkpoint.
+        expected: as for `save`.
+
+    Raises:
+        MismatchError: where they differ, naming the first difference.
+        UserError: where the manifest cannot be read, or was changed.
     """
     saved, expected = signature_of(folder), json.loads(json.dumps(expected))
     if isinstance(saved.get("config"), dict):

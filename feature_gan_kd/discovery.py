@@ -54,7 +54,8 @@ def find_taps(
         One tap per layer.
 
     Raises:
-        UserError: for a layer that does not exist, is not called exactly once, or gives no map.
+        UserError: for a layer that does not exist, is not called exactly once, or gives no map; for a network that
+            gives no logits, or other logits where its map is taken.
     """
     fired = _trace(network, images, name)
     stages = _stage_shapes(network, images)

@@ -52,7 +52,7 @@ def evaluate(
         The same figures on every process.
 
     Raises:
-        UserError: where there is not one image.
+        UserError: where there is not one image, or a network gives no logits.
     """
     totals: Tensor | None = None
     with contextlib.ExitStack() as stack:

@@ -124,7 +124,8 @@ class TappedNetwork(nn.Module):
             Logits (batch, classes) and one map (batch, channels, height, width) per tap.
 
         Raises:
-            UserError: where a tapped module was not called exactly once.
+            UserError: where a tapped module was not called exactly once, its tokens do not fill the grid that was
+                found, or the network gives no logits.
         """
         with self._hooked():
             logits, outputs = self._call(self.adapter(images))
@@ -137,7 +138,11 @@ class TappedNetwork(nn.Module):
         return logits, tuple(maps)
 
     def compile_forward(self, compiler: Compiler) -> None:
-        """Compiles the forward pass."""
+        """Compiles the forward pass.
+
+        Args:
+            compiler: of all networks of a run.
+        """
         self._call = compiler(self._run)
 
     def _run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:

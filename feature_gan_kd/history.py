@@ -25,7 +25,11 @@ class History:
 
     @property
     def last(self) -> Record:
-        """The record of the last epoch."""
+        """The record of the last epoch.
+
+        Raises:
+            IndexError: before any.
+        """
         return self.epochs[-1]
 
     @property

@@ -134,7 +134,18 @@ def publication_of(
 
 
 def write_network(network: Network, folder: Path, publication: Publication, form: Format = "safetensors") -> None:
-    """Publishes a network; where timm cannot rebuild it from safetensors, says why and writes its bare weights."""
+    """Publishes a network; where timm cannot rebuild it from safetensors, says why and writes its bare weights.
+
+    Args:
+        network: any.
+        folder: its place; its parents are made.
+        publication: what config and card say.
+        form: of what is written.
+
+    Raises:
+        UserError: where the folder holds other files or cannot be written, the logits are not finite, or a graph cannot
+            be traced or computes anything else.
+    """
     if form != "safetensors":
         publish_graph(network.module, folder, publication, form)
         return

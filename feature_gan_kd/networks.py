@@ -116,8 +116,10 @@ def build_networks(
         seed: of the first weights; network k's are a function of (seed, k).
 
     Raises:
-        UserError: for fewer than two networks, one module twice, an unknown name (the closest are given), weights
-            that cannot be had, or a network that does not take images of that size.
+        UserError: for fewer than two networks, one module twice or a tensor that two share, an unknown name (the
+            closest are given), what is neither name nor module, weights that cannot be had or hold NaN, a network that
+            is compiled, spread over devices, without a classifier or does not take images of that size, or fewer than
+            two classes.
     """
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one network is given, at least 2 are needed: name a peer for it to learn with")

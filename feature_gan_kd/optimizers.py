@@ -27,7 +27,8 @@ def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: Disti
         config: whose recipe it follows.
 
     Raises:
-        UserError: for a name that timm does not know.
+        UserError: for a name that timm does not know, an optimiser that needs second derivatives, or one whose library
+            this machine has not.
     """
     recipe = config.recipe_settings
     name = {"logit": recipe.optimizer}.get(kind, recipe.adversarial_optimizer)

@@ -35,7 +35,11 @@ def _several() -> bool:
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """A tensor of any shape added up over all processes, in place."""
+    """A tensor of any shape added up over all processes, in place.
+
+    Raises:
+        UserError: where another process is gone.
+    """
     if process_count() > 1:
         with exchanging():
             torch.distributed.all_reduce(value)
@@ -113,7 +117,11 @@ def begin_reduction(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
 
 
 def average_buffers(networks: Iterable[nn.Module]) -> None:
-    """Makes floating-point buffers (batch normalisation's running statistics) equal: their mean over processes."""
+    """Makes floating-point buffers (batch normalisation's running statistics) equal: their mean over processes.
+
+    Raises:
+        UserError: where another process is gone.
+    """
     if process_count() == 1:
         return
     for network in networks:
@@ -123,7 +131,11 @@ def average_buffers(networks: Iterable[nn.Module]) -> None:
 
 
 def copy_from_first(modules: Iterable[nn.Module]) -> None:
-    """Gives every process the first one's parameters and buffers."""
+    """Gives every process the first one's parameters and buffers.
+
+    Raises:
+        UserError: where another process is gone.
+    """
     if process_count() == 1:
         return
     for module in modules:
@@ -133,7 +145,11 @@ def copy_from_first(modules: Iterable[nn.Module]) -> None:
 
 
 def same_everywhere(values: Tensor) -> list[bool]:
-    """Which of the whole numbers (n,) are the same on every process."""
+    """Which of the whole numbers (n,) are the same on every process.
+
+    Raises:
+        UserError: where another process is gone.
+    """
     # The largest of the complements is the complement of the smallest.
     both = torch.stack([values, ~values])
     if process_count() > 1:

@@ -67,7 +67,9 @@ def wire(
         discriminator: makes a discriminator for maps of a shape; None makes the paper's.
 
     Raises:
-        UserError: for a layer that cannot be tapped, or networks with different numbers of classes.
+        UserError: for a layer that cannot be tapped, layers of a network that is not there, networks without
+            parameters, with different numbers of classes, or that fail on the images, peers with different numbers of
+            taps, or a discriminator of one's own that does not fit.
     """
     objective = config.objective
     parameter = next((p for network in networks for p in network.module.parameters()), None)

@@ -25,7 +25,9 @@ from feature_gan_kd.data import open_data
 from feature_gan_kd.data.draws import permutation
 from tests.bad_inputs import BAD_ROW, CASES, PAIR, READ, TRAIN, Case, pictures, splits, table, write
 
-PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text()
+ROOT = Path(__file__).parents[1]
+# What is refused, and what comes later: those lines are tested where they are raised.
+PAGE, LATER = (ROOT / "docs" / "errors.md").read_text().split("## While a run trains")
 ROWS = {
     name: line.strip("`")
     for name, line, _ in (re.split(r" *\| *", row)[1:4] for row in PAGE.splitlines() if row.startswith("| "))
@@ -132,7 +134,17 @@ def test_the_page_and_the_cases_are_the_same() -> None:
     for name in READ:
         assert ROWS[name].startswith("read: ")
     figures = f"{len(CASES)} mistakes refused, {len(READ)} odd images read, and one found while training"
-    assert figures in (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    assert figures in (ROOT / "docs" / "reliability.md").read_text()
+
+
+def test_the_lines_that_come_later_are_those_of_the_code() -> None:
+    """All but the words that are filled in: those with a figure, and what stands for anything."""
+    sources = "".join(path.read_text() for path in sorted((ROOT / "feature_gan_kd").rglob("*.py")))
+    sources = re.sub(r'"\s*f?"', "", sources)
+    lines = re.findall(r"^\| .*`(.+ .+)` \|", LATER, flags=re.MULTILINE)
+    assert len(lines) >= 5
+    parts = [part.strip() for line in lines for part in re.split(r"\S*[\d…]\S*", line)]
+    assert [part for part in parts if len(part.split()) > 3 and part not in sources] == []
 
 
 # Odd images that are no mistake.

@@ -39,7 +39,11 @@ class Networks:
 
 
 def build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistiller:
-    """The distiller that a command's options describe."""
+    """The distiller that a command's options describe.
+
+    Raises:
+        UserError: for networks, layers or data that cannot be used.
+    """
     from feature_gan_kd.data import count_classes
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
 

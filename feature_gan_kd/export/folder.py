@@ -137,7 +137,11 @@ def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def exportable_copy(network: nn.Module, publication: Publication) -> nn.Module:
-    """A plain copy whose `pretrained_cfg` is true and whose state safetensors can hold."""
+    """A plain copy whose `pretrained_cfg` is true and whose state safetensors can hold.
+
+    Raises:
+        RebuildError: where the network cannot be copied.
+    """
     twin: Any = plain_copy(network, publication)
     twin.pretrained_cfg = pretrained_cfg(network, publication)
     twin.register_state_dict_post_hook(_untie)
@@ -145,7 +149,11 @@ def exportable_copy(network: nn.Module, publication: Publication) -> nn.Module:
 
 
 def plain_copy(network: nn.Module, publication: Publication) -> nn.Module:
-    """A copy on CPU in evaluation mode, in the plain memory order."""
+    """A copy on CPU in evaluation mode, in the plain memory order.
+
+    Raises:
+        RebuildError: where the network cannot be copied.
+    """
     try:
         twin = copy.deepcopy(network).cpu().eval()
     except (RuntimeError, TypeError, AttributeError) as error:
