@@ -313,7 +313,8 @@ class DistillConfig:
     def in_full(self) -> dict[str, Any]:
         """The settings as JSON values, with what the method and the recipe choose in the place of None."""
         chosen = {**dataclasses.asdict(self.objective), **dataclasses.asdict(self.recipe_settings)}
-        return {key: chosen.get(key, value) for key, value in self.to_dict().items()}
+        full = {key: chosen.get(key, value) for key, value in self.to_dict().items()}
+        return typing.cast("dict[str, Any]", json.loads(json.dumps(full)))
 
     def defining(self) -> dict[str, Any]:
         """The settings that decide the weights of a run; a resumed run must have the same."""

@@ -48,4 +48,5 @@ def closest(word: str, known: list[str], count: int = 3) -> str:
     """The names in `known` nearest to `word`, joined for an error line (empty when none is near)."""
     import difflib
 
+    word = re.sub("learning[-_]rate", "lr", word)  # as other programs call it
     return ", ".join(difflib.get_close_matches(word, known, n=count, cutoff=0.5))

@@ -20,11 +20,17 @@ FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
 # Methods and recipes.
 
 
+def test_other_names_of_the_learning_rate_lead_to_ours() -> None:
+    for name, own in (("learning_rate", "lr"), ("discriminator_learning_rate", "discriminator_lr")):
+        with pytest.raises(UserError, match=rf"there is no setting '{name}', the closest are {own}\b"):
+            DistillConfig().replace(**{name: 0.1})
+
+
 def test_in_full_has_what_method_and_recipe_chose() -> None:
     full = DistillConfig(method="dml", recipe="finetune", weight_decay=0.5).in_full()
     assert (full["temperature"], full["lr"], full["scheduler"], full["weight_decay"]) == (1, 0.01, "cosine", 0.5)
     assert full.keys() == DistillConfig().to_dict().keys()
-    assert full["clip_grad"] is None
+    assert (full["clip_grad"], full["milestones"]) == (None, [0.5, 0.75])
 
 
 def test_the_default_is_the_paper() -> None:

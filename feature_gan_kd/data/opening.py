@@ -281,7 +281,8 @@ def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:
         return StreamedImages(part, views, form.augment if part.holds_pictures() else None, workers, skip=skip)
     if views.resized_crop or len(part) * views.size**2 * views.channels > MEMORY_LIMIT:
         where = f"in {workers} worker processes" if workers else "in the training process (more with --workers)"
-        notes.append(f"split {part.split!r}: decoded as it is read, {where}")
+        note = f"split {part.split!r}: decoded as it is read, {where}"
+        notes.extend([note] if note not in notes else [])  # what is held out is of the same split
         return StreamedImages(TableItems(part, views), views, form.augment, workers, skip=skip)
     names = [part.where(row) for row in range(len(part))]
     pixels, bad, resized = decode_all(part.undecoded(), names, views.size, views.channels, skip=skip)
@@ -289,7 +290,7 @@ def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:
     if resized and note not in notes:
         notes.append(note)
     if bad:
-        notes.append(passed_over(len(bad), "left out", names[bad[0]]))
+        notes.append(passed_over(len(bad), "left out", part.found(bad[0])))
     if len(bad) == len(part):
         raise UserError(f"images: not one image of split {part.split!r} can be decoded: check the data")
     good = torch.ones(len(part), dtype=torch.bool).index_fill(0, torch.tensor(bad, dtype=torch.int64), False)

@@ -89,6 +89,12 @@ class Table:
         """How an error names a row."""
         return f"image {int(self.positions[row])} of split {self.split!r}"
 
+    def found(self, row: int) -> str:
+        """How the user finds a row: with its file, where it has one."""
+        image = self.rows[row][self.image]
+        path = image and image["path"]
+        return f"{self.where(row)} ({path})" if path else self.where(row)
+
     def undecoded(self, rows: int = 1000) -> Iterator[list[Any]]:
         """The images as the column holds them, in lists of `rows`."""
         for part in self.rows.iter(batch_size=rows):

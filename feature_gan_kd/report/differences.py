@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.errors import UserError
 from feature_gan_kd.report.charts import COLORS, name_of
 from feature_gan_kd.report.records import Run, best, series
 
@@ -73,20 +74,29 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 def settings_of(run: Run) -> list[tuple[str, str, bool]]:
     """Every setting of a run, its value, and whether it is another than the default."""
     default = DistillConfig().to_dict()
-    return [(key, shown(value), key not in default or value != default[key]) for key, value in run.settings.items()]
+    full = _in_full(run.settings)
+    return [(key, shown(full[key]), key not in default or value != default[key]) for key, value in run.settings.items()]
+
+
+def _in_full(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings with what the method and the recipe choose; as they are where another version wrote them."""
+    try:
+        return DistillConfig.from_dict(settings).in_full()
+    except UserError:
+        return settings
 
 
 def shown(value: Any) -> str:
     """A setting's value as the page writes it."""
     if value is None:
-        return "default"
+        return "none"
     if value and isinstance(value, list) and all(isinstance(one, float) for one in value):
         return ", ".join(f"{one:.6g}" for one in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _flat(about: Mapping[str, Any]) -> dict[str, str]:
-    flat = {key: shown(value) for key, value in about["config"].items()}
+    flat = {key: shown(value) for key, value in _in_full(about["config"]).items()}
     flat |= {f"network {k}": shown(model.get("architecture", model["name"])) for k, model in enumerate(about["models"])}
     for key, value in about.items():
         if isinstance(value, Mapping) and key != "config":

@@ -49,6 +49,18 @@ def test_the_bundled_digits() -> None:
     assert opened(channels=1).fingerprint == data.fingerprint
 
 
+def test_a_bad_image_that_is_left_out_is_named_with_its_file(tmp_path: Path) -> None:
+    for k, image in enumerate(random_images(8)):
+        path = tmp_path / ("cat", "dog")[k % 2] / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(image).save(path)
+    bad = tmp_path / "cat" / "2.png"
+    bad.write_bytes(b"no image")
+    assert any(
+        note.endswith(f"image 1 of split 'train' ({bad})") for note in opened(tmp_path, skip_bad_images=True).notes
+    )
+
+
 def test_classes_without_an_image_are_named(tmp_path: Path) -> None:
     """The first images of an image folder are of its first classes."""
     for k, name in enumerate(["cat", "dog", *"abcdef"]):

@@ -40,6 +40,7 @@ def test_settings_that_differ(tmp_path: Path) -> None:
     rows = dict(differing([first, same, other]))
     assert rows == {
         "method": ["afd", "afd", "logit"],
+        "adversarial_weight": ["1", "1", "0.0"],
         "seed": ["0", "0", "3"],
         "network 0": ["cifar_resnet20", "cifar_resnet20", "x"],
         "network 1": ["cifar_resnet32", "cifar_resnet32", "y"],
@@ -59,4 +60,20 @@ def test_settings_with_their_defaults(tmp_path: Path) -> None:
     own = {name: value for name, value, is_own in settings_of(run) if is_own}
     assert own == {"epochs": "3", "lr": "0.05", "milestones": "0.5, 0.75"}
     assert ("batch_size", "128", False) in settings_of(run)
-    assert ("clip_grad", "default", False) in settings_of(run)
+    assert ("clip_grad", "none", False) in settings_of(run)
+    assert ("momentum", "0.9", False) in settings_of(run)  # as the recipe has it
+
+
+def test_a_setting_that_is_the_same_by_another_way_does_not_differ(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / "a", lr=0.01)), read_run(write_run(tmp_path / "b", recipe="finetune"))]
+    rows = dict(differing(runs))
+    assert "lr" not in rows
+    assert rows["recipe"] == ["auto", "finetune"]
+    assert rows["scheduler"] == ["multistep", "cosine"]
+
+
+def test_settings_of_another_version_are_shown_as_they_are(tmp_path: Path) -> None:
+    folder = change_description(
+        write_run(tmp_path), config={"method": "afd", "epochs": 3, "batch_size": 8, "seed": 0, "x": 1}
+    )
+    assert ("x", "1", True) in settings_of(read_run(folder))
