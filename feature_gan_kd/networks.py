@@ -52,9 +52,9 @@ class Network:
         return dict(cfg) if isinstance(cfg, dict) else {}
 
     def stated_normalisation(self, channels: int = 3) -> Normalisation:
-        """What timm states, else none (mean 0, standard deviation 1) for so many channels."""
-        stated = self.preprocessing
-        return Normalisation(tuple(stated.get("mean", (0.0,) * channels)), tuple(stated.get("std", (1.0,) * channels)))
+        """What timm states, else none (mean 0, standard deviation 1); for other channels the average of its own."""
+        own = (tuple(self.preprocessing.get(key, (none,) * channels)) for key, none in (("mean", 0.0), ("std", 1.0)))
+        return Normalisation(*(one if len(one) == channels else (sum(one) / len(one),) * channels for one in own))
 
     @property
     def fixed_size(self) -> int | None:
@@ -196,7 +196,7 @@ def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, 
         module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes, img_size=image_size)
     architecture = cfg.get("architecture") or bare
     network = Network(module, _slug(architecture), architecture, pretrained or local, _model_args(module))
-    network.normalisation = network.stated_normalisation() if network.pretrained else None
+    network.normalisation = network.stated_normalisation(in_chans) if network.pretrained else None
     return network
 
 

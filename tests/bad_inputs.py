@@ -296,6 +296,7 @@ CASES = {
     "label: an identifier in place of a class": train(change=labels(0, 1, 4_000_000_000, *[1] * 5)),
     "label: several to an image": train("--label-column label", one_split(table(labels=[[0, 1], [1]] * 4))),
     "label: one class only": train(change=labels(*[1] * 8)),
+    "label: one class only, of the first images": train("--max-train-samples 2", labels(*[0] * 4, *[1] * 4)),
     "label: a text that training does not have": train(
         change=splits(train=table(labels=TEXTS), test=table(labels=["cat", "cow"] * 4))
     ),

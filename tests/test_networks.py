@@ -122,6 +122,19 @@ def test_a_local_folder_comes_with_its_weights(tmp_path: Path) -> None:
     assert torch.equal(wider.module.layer1[0].conv1.weight, trained.layer1[0].conv1.weight)
 
 
+@pytest.mark.parametrize(("trained", "asked"), [(3, 1), (1, 3)])
+def test_trained_on_other_channels(trained: int, asked: int, tmp_path: Path) -> None:
+    """timm adapts the weights; the normalisation is that of the channels' average."""
+    network: Any = timm.create_model("test_resnet", num_classes=4, in_chans=trained)
+    network.pretrained_cfg = {**network.pretrained_cfg, "mean": (0.2, 0.3, 0.4)[:trained], "std": (0.5,) * trained}
+    timm.models.save_for_hf(network, str(tmp_path), safe_serialization=True)
+    one, _ = build([f"local-dir:{tmp_path}", "test_resnet"], in_chans=asked)
+    assert one.normalisation is not None
+    assert one.normalisation.mean == pytest.approx((0.3 if trained == 3 else 0.2,) * asked)
+    assert one.normalisation.std == (0.5,) * asked
+    assert one.module.eval()(torch.zeros(1, asked, 32, 32)).shape == (1, 3)
+
+
 def test_where_weights_come_from_is_remembered(tmp_path: Path) -> None:
     """Built again without weights, timm would state its own for the architecture, and their licence."""
     trained: Any = timm.create_model("test_resnet", num_classes=4)

@@ -110,7 +110,7 @@ def open_data(
         evaluation = _labelled(eval_part, form, notes, num_classes, known)
     train = _limited(train, config.max_train_samples, "max_train_samples")
     evaluation = _limited(evaluation, config.max_eval_samples, "max_eval_samples")
-    _check_training(train, train.split)
+    _check_training(train, train.split, config.max_train_samples)
     _note_missing_classes(train, notes)
     train_source, eval_source = _source(train, form, notes), _source(evaluation, form, notes)
     _check_training(train_source, train.split)  # bad images may have been left out
@@ -250,13 +250,14 @@ def _limited(part: Labelled, limit: int | None, option: str) -> Labelled:
     return part.select(torch.arange(limit))
 
 
-def _check_training(train: Labelled | Source, split: str) -> None:
+def _check_training(train: Labelled | Source, split: str, limit: int | None = None) -> None:
     if len(train) < 2:
         raise UserError(f"data: split {split!r} has 1 image to train on, at least 2 are needed")
     if isinstance(train, Table | MemoryImages) and len(torch.unique(train.labels)) == 1:
         only = int(train.labels[0])
+        remedy = "" if limit is None else ": --max-train-samples takes the first, name more of them or shuffle the data"
         raise UserError(
-            f"labels: all {len(train)} images to train on are of class {only}, at least 2 classes are needed"
+            f"labels: all {len(train)} images to train on are of class {only}, at least 2 classes are needed{remedy}"
         )
 
 
