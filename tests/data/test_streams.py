@@ -52,6 +52,7 @@ def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]
     return all(torch.equal(a, b) for a, b in zip(joined(first), joined(second), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_the_images_do_not_depend_on_workers_processes_or_start() -> None:
     whole = epoch_of(streamed())
     assert joined(whole)[0].shape == (12, 3, SIZE, SIZE)  # 13 images in fours leave a single one
@@ -108,6 +109,7 @@ def test_an_undecodable_image_is_named_in_one_line(workers: int) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_in_training_the_next_image_stands_in_for_a_bad_one(capfd: pytest.CaptureFixture[str]) -> None:
     """All other images are as ever, with any number of workers and processes and wherever the epoch begins."""
     images = streamed(data=broken(5, 11, 12), skip=True)
