@@ -142,7 +142,7 @@ class DistillConfig:
     """Seed of the weights, the order of the images, their augmentation and dropout."""
 
     recipe: RecipeName = "auto"
-    """Defaults of the settings below: paper (from scratch), finetune (pretrained), auto (by --pretrained)."""
+    """Defaults of the settings below: paper (from scratch), finetune, auto (finetune for trained weights)."""
     optimizer: str | None = None
     """timm's name of the optimiser of the logit loss [paper: momentum, i.e. SGD with momentum 0.9]."""
     lr: float | None = _bounded(None, above=0)

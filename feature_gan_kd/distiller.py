@@ -107,9 +107,6 @@ class OnlineAdversarialDistiller:
         if not isinstance(config, DistillConfig):
             raise UserError(f"config: {type(config).__name__} is not allowed, expected DistillConfig.from_dict of it")
         config = config.replace(**overrides)
-        if config.recipe == "auto":
-            config = config.replace(recipe="finetune" if pretrained else "paper")
-        self.config = config
         self.networks = build_networks(
             models,
             num_classes=num_classes,
@@ -121,6 +118,11 @@ class OnlineAdversarialDistiller:
         if isinstance(frozen, int):
             raise UserError(f"frozen: {frozen!r} is not allowed, expected a list of positions, as [{frozen}]")
         self.frozen = tuple(sorted(frozen))
+        if config.recipe == "auto":
+            learners = (network for k, network in enumerate(self.networks) if k not in self.frozen)
+            trained = pretrained or all(network.pretrained for network in learners)
+            config = config.replace(recipe="finetune" if trained else "paper")
+        self.config = config
         self.edges = build_edges(topology, len(self.networks), self.frozen)
         self.in_chans = in_chans
         self.image_size = max(network.image_size for network in self.networks)
@@ -253,6 +255,7 @@ class OnlineAdversarialDistiller:
 
         Raises:
             UserError: for data, folders or checkpoints that cannot be used, in one line.
+            DivergedError: where more updates than `max_skipped` in a row had a loss or a gradient that is not finite.
             Interrupted: a `KeyboardInterrupt`, where Ctrl-C or SIGTERM stopped the training between two updates,
                 after a checkpoint. Their handlers stand while networks are trained in the main thread, and no longer.
         """
@@ -408,6 +411,7 @@ class OnlineAdversarialDistiller:
         repo_id: str,
         *,
         network: int,
+        which: Which = "last",
         private: bool = False,
         token: str | None = None,
         license: str | None = None,
@@ -417,14 +421,19 @@ class OnlineAdversarialDistiller:
         Args:
             repo_id: `owner/name`.
             network: its position.
+            which: as for `save_pretrained`.
             private: make a new repository private.
             token: of the hub; None takes the one that is logged in.
             license: as for `save_pretrained`.
 
         Raises:
-            UserError: without network, or with a wrong token; what was saved locally stays.
+            UserError: for a position that is none, without network, or with a wrong token; what was saved locally
+                stays.
         """
-        publication = self._publication(network, "last", license)
+        if type(network) is not int or not 0 <= network < len(self.networks):
+            known = ", ".join(f"{k} ({name})" for k, name in enumerate(self.names))
+            raise UserError(f"network: {network!r} is not allowed, expected a position: {known}")
+        publication = self._publication(network, which, license)
         if self.accelerator.is_main_process:
             push(self.models[network], repo_id, publication, private=private, token=token)
         self.accelerator.wait_for_everyone()
@@ -483,6 +492,9 @@ class OnlineAdversarialDistiller:
 
     def load_best(self, run: str | Path) -> None:
         """Takes up each network's weights of its best epoch in the run of that folder.
+
+        Args:
+            run: the `output_dir` of that run's `fit`.
 
         Raises:
             UserError: where they are not there, or are those of other networks.

@@ -59,9 +59,7 @@ class Faults:
         names = list(losses)
         for kind, values in gradients.items():
             present = {i: value for i, value in enumerate(values) if value is not None}
-            # The largest magnitude does not overflow, as a sum of squares would.
-            sizes = torch._foreach_norm(list(present.values()), float("inf"))
-            bad = ~torch.stack([size.float() for size in sizes]).isfinite()
+            bad = ~_largest(list(present.values())).isfinite()
             parts = list(dict.fromkeys(owners[kind]))
             if kind not in self._owners or len(self._owners[kind]) != len(present):
                 places = [parts.index(owners[kind][i]) for i in present]
@@ -137,6 +135,16 @@ def step_unless(skipped: Tensor, optimizer: Optimizer) -> None:
             del reader.grad_scale, reader.found_inf
     elif not skipped:
         optimizer.step()
+
+
+def _largest(values: list[Tensor]) -> Tensor:
+    """The largest magnitude in each tensor, float32: it does not overflow, as a sum of squares would."""
+    if values[0].is_cuda:
+        return torch.stack([size.float() for size in torch._foreach_norm(values, float("inf"))])
+    # That norm takes a CPU 17 times as long as the two ends, which are found in the order of memory.
+    ends = [value.permute(sorted(range(value.ndim), key=value.stride, reverse=True)).aminmax() for value in values]
+    low, high = (torch.stack([end[side].float() for end in ends]) for side in (0, 1))
+    return torch.maximum(-low, high)
 
 
 def _flat(buffers: Sequence[Tensor]) -> Tensor:

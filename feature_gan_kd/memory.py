@@ -1,7 +1,8 @@
-"""Memory that does not suffice: one line with the batch that failed and what to try."""
+"""Memory: kept between two updates; where it does not suffice, one line with the batch that failed and what to try."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,26 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd.errors import UserError, reason
+
+# Of glibc's <malloc.h>.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Keeps memory that is freed in this process, for its next use (ours).
+
+    An update frees all of its maps, and the next wants as much again: where they go back to the system in between,
+    every page is fetched and cleared anew. For a process of one's own, as `train` is: it stays as large as it once was.
+
+    Returns:
+        Whether the allocator took it: glibc's does.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    large = any(set_option(_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older ones take no more than the second
+    return large and bool(set_option(_TRIM_THRESHOLD, 2**31 - 1))
 
 
 @contextmanager

@@ -153,6 +153,25 @@ def test_published_weights_are_timms_own(tmp_path: Path) -> None:
             assert torch.equal(loaded(images), own.eval().to(memory_format=torch.contiguous_format)(images))
 
 
+def test_the_recipe_follows_the_weights_that_the_learners_begin_with(tmp_path: Path) -> None:
+    published = f"local-dir:{tiny().save_pretrained(tmp_path)[0]}"
+
+    def recipe(*models: str, **settings: Any) -> str:
+        return OnlineAdversarialDistiller(models, num_classes=3, **TINY, **settings).config.recipe
+
+    assert recipe(published, published) == "finetune"
+    assert recipe(published, "test_vit") == "paper"
+    assert recipe("test_vit", published, topology=[(0, 1)], frozen=[0]) == "finetune"
+    assert recipe(published, "test_vit", frozen=[0], topology=[(0, 1)]) == "paper"
+    assert recipe(published, published, recipe="paper") == "paper"
+
+
+@pytest.mark.parametrize("network", [2, -1, "0", True])
+def test_only_a_network_that_is_there_is_pushed(network: Any) -> None:
+    with pytest.raises(UserError, match=r"^network: .* is not allowed, expected a position: 0 \(test_resnet\), 1"):
+        tiny().push_to_hub("me/net", network=network)
+
+
 def test_a_network_timm_cannot_rebuild_is_saved_bare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     distiller = OnlineAdversarialDistiller([GroupNormNetwork(4), GroupNormNetwork(6)], image_size=8)
     folder = distiller.save_pretrained(tmp_path)[0]

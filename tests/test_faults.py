@@ -159,6 +159,18 @@ def test_large_gradients_are_no_fault() -> None:
     assert float(faults.look({"loss": torch.tensor(1.0)}, large, {"logit": ["a"]})) == 0
 
 
+@pytest.mark.parametrize(
+    "values", [[torch.inf, -torch.inf], [torch.nan, 1.0], [-torch.inf, 3.0]], ids=["cancel", "nan", "negative"]
+)
+def test_one_element_that_is_not_finite_is_a_fault(values: list[float]) -> None:
+    gradient = torch.zeros(4, 8, 3, 3).to(memory_format=torch.channels_last)
+    gradient[1, 2, 0, :2] = torch.tensor(values)
+    faults = Faults()
+    skipped = faults.look({"loss": torch.zeros(())}, {"logit": [torch.ones(3), gradient]}, {"logit": ["a", "b"]})
+    assert skipped == 1
+    assert faults.report().where == ["gradient of the logit loss in b"]
+
+
 def test_buffers_of_every_type() -> None:
     network = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm1d(2).double())
     before = Buffers([network])

@@ -1,7 +1,10 @@
-"""Where memory runs out: one line with the batch that failed and what to try."""
+"""Memory: kept between two updates; where it runs out, one line with the batch that failed and what to try."""
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.cli import main
+from feature_gan_kd.memory import keep_freed_memory
 
 
 class Hungry(nn.Module):
@@ -73,3 +77,40 @@ def test_batch_normalisation_of_one_image_is_refused_before_training(
     assert "error: --batch-size: " in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+FAULTS = """
+import resource, sys, torch
+from feature_gan_kd.memory import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+for _ in range(4):
+    torch.ones(16 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(16 << 20)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another")
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    def run(what: str) -> list[str]:
+        command = [sys.executable, "-W", "ignore", "-c", FAULTS, what]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    kept, faults = run("keep")
+    assert kept == "True"
+    assert int(faults) < 100
+    assert int(run("leave")[1]) > 1000  # without it the 64 MiB are fetched again: it is this that helps
+
+
+def test_other_allocators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert keep_freed_memory() is False
+
+
+def test_train_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("feature_gan_kd.memory.keep_freed_memory", lambda: asked.append(True))
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--models", "test_resnet", "--output-dir", str(tmp_path / "run")])
+    assert asked

@@ -61,8 +61,10 @@ def train(
 ) -> None:
     """Train networks together and publish them."""
     from feature_gan_kd.callbacks import JsonPrinter
+    from feature_gan_kd.memory import keep_freed_memory
     from feature_gan_kd.run_folder import usable_folder
 
+    keep_freed_memory()
     usable_folder(run.output_dir, run.resume)
     distiller = build(networks, config)
     main_process = distiller.accelerator.is_main_process

@@ -29,6 +29,9 @@ distiller.save_pretrained("out", license="mit")
 PUSHES = """
 distiller.push_to_hub("me/net", network=0, private=True, license="mit")
 """
+PUSHES_BEST = """
+distiller.push_to_hub("me/best", network=1, which="best")
+"""
 STARTS = """
 import torch
 second = OnlineAdversarialDistiller(["hf-hub:me/net", "test_vit"], **settings)
@@ -80,7 +83,7 @@ def typed(code: str, folder: Path, endpoint: str, token: str | None = TOKEN) -> 
 
 
 def test_a_network_is_published_and_another_run_starts_from_it(hub: Hub, tmp_path: Path) -> None:
-    printed = typed(TRAINS + PUSHES + FAILS.format(token="hf_wrong") + STARTS, tmp_path, hub.endpoint)
+    printed = typed(TRAINS + PUSHES + PUSHES_BEST + FAILS.format(token="hf_wrong") + STARTS, tmp_path, hub.endpoint)
     repository = hub.repositories["me/net"]
     assert repository.private
     assert repository.files.keys() == {"model.safetensors", "config.json", "README.md"}
@@ -96,6 +99,8 @@ def test_a_network_is_published_and_another_run_starts_from_it(hub: Hub, tmp_pat
     assert "| ensemble (mean of all logits) | " in card
     assert "- Other networks of the run: `test_vit`" in card
     assert "| batch_size | 32 |" in card
+    assert "weights of its last epoch" in card
+    assert "weights of its best epoch" in hub.repositories["me/best"].files["README.md"].decode()
     refused, started = printed.splitlines()[-2:]
     assert refused == (
         "me/net: the hub does not take the token (401): log in with `hf auth login`, or give a token that may write; "
