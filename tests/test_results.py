@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from pathlib import Path
+
+import pytest
 
 from benchmarks.compare.results import collect
 from benchmarks.compare.tables import markdown
@@ -39,3 +43,21 @@ def test_tables_of_the_comparison() -> None:
     comparisons, left_out = collect(ROOT / "benchmarks" / "results" / "compare")
     assert left_out == []
     assert shown == markdown(comparisons, [])
+
+
+ANSWERS = ("afd", "afd-least-squares", "afd-spectral-norm", "afd-no-decay", "afd-adamw", "afd-slow-judge", "afd-single")
+
+
+@pytest.mark.parametrize("method", ANSWERS)
+def test_answers_of_the_discriminators(method: str) -> None:
+    """Those of the last epoch, as the committed result files give them, beside the accuracy of the same runs."""
+    folder = ROOT / "benchmarks" / "results" / "compare" / "cpu"
+    runs = sorted(folder.glob(f"r14+r14-{method}-[0-9].json"))
+    epochs = [json.loads(run.read_text())["epochs"][-1] for run in runs]
+    real, fake = (
+        statistics.mean(value for epoch in epochs for key, value in epoch["metrics"].items() if key.startswith(kind))
+        for kind in ("real/", "fake/")
+    )
+    accuracy = statistics.mean(value for epoch in epochs for value in epoch["accuracy"])
+    row = f"| {method} | {len(epochs)} | {real:.2f} | {fake:.2f} | {accuracy:.2f} |"
+    assert row in (ROOT / "docs" / "results.md").read_text()

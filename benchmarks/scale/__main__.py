@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.scale.model import prediction
 from benchmarks.scale.worker import BATCH, measure_networks
+from feature_gan_kd.memory import keep_freed_memory
 
 COUNTS = (2, 3, 4, 6, 8)
 
@@ -40,6 +41,7 @@ def main() -> None:
     results: dict[str, Any] = {**earlier, "torch": torch.__version__}
     if options.only != "processes":
         torch.set_num_threads(1)
+        keep_freed_memory()  # as `feature-gan-kd train` does
         results["networks"] = {str(k): one for k, one in measure_networks(COUNTS, options.rounds).items()}
         print(networks_table(results["networks"]))
     if options.only != "networks":

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from feature_gan_kd import OnlineAdversarialDistiller
+from feature_gan_kd.memory import keep_freed_memory
 from feature_gan_kd.processes import begin_reduction, process_count, process_index, sum_over_processes
 
 BATCH = 96
@@ -102,6 +103,7 @@ def _overlap(built: OnlineAdversarialDistiller, batch: tuple[Tensor, Tensor]) ->
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     result = measure()
     if process_index() == 0:
         print(json.dumps(result))

@@ -164,6 +164,7 @@ class Row:
 
 
 FP32 = {"precision": "fp32", "channels_last": False, "compile": False}
+FP32_CL = {**FP32, "channels_last": True}
 COMPILED = {"compile": True}
 ROWS: dict[str, Row] = {
     "plain": Row("plain training of both, each alone", plain),
@@ -176,6 +177,7 @@ ROWS: dict[str, Row] = {
     "textbook": Row("textbook loop, same precision and memory order", textbook),
     "textbook-fp32": Row("textbook loop as one would write it (fp32, NCHW)", textbook, FP32),
     "logit-fp32": Row("ours, logit only, fp32, NCHW", ours(method="logit"), FP32),
+    "logit-fp32-cl": Row("ours, logit only, fp32, channels-last (the default)", ours(method="logit"), FP32_CL),
     "dml-fp32": Row("pytorch-dml's trainer with SGD, fp32, NCHW", mutual(defaults=False), FP32),
     "dml-defaults": Row("pytorch-dml's trainer with its defaults", mutual(defaults=True), FP32),
     "exact-compiled": Row("ours, exact, compiled", ours(method="afd"), COMPILED),
