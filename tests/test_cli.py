@@ -283,7 +283,7 @@ def test_an_encoder_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -
     ("folder", "options", "said"),
     [
         ("no-images", "", ["--image-column", "no column of images", "fine (ClassLabel), coarse (ClassLabel)"]),
-        ("no-labels", "", ["--label-column", "that looks like labels", "picture (Image)"]),
+        ("no-labels", "", ["--label-column", "has images alone (picture)", "give data with labels"]),
         ("empty", "", ["--data", "split 'train' of ", "empty is empty"]),
         ("empty-test", "", ["--data", "split 'test' of ", "empty-test is empty"]),
         ("broken", "", ["image 3 of split 'train'"]),
