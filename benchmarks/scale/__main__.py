@@ -81,7 +81,7 @@ def processes_table(runs: dict[str, list[dict[str, float]]]) -> str:
     medians = {name: {key: statistics.median(one[key] for one in runs[name]) for key in runs[name][0]} for name in runs}
     base = medians["1x2"]["step"]
     lines = [
-        f"Global batch {BATCH}.",
+        f"Global batch {BATCH}.\n",
         "| processes x threads | ms per update | images/s | against 1x2 | model, ms | exchanged MB | overlapped |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.scale.__main__ import networks_table
+from benchmarks.scale.__main__ import networks_table, processes_table
 from benchmarks.scale.model import step_seconds
 from benchmarks.speed.__main__ import table
 from benchmarks.speed.rows import ROWS, Case
@@ -31,6 +31,11 @@ def test_the_page_has_the_rate_of_the_input_pipeline() -> None:
 
 def test_the_page_on_scaling_has_the_table_of_networks() -> None:
     assert networks_table(SCALE["networks"]) in (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_the_page_on_scaling_has_the_table_of_processes() -> None:
+    _, table = processes_table(SCALE["processes"]).split("\n\n")
+    assert table in (ROOT / "docs" / "scaling.md").read_text()
 
 
 @pytest.mark.parametrize("row", [name for name, row in ROWS.items() if not row.changes.get("compile")])
