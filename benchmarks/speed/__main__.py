@@ -72,12 +72,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the first pair, few rounds, nothing compiled, no memory")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", nargs="+", help="these alone [all]")
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        choices=ROWS,
-        help="these alone [all that the pair takes]",
-    )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="these alone [all that the pair takes]")
     parser.add_argument("--rounds", type=int, help="interleaved rounds [7, quick 3]")
     parser.add_argument(
         "--clock",
