@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,20 +15,12 @@ from torch import Tensor, nn
 from feature_gan_kd import checkpoint, processes, similarity
 from feature_gan_kd.adversary import Link
 from feature_gan_kd.batch_statistics import check_parts
-from feature_gan_kd.callbacks import (
-    Callback,
-    DiscriminatorWatch,
-    EarlyStopping,
-    JsonLines,
-    ProgressLine,
-    Trackers,
-    check_callbacks,
-    check_trackers,
-)
+from feature_gan_kd.callbacks import Callback, check_callbacks, check_trackers, listeners
+from feature_gan_kd.checkpoint import Checkpoint
 from feature_gan_kd.compilation import Compiler
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.data import Data, ImageSource, Mixing, open_data, open_evaluation
-from feature_gan_kd.errors import UserError, reason
+from feature_gan_kd.data import Data, ImageSource, mixing_of, open_data, open_evaluation
+from feature_gan_kd.errors import UserError
 from feature_gan_kd.evaluate import Evaluation, evaluate
 from feature_gan_kd.export import Publication, holds, push
 from feature_gan_kd.faults import FaultReport
@@ -40,17 +30,12 @@ from feature_gan_kd.inputs import Normalisation
 from feature_gan_kd.lesson import Format, Lesson, Which, name_of, publication_of, sources_of, write_network
 from feature_gan_kd.loop import Fit
 from feature_gan_kd.memory import fitting
-from feature_gan_kd.networks import (
-    Network,
-    build_architecture,
-    build_networks,
-    check_description,
-    memory_format_for,
-)
+from feature_gan_kd.networks import Network, build_networks, place
 from feature_gan_kd.optimizers import build_schedules
 from feature_gan_kd.run_folder import describe_run, device_name, usable_folder
 from feature_gan_kd.summary import describe, draw
 from feature_gan_kd.topology import Edge, TopologyName, build_edges
+from feature_gan_kd.training_state import capture, describe_network, rebuild_networks, restore
 from feature_gan_kd.wiring import build_step, wire
 
 EVALUATION_BATCH = 500
@@ -132,7 +117,9 @@ class OnlineAdversarialDistiller:
         self.lesson: Lesson | None = None
         self._given: tuple[Any, Any] | None = None
         self.feature_layers = feature_layers
-        self._place()
+        place(self.networks, self.accelerator.device, channels_last=config.channels_last)
+        for k in self.frozen:
+            self.models[k].eval()
         self._wiring = wire(
             self.networks,
             self.edges,
@@ -217,7 +204,7 @@ class OnlineAdversarialDistiller:
         with fitting(images, self.config.accumulation_steps, self.config.mixed_precision == "bf16"):
             metrics = self.step(images, labels.to(self.accelerator.device, non_blocking=True))
         if self.config.check_processes:
-            processes.check_equal(self._trained())
+            processes.check_equal(self._wiring.trained_parts())
         return metrics
 
     def fit(
@@ -261,57 +248,38 @@ class OnlineAdversarialDistiller:
         """
         changes = {"epochs": epochs, "batch_size": batch_size}
         self.config = self.config.replace(**{key: value for key, value in changes.items() if value is not None})
-        learners = [model for k, model in enumerate(self.models) if k not in self.frozen]
-        check_parts(
-            learners,
-            self.config.batch_size // (self.accelerator.num_processes * self.config.accumulation_steps),
-            synchronised=self.config.sync_batchnorm,
-        )
         folder = None if output_dir is None else usable_folder(Path(output_dir), resume)
         trackers = (log_with,) if isinstance(log_with, str) else tuple(log_with)
         check_trackers(trackers, folder)
         check_callbacks(callbacks)
-        data = self.open_data(train_data, eval_data)
-        if self.config.record_similarity:
-            similarity.check_images(len(data.evaluation))
-        self._given = (train_data, eval_data)
-        self.lesson = Lesson(
-            name_of(train_data),
-            sources_of(train_data, eval_data),
-            data.class_names,
-            data.mean,
-            data.std,
-            license,
-            History(),
-        )
-        self._adapt_inputs(self.lesson.normalisation)
+        data = self._open_for_training(train_data, eval_data)
+        lesson = self._begin(train_data, eval_data, data, license)
         self.accelerator.wait_for_everyone()  # all have looked at the folder
         if folder is not None:
-            about = {
-                **self.description(),
-                "wiring": describe(self._wiring.tapped),
-                "data": self._about(data),
-                "device": device_name(self.accelerator.device),
-                "processes": self.accelerator.num_processes,
-            }
+            about = {**self.description(), **self._circumstances(data)}
             processes.on_first(lambda: describe_run(folder, about))
         self.accelerator.wait_for_everyone()
+        config = self.config
+        optimizers = {kind: update.optimizer for kind, update in self.step.updates.items()}
         fit = Fit(
             trainee=self,
             data=data,
-            config=self.config,
-            schedules=build_schedules(
-                {kind: update.optimizer for kind, update in self.step.updates.items()},
-                self.config,
-                data.train.steps(self.config.batch_size) * self.config.epochs,
-            ),
+            config=config,
+            schedules=build_schedules(optimizers, config, data.train.steps(config.batch_size) * config.epochs),
             accelerator=self.accelerator,
-            callbacks=self._listeners(callbacks, trackers, folder, data.notes if progress else None),
+            callbacks=listeners(
+                config,
+                callbacks,
+                notes=data.notes if progress else None,
+                trackers=trackers,
+                running=self.accelerator.trackers,
+                folder=folder,
+            ),
             output_dir=folder,
             signature=self._signature(data.fingerprint),
             names=self.names,
-            mixing=self._mixing(),
-            history=self.lesson.history,
+            mixing=mixing_of(config, self.num_classes),
+            history=lesson.history,
         )
         return fit.run(resume)
 
@@ -474,10 +442,8 @@ class OnlineAdversarialDistiller:
         folder = Path(directory)
         state = checkpoint.load(folder, None)
         about = checkpoint.signature_of(folder)
-        if models is not None and len(models) != len(about["models"]):
-            raise UserError(f"models: {len(models)} given, {folder} holds {len(about['models'])}: give all, in order")
         distiller = cls(
-            [_rebuilt(about, k, models[k] if models else None) for k in range(len(about["models"]))],
+            rebuild_networks(about, models),
             feature_layers=_layers_from_json(about["feature_layers"]),
             in_chans=about["in_chans"],
             topology=[(source, learner) for source, learner in about["edges"]],
@@ -550,42 +516,19 @@ class OnlineAdversarialDistiller:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""
         return self.step.faults.report()
 
-    def state(self) -> checkpoint.Checkpoint:
+    def state(self) -> Checkpoint:
         """Everything that training changes: tensors by component, the rest as JSON values."""
         processes.average_buffers(self.models)
-        tensors = {f"network-{k}": dict(module.state_dict()) for k, module in enumerate(self.models)}
-        tensors |= {f"link-{i}": dict(link.state_dict()) for i, link in enumerate(self.links) if link.state_dict()}
-        groups = {}
-        for kind, update in self.step.updates.items():
-            tensors[f"optimizer-{kind}"], groups[kind] = checkpoint.optimizer_state(update.optimizer)
         lesson = None if self.lesson is None else self.lesson.to_dict()
-        return checkpoint.Checkpoint(tensors, {"groups": groups, "lesson": lesson, "updates": self.step.number})
+        return capture(self.models, self.links, self.step, lesson)
 
-    def load_state(self, state: checkpoint.Checkpoint) -> None:
+    def load_state(self, state: Checkpoint) -> None:
         """The inverse of `state`.
 
         Raises:
             UserError: where it is the state of other networks or discriminators; they may hold part of it then.
         """
-        try:
-            self._take_up(state)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"checkpoint: it holds the state of other networks or discriminators ({reason(error, 300)}): give "
-                "those it was written with"
-            ) from None
-
-    def _take_up(self, state: checkpoint.Checkpoint) -> None:
-        for k, module in enumerate(self.models):
-            module.load_state_dict(state.tensors[f"network-{k}"])
-        for i, link in enumerate(self.links):
-            link.load_state_dict(state.tensors.get(f"link-{i}", {}))
-        for kind, update in self.step.updates.items():
-            checkpoint.load_optimizer_state(
-                update.optimizer, state.tensors[f"optimizer-{kind}"], state.meta["groups"][kind]
-            )
-        self.step.number = state.meta.get("updates", 0)
-        lesson = state.meta["lesson"]
+        lesson = restore(state, self.models, self.links, self.step)
         if lesson is not None and self.lesson is None:
             self.lesson = Lesson.from_dict(lesson)
             self._adapt_inputs(self.lesson.normalisation)
@@ -642,42 +585,42 @@ class OnlineAdversarialDistiller:
             "edges": [[edge.source, edge.learner] for edge in self.edges],
             "frozen": list(self.frozen),
             "config": self.config.to_dict(),
-            "models": [
-                {**network.description(), "tensors": _shapes_digest(network.module)} for network in self.networks
-            ],
+            "models": [describe_network(network) for network in self.networks],
         }
 
-    def _place(self) -> None:
-        device = self.accelerator.device
-        for k, module in enumerate(self.models):
-            if any(parameter.is_meta for parameter in module.parameters()):
-                raise UserError(f"models: network {k} ({self.names[k]}) is on the meta device: give it weights first")
-            module.to(device)
-            if self.config.channels_last:
-                module.to(memory_format=memory_format_for(module, device, channels_last=True))
-            if k in self.frozen:
-                module.eval()
+    def _open_for_training(self, train_data: Any, eval_data: Any) -> Data:
+        """The data, after a look at whether batches are large enough, and images enough for what is recorded."""
+        learners = [model for k, model in enumerate(self.models) if k not in self.frozen]
+        parts = self.accelerator.num_processes * self.config.accumulation_steps
+        check_parts(learners, self.config.batch_size // parts, synchronised=self.config.sync_batchnorm)
+        data = self.open_data(train_data, eval_data)
+        if self.config.record_similarity:
+            similarity.check_images(len(data.evaluation))
+        return data
 
-    def _listeners(
-        self, callbacks: Sequence[Callback], trackers: Sequence[str], folder: Path | None, notes: list[str] | None
-    ) -> list[Callback]:
-        """Who hears of a run, in this order; no notes: no progress is shown."""
-        heard = [DiscriminatorWatch(bounded=self.config.objective.adversarial_loss == "paper"), *callbacks]
-        if self.config.early_stopping_patience is not None:
-            heard.append(EarlyStopping(self.config.early_stopping_patience))
-        if notes is not None:
-            heard.append(ProgressLine(notes))
-        if trackers or self.accelerator.trackers:
-            heard.append(Trackers(trackers, self.accelerator.trackers, folder, self.config.to_dict()))
-        if folder is not None:
-            heard.append(JsonLines(folder / "metrics.jsonl"))
-        return heard
+    def _begin(self, train_data: Any, eval_data: Any, data: Data, license: str | None) -> Lesson:
+        """Remembers what is trained on, and has every network given images normalised as it wants them."""
+        self._given = (train_data, eval_data)
+        self.lesson = Lesson(
+            name_of(train_data),
+            sources_of(train_data, eval_data),
+            data.class_names,
+            data.mean,
+            data.std,
+            license,
+            History(),
+        )
+        self._adapt_inputs(self.lesson.normalisation)
+        return self.lesson
 
-    def _mixing(self) -> Mixing | None:
-        config = self.config
-        if config.mixup == config.cutmix == 0:
-            return None
-        return Mixing(config.mixup, config.cutmix, self.num_classes, config.seed)
+    def _circumstances(self, data: Data) -> dict[str, Any]:
+        """What a run's folder says of it besides the description, as JSON values."""
+        return {
+            "wiring": describe(self._wiring.tapped),
+            "data": {"name": self.lesson.data if self.lesson else None, **data.description()},
+            "device": device_name(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
+        }
 
     def _autocast(self) -> torch.autocast:
         device = self.accelerator.device.type
@@ -691,30 +634,9 @@ class OnlineAdversarialDistiller:
         for network, tapped in zip(self.networks, self._wiring.tapped, strict=True):
             tapped.adapter.normalise(shared, network.normalisation or shared)
 
-    def _trained(self) -> dict[str, nn.Module]:
-        """What training changes, by the name that an error gives it."""
-        named: dict[str, nn.Module] = {f"network {k} ({name})": self.models[k] for k, name in enumerate(self.names)}
-        for link in self.links:
-            where = f"{link.edge}" if len(self.links) == len(self.edges) else f"{link.edge} at layer {link.tap}"
-            named[f"transfer {where}"] = link.transfer
-            if link.discriminator is not None:
-                named[f"discriminator {where}"] = link.discriminator
-        return {name: module for name, module in named.items() if next(module.parameters(), None) is not None}
-
     def _signature(self, fingerprint: str | None) -> dict[str, Any]:
         """What a checkpoint and the run that resumes it must agree in."""
         return {**self.description(), "config": self.config.defining(), "data": fingerprint}
-
-    def _about(self, data: Data) -> dict[str, Any]:
-        return {
-            "name": self.lesson.data if self.lesson else None,
-            "fingerprint": data.fingerprint,
-            "train_images": len(data.train),
-            "evaluation_images": len(data.evaluation),
-            "skipped_images": data.skipped_images,
-            "mean": data.mean,
-            "std": data.std,
-        }
 
     def _publication(self, index: int, which: Which, license: str | None) -> Publication:
         return publication_of(
@@ -727,23 +649,6 @@ class OnlineAdversarialDistiller:
             which=which,
             license=license,
         )
-
-
-def _shapes_digest(module: nn.Module) -> str:
-    """A short digest of a module's tensor names and shapes."""
-    shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
-    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
-
-
-def _rebuilt(about: Mapping[str, Any], index: int, module: nn.Module | None) -> Network:
-    """Network `index` of a checkpoint, built by timm where no module is given."""
-    one = {key: value for key, value in about["models"][index].items() if key != "tensors"}
-    check_description(one)
-    if module is None:
-        module = build_architecture(
-            one["architecture"], num_classes=about["num_classes"], in_chans=about["in_chans"], **one["model_args"]
-        )
-    return Network.described(module, one)
 
 
 def _layers_from_json(layers: Any) -> Any:

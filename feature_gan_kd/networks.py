@@ -263,6 +263,20 @@ def check_description(description: Mapping[str, Any]) -> None:
         raise UserError(f"checkpoint: {what} would load other files: use a checkpoint that you trust")
 
 
+def place(networks: Sequence[Network], device: torch.device, *, channels_last: bool) -> None:
+    """Brings every network to a device and into its memory format.
+
+    Raises:
+        UserError: for a network on the meta device: it has no weights.
+    """
+    for k, network in enumerate(networks):
+        if any(parameter.is_meta for parameter in network.module.parameters()):
+            raise UserError(f"models: network {k} ({network.name}) is on the meta device: give it weights first")
+        network.module.to(device)
+        if channels_last:
+            network.module.to(memory_format=memory_format_for(network.module, device, channels_last=True))
+
+
 def memory_format_for(module: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:
     """Channels-last where it is wanted and safe.
 

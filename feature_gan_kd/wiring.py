@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feature_gan_kd.adversary import Discriminator, Link, build_links, check_taps
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.diagnosis import Diagnosis
-from feature_gan_kd.discovery import find_taps, layers_of, try_out
+from feature_gan_kd.discovery import Trial, find_taps, layers_of, try_out
 from feature_gan_kd.errors import UserError
-from feature_gan_kd.features import MapShape, TappedNetwork
+from feature_gan_kd.features import Layer, MapShape, TappedNetwork
 from feature_gan_kd.inputs import InputAdapter
 from feature_gan_kd.networks import Network, memory_format_for
 from feature_gan_kd.optimizers import build_optimizer
@@ -43,6 +43,16 @@ class Wiring:
     extractors: list[set[nn.Parameter]]
     links: list[Link]
     num_classes: int
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """What training changes, by the name that an error gives it; parts without parameters are left out."""
+        parts: dict[str, nn.Module] = {network.name: network.network for network in self.tapped}
+        for link in self.links:
+            where = f"{link.edge}" if len(self.links) == len(self.edges) else f"{link.edge} at layer {link.tap}"
+            parts[f"transfer {where}"] = link.transfer
+            if link.discriminator is not None:
+                parts[f"discriminator {where}"] = link.discriminator
+        return {name: module for name, module in parts.items() if next(module.parameters(), None) is not None}
 
 
 def wire(
@@ -79,27 +89,8 @@ def wire(
         raise UserError(f"feature_layers: names networks {sorted(feature_layers)}, there are 0 to {len(networks) - 1}")
     tapped, extractors, classes = [], [], []
     for k, network in enumerate(networks):
-        name = f"network {k} ({network.name})"
-        size = network.image_size
-        images = torch.zeros((2, in_chans, size, size), device=parameter.device, dtype=parameter.dtype)
-        layers = layers_of(feature_layers, k)
-        adapter = InputAdapter(size, memory_format_for(network.module, parameter.device, config.channels_last))
-        try:
-            taps = (
-                find_taps(network.module, images, name, layers, vectors=config.vectors_as_maps)
-                if objective.updates_extractors or config.record_similarity
-                else []
-            )
-            tapped.append(TappedNetwork(network.module, taps, name, adapter))
-            trial = try_out(tapped[k], images)
-        except UserError:
-            raise
-        except Exception as error:  # from inside the user's module, of any kind
-            shape = "x".join(map(str, images.shape[1:]))
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{name}: it fails on images of {shape} ({reason}): see to image_size and in_chans"
-            ) from error
+        one, trial = _tap(network, k, layers_of(feature_layers, k), config, in_chans, parameter)
+        tapped.append(one)
         extractors.append(trial.extractor)
         classes.append(trial.classes)
     if len(set(classes)) > 1:
@@ -109,19 +100,51 @@ def wire(
     if config.record_similarity:
         check_taps(edges, shapes)
     if objective.has_feature_loss:
-        make = discriminator or functools.partial(
-            Discriminator,
-            width=config.discriminator_width,
-            norm=config.discriminator_norm,
-            bounded=objective.adversarial_loss == "paper",
-            patches=config.discriminator_patches,
-            spectral_norm=config.discriminator_spectral_norm,
-            noise=config.discriminator_noise,
-        )
-        links = build_links(edges, shapes, config.seed, make if objective.adversarial_weight > 0 else None)
+        links = build_links(edges, shapes, config.seed, _maker(discriminator, config))
         for link in links:
             link.to(device=parameter.device, dtype=parameter.dtype)
     return Wiring(edges, tuple(frozen), tapped, extractors, links, classes[0])
+
+
+def _tap(
+    network: Network, k: int, layers: Sequence[Layer], config: DistillConfig, in_chans: int, like: Tensor
+) -> tuple[TappedNetwork, Trial]:
+    """Network k with its taps, and what one forward of it on images of the device and type of `like` gave."""
+    name = f"network {k} ({network.name})"
+    size = network.image_size
+    images = torch.zeros((2, in_chans, size, size), device=like.device, dtype=like.dtype)
+    adapter = InputAdapter(size, memory_format_for(network.module, like.device, config.channels_last))
+    try:
+        taps = (
+            find_taps(network.module, images, name, layers, vectors=config.vectors_as_maps)
+            if config.objective.updates_extractors or config.record_similarity
+            else []
+        )
+        tapped = TappedNetwork(network.module, taps, name, adapter)
+        return tapped, try_out(tapped, images)
+    except UserError:
+        raise
+    except Exception as error:  # from inside the user's module, of any kind
+        shape = "x".join(map(str, images.shape[1:]))
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: it fails on images of {shape} ({reason}): see to image_size and in_chans") from error
+
+
+def _maker(
+    own: Callable[[MapShape], nn.Module] | None, config: DistillConfig
+) -> Callable[[MapShape], nn.Module] | None:
+    """What makes a discriminator for maps of a shape; None where the method asks none."""
+    if config.objective.adversarial_weight == 0:
+        return None
+    return own or functools.partial(
+        Discriminator,
+        width=config.discriminator_width,
+        norm=config.discriminator_norm,
+        bounded=config.objective.adversarial_loss == "paper",
+        patches=config.discriminator_patches,
+        spectral_norm=config.discriminator_spectral_norm,
+        noise=config.discriminator_noise,
+    )
 
 
 def build_step(

@@ -6,6 +6,7 @@ from feature_gan_kd.callbacks.early_stopping import EarlyStopping as EarlyStoppi
 from feature_gan_kd.callbacks.json_lines import JsonLines as JsonLines
 from feature_gan_kd.callbacks.json_lines import JsonPrinter as JsonPrinter
 from feature_gan_kd.callbacks.json_lines import read_records as read_records
+from feature_gan_kd.callbacks.listeners import listeners as listeners
 from feature_gan_kd.callbacks.progress import ProgressLine as ProgressLine
 from feature_gan_kd.callbacks.trackers import Trackers as Trackers
 from feature_gan_kd.callbacks.trackers import check_trackers as check_trackers

@@ -6,6 +6,7 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.data.batches import Batch
 from feature_gan_kd.data.draws import MIX, item_seeds, seeded
 
@@ -44,3 +45,10 @@ class Mixing:
             for result, both in zip((mixed, soft), self._mix(*ends), strict=True):
                 result[first], result[second] = both[:half], both[half:].flip(0)
         return mixed, soft
+
+
+def mixing_of(config: DistillConfig, num_classes: int) -> Mixing | None:
+    """The mixing that the settings ask for, if any."""
+    if config.mixup == config.cutmix == 0:
+        return None
+    return Mixing(config.mixup, config.cutmix, num_classes, config.seed)

@@ -57,6 +57,17 @@ class Data:
     notes: list[str]
     fingerprint: str
 
+    def description(self) -> dict[str, Any]:
+        """What a run's folder says of them, as JSON values."""
+        return {
+            "fingerprint": self.fingerprint,
+            "train_images": len(self.train),
+            "evaluation_images": len(self.evaluation),
+            "skipped_images": self.skipped_images,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
 
 @dataclass(frozen=True)
 class _Form:
