@@ -198,6 +198,9 @@ class DistillConfig:
     """Divide every weight of a discriminator by its largest singular value."""
     discriminator_noise: float = _bounded(0.0, at_least=0)
     """Gaussian noise on the maps that discriminators see, in standard deviations of the map [0, none]."""
+    discriminator_unpaired: bool = False
+    """Show discriminators the source's maps of one half of the images and the learner's of the other, in place of both
+    of every image."""
     discriminator_interval: int = _bounded(1, at_least=1)
     """Discriminators are stepped in every so-many-th of the updates that compare maps [1]."""
 

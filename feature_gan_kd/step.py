@@ -61,6 +61,8 @@ class AdversarialStep:
         discriminator_update: all discriminators' parameters with theirs, or None.
         adversarial_interval: only every so-many-th update compares maps (ours).
         discriminator_interval: only every so-many-th of those steps the discriminators (ours).
+        discriminator_unpaired: discriminators see the source's maps of the images at even positions and the learner's
+            of those at odd ones (ours).
         single_backward: the feature loss is added to the logit loss, in one backward pass; `feature_update` then has
             the transfers alone, or is None (ours).
         accumulation_steps: parts into which a batch is divided: each holds every so-many-th image.
@@ -83,6 +85,7 @@ class AdversarialStep:
         discriminator_update: Update | None,
         adversarial_interval: int = 1,
         discriminator_interval: int = 1,
+        discriminator_unpaired: bool = False,
         single_backward: bool = False,
         accumulation_steps: int = 1,
         clip_grad: float | None = None,
@@ -101,6 +104,7 @@ class AdversarialStep:
         self.discriminator_update = discriminator_update
         self.adversarial_interval = adversarial_interval
         self.discriminator_interval = discriminator_interval
+        self.discriminator_unpaired = discriminator_unpaired
         self.single_backward = single_backward
         self.accumulation_steps = accumulation_steps
         self.clip_grad = clip_grad
@@ -291,6 +295,8 @@ class AdversarialStep:
             if self.objective.l2_weight > 0:
                 values["l2"] = losses.l2(_full(fake_map), _full(real_map))
             if link.discriminator is not None:
+                if self.discriminator_unpaired:
+                    real_map, fake_map = _unpaired(real_map, fake_map)
                 real, fake = link.discriminator(real_map), link.discriminator(fake_map)
                 values["adversarial"] = losses.adversarial(real, fake, self.objective.adversarial_loss)
                 values["discriminator"] = losses.discriminator(real, fake, self.objective.adversarial_loss)
@@ -309,6 +315,12 @@ class AdversarialStep:
         feature_loss = sum((weights[kind] * mean for (kind, _), mean in means.items() if weights[kind]), zero)
         discriminator_loss = sum((mean for (kind, _), mean in means.items() if kind == "discriminator"), zero)
         return feature_loss, discriminator_loss
+
+
+def _unpaired(real_map: Tensor, fake_map: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (n, channels, height, width) of different images, n // 2 of each; a single image stays with itself."""
+    count = len(real_map) // 2 * 2
+    return (real_map[:count:2], fake_map[1:count:2]) if count else (real_map, fake_map)
 
 
 def _full(x: Tensor) -> Tensor:

@@ -190,6 +190,7 @@ def build_step(
         discriminator_update=_update("discriminator", judging, config) if judging else None,
         adversarial_interval=config.adversarial_interval,
         discriminator_interval=config.discriminator_interval,
+        discriminator_unpaired=config.discriminator_unpaired,
         single_backward=config.single_backward,
         accumulation_steps=config.accumulation_steps,
         clip_grad=config.clip_grad,

@@ -273,6 +273,7 @@ class Settings:
     loss: str = "paper"
     patches: bool = False
     judge_interval: int = 1
+    unpaired: bool = False
 
 
 Key = tuple[str, int, str]
@@ -327,7 +328,7 @@ class Reference:
             other = self.fixed(lesson.source, images)
             fake, real = lesson.maps(own.maps[lesson.block], other.maps[lesson.block], transfers[i])
             if self.settings.adversarial:
-                answers = [self.answers(lesson.discriminator, each) for each in (real, fake)]
+                answers = [self.answers(lesson.discriminator, each) for each in self.shown(real, fake)]
                 total = total + self.settings.adversarial * adversarial_loss(*answers, self.settings.loss)
             total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
             total = total + self.settings.l2 * ((fake - real) ** 2).sum() / fake.numel()
@@ -337,9 +338,16 @@ class Reference:
         lesson = self.lessons[i]
         maps = [self.fixed(k, images).maps[lesson.block] for k in (lesson.learner, lesson.source)]
         fake, real = lesson.maps(maps[0], maps[1], lesson.transfer)
-        loss = discriminator_loss(self.answers(weights, real), self.answers(weights, fake), self.settings.loss)
+        loss = discriminator_loss(*(self.answers(weights, each) for each in self.shown(real, fake)), self.settings.loss)
         # Ours: several discriminators of one learner share its weight of 1.
         return loss / len(self.lessons_of(lesson.learner))
+
+    def shown(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """What a discriminator sees: of the images 2i the source's map, of 2i + 1 the learner's; or both of all."""
+        if not self.settings.unpaired:
+            return real, fake
+        pairs = range(len(real) // 2)
+        return torch.stack([real[2 * i] for i in pairs]), torch.stack([fake[2 * i + 1] for i in pairs])
 
     def answers(self, weights: Weights, feature_map: Tensor) -> Tensor:
         bounded = self.settings.loss == "paper"

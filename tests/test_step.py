@@ -320,6 +320,23 @@ def test_every_adversarial_loss(loss: str, patches: bool) -> None:
     check_steps(case, replace(METHODS["afd"], loss=loss, patches=patches), 3, **own)
 
 
+@pytest.mark.parametrize("loss", ["paper", "relativistic"])
+def test_discriminators_may_see_different_images(loss: str) -> None:
+    settings = replace(METHODS["afd"], unpaired=True, loss=loss)
+    case = CASES["pair, unequal channels"]
+    check_steps(case, settings, 3, discriminator_unpaired=True, adversarial_loss=loss)
+
+
+def test_a_single_image_is_shown_to_discriminators_by_itself() -> None:
+    case = CASES["pair"]
+    paired, unpaired = (distiller_of(case, discriminator_unpaired=one) for one in (False, True))
+    images, labels = batch(0)
+    for number in (1, 3):
+        losses = [one.step(images[:number], labels[:number]) for one in (paired, unpaired)]
+        assert all(torch.isfinite(value) for value in losses[1].values())
+        assert (losses[0]["real/0->1"] == losses[1]["real/0->1"]) == (number == 1)
+
+
 @pytest.mark.parametrize("interval", [1, 2])
 def test_discriminators_may_step_less_often(interval: int) -> None:
     settings = replace(METHODS["afd"], judge_interval=2, interval=interval)

@@ -33,6 +33,7 @@ METHODS: dict[str, Options] = {
     "afd-group-norm": {"method": "afd", "discriminator-norm": "group"},
     "afd-spectral-norm": {"method": "afd", "discriminator-spectral-norm": ()},
     "afd-noise": {"method": "afd", "discriminator-noise": "1.0"},
+    "afd-unpaired": {"method": "afd", "discriminator-unpaired": ()},
     "afd-patches": {"method": "afd", "discriminator-patches": ()},
     "afd-least-squares": {"method": "afd", "adversarial-loss": "least-squares"},
     "afd-hinge": {"method": "afd", "adversarial-loss": "hinge"},
