@@ -200,7 +200,7 @@ class DistillConfig:
     """Gaussian noise on the maps that discriminators see, in standard deviations of the map [0, none]."""
     discriminator_unpaired: bool = False
     """Show discriminators the source's maps of one half of the images and the learner's of the other, in place of both
-    of every image."""
+    of every image; each process halves its own share, so that an odd one is not divided as one process would."""
     discriminator_interval: int = _bounded(1, at_least=1)
     """Discriminators are stepped in every so-many-th of the updates that compare maps [1]."""
 

@@ -102,6 +102,7 @@ CASES: dict[str, Mapping[str, Any]] = {
         "discriminator_interval": 2,
         "adversarial_warmup": 0.5,
     },
+    "unpaired": {"discriminator_unpaired": True, "max_train_samples": 36},  # every share is even
     "relativistic": {"adversarial_loss": "relativistic", "adversarial_interval": 2},
     "batch norm": {"models": normalised, "sync_batchnorm": True},
     "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "accumulation_steps": 2},
