@@ -4,99 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from feature_gan_kd.errors import UserError, closest
+from feature_gan_kd.methods import METHODS, AdversarialLoss, MethodName, Objective
+from feature_gan_kd.recipes import RECIPES, Recipe, RecipeName, SchedulerName
+from feature_gan_kd.validation import check, coerce, show
 
-MethodName = Literal["afd", "logit", "dml", "vanilla", "feature", "l1", "l1-only", "l2", "l2-only", "zero-gradient"]
-RecipeName = Literal["auto", "paper", "finetune"]
-SchedulerName = Literal["multistep", "cosine", "poly", "tanh"]
-AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
 Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
-
-# The steps of the paper's CIFAR-100 run, for which its learning rates are stated: 300 epochs of 50,000 images
-# in batches of 128.
-PAPER_STEPS = 300 * math.ceil(50_000 / 128)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The weights of the loss terms: what a method is. Cross-entropy always has weight 1.
-
-    Attributes:
-        temperature: T of the logit term (paper, section 3: T = 3).
-        logit_weight: of T^2 KL(source || learner), in the logit loss.
-        adversarial_weight: of the learner's adversarial term, in the feature loss.
-        adversarial_loss: what discriminators and learners lower; `paper` is least squares of answers in (0, 1).
-        l1_weight: of the mean absolute difference of the maps, in the feature loss.
-        l2_weight: of the mean squared difference of the maps, in the feature loss.
-        feature_update: the extractors' Adam steps even where the feature loss is zero, so that only its weight
-            decay acts: the control that the paper lacks (ours).
-    """
-
-    temperature: float = 3.0
-    logit_weight: float = 0.0
-    adversarial_weight: float = 0.0
-    adversarial_loss: AdversarialLoss = "paper"
-    l1_weight: float = 0.0
-    l2_weight: float = 0.0
-    feature_update: bool = False
-
-    @property
-    def has_feature_loss(self) -> bool:
-        """Whether any term compares feature maps."""
-        return self.adversarial_weight > 0 or self.l1_weight > 0 or self.l2_weight > 0
-
-    @property
-    def updates_extractors(self) -> bool:
-        """Whether the extractors have an optimiser of their own."""
-        return self.has_feature_loss or self.feature_update
-
-
-METHODS: dict[MethodName, Objective] = {
-    "afd": Objective(logit_weight=1, adversarial_weight=1),
-    "logit": Objective(logit_weight=1),
-    "dml": Objective(logit_weight=1, temperature=1),
-    "vanilla": Objective(),
-    "feature": Objective(adversarial_weight=1),
-    "l1": Objective(logit_weight=1, l1_weight=1),
-    "l1-only": Objective(l1_weight=1),
-    "l2": Objective(logit_weight=1, l2_weight=1),
-    "l2-only": Objective(l2_weight=1),
-    "zero-gradient": Objective(logit_weight=1, feature_update=True),
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Optimisers and schedules; times are fractions of the run. The defaults are the paper's (section 4)."""
-
-    optimizer: str = "momentum"
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    scheduler: SchedulerName = "multistep"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    warmup: float = 0.0
-    adversarial_optimizer: Literal["adam", "adamw"] = "adam"
-    adversarial_lr: float = 2e-5
-    adversarial_weight_decay: float = 0.1
-    adversarial_milestones: tuple[float, ...] = (0.25, 0.5)
-    adversarial_warmup: float = 0.0
-    discriminator_lr: float = 2e-5
-    discriminator_weight_decay: float = 0.1
-
-
-RECIPES: dict[RecipeName, Recipe] = {
-    "paper": Recipe(),
-    # Ours: pretrained weights are kept close, so no coupled decay pulls them to zero and the steps are small.
-    "finetune": Recipe(lr=0.01, scheduler="cosine", warmup=0.05, adversarial_weight_decay=0.0),
-}
 
 
 def _bounded(
@@ -266,13 +184,13 @@ class DistillConfig:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for spec in dataclasses.fields(self):
-            value = _coerce(getattr(self, spec.name), hints[spec.name])
+            value = coerce(getattr(self, spec.name), hints[spec.name])
             object.__setattr__(self, spec.name, value)
-            _check(spec.name, value, hints[spec.name], spec.metadata)
+            check(spec.name, value, hints[spec.name], spec.metadata)
         for name in ("milestones", "adversarial_milestones"):
             value = getattr(self, name)
             if value is not None and list(value) != sorted(set(value)):
-                raise UserError(f"{name}: {_show(value)} is not allowed, expected rising fractions of the run")
+                raise UserError(f"{name}: {show(value)} is not allowed, expected rising fractions of the run")
         if self.accumulation_steps > self.batch_size:
             raise UserError(
                 f"accumulation_steps: {self.accumulation_steps} parts of a batch of {self.batch_size} images: "
@@ -306,7 +224,7 @@ class DistillConfig:
             if name not in known:
                 near = closest(name, known)
                 hint = f", the closest are {near}" if near else ""
-                raise UserError(f"config: there is no setting {_show(name)}{hint}")
+                raise UserError(f"config: there is no setting {show(name)}{hint}")
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -334,7 +252,7 @@ class DistillConfig:
             UserError: for what is no mapping, an unknown key or a bad value.
         """
         if not isinstance(values, Mapping):
-            raise UserError(f"config: {_show(values)} holds no settings, expected their names and values")
+            raise UserError(f"config: {show(values)} holds no settings, expected their names and values")
         return cls().replace(**{str(name): value for name, value in values.items()})
 
 
@@ -358,76 +276,3 @@ Settings = typing.TypeVar("Settings", Objective, Recipe)
 def _overridden(base: Settings, config: DistillConfig) -> Settings:
     own = {spec.name: getattr(config, spec.name, None) for spec in dataclasses.fields(base)}
     return dataclasses.replace(base, **{name: value for name, value in own.items() if value is not None})
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """Lists become tuples (JSON has none) and whole numbers become floats where a float is expected."""
-    allowed = _alternatives(hint)
-    if isinstance(value, list):
-        value = tuple(value)
-    if isinstance(value, tuple):
-        return tuple(_as_float(item) if type(item) is int else item for item in value)
-    return _as_float(value) if type(value) is int and float in allowed and int not in allowed else value
-
-
-def _as_float(number: int | float) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Union
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(type(item) is float for item in value)
-    return type(value) is hint
-
-
-def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, float]) -> None:
-    if not any(_matches(value, one) for one in _alternatives(hint)):
-        raise UserError(f"{name}: {_show(value)} is not allowed, expected {_describe(hint)}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if not isinstance(number, (int, float)) or isinstance(number, bool):
-            continue
-        low, above, high = bounds.get("at_least"), bounds.get("above"), bounds.get("at_most")
-        if (
-            not math.isfinite(_as_float(number))
-            or (low is not None and number < low)
-            or (above is not None and number <= above)
-            or (high is not None and number > high)
-        ):
-            raise UserError(f"{name}: {_show(value)} is not allowed, expected {_describe_bounds(bounds)}")
-
-
-def _show(value: Any) -> str:
-    """The value on one short line."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def _describe(hint: Any) -> str:
-    words: list[str] = []
-    for one in _alternatives(hint):
-        if typing.get_origin(one) is Literal:
-            words.extend(str(choice) for choice in typing.get_args(one))
-        elif typing.get_origin(one) is tuple:
-            words.append("a list of numbers")
-        else:
-            names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-            words.append(names.get(one, "nothing (None)"))
-    return " or ".join(words)
-
-
-def _describe_bounds(bounds: Mapping[str, float]) -> str:
-    words = {"at_least": "at least", "above": "above", "at_most": "at most"}
-    return "a finite number " + " and ".join(f"{words[key]} {bound}" for key, bound in bounds.items())

@@ -12,8 +12,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from feature_gan_kd.config import PAPER_STEPS, DistillConfig
+from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.errors import UserError, closest
+from feature_gan_kd.recipes import PAPER_STEPS
 
 
 def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: DistillConfig) -> Optimizer:

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from feature_gan_kd import losses
 from feature_gan_kd.adversary import Link
 from feature_gan_kd.batch_statistics import taking_part
-from feature_gan_kd.config import Objective
 from feature_gan_kd.diagnosis import Diagnosis
 from feature_gan_kd.faults import Buffers, Faults, Gradients, step_unless
 from feature_gan_kd.features import TappedNetwork
+from feature_gan_kd.methods import Objective
 from feature_gan_kd.processes import begin_reduction, parts_of_batch, sum_over_processes
 from feature_gan_kd.topology import Edge
 

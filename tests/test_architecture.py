@@ -23,8 +23,11 @@ LIGHT_WHEN_LOADED = (
     "cli.__init__",
     "config",
     "errors",
+    "methods",
+    "recipes",
     "report.__init__",
     "topology",
+    "validation",
 )
 
 Imports = dict[str, set[str]]  # module -> the full names it imports

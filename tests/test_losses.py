@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd import losses
-from feature_gan_kd.config import AdversarialLoss
+from feature_gan_kd.methods import AdversarialLoss
 from tests import reference
 
 BATCH, CLASSES = 7, 5
