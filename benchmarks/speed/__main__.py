@@ -195,6 +195,7 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
     return {
         "device": name,
+        **({"instructions": _instructions()} if options.device == "cpu" else {}),
         "clock": options.clock,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
@@ -208,6 +209,13 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _instructions() -> list[str]:
+    """Those of the processor's that decide how fast products of matrices are, in fp32 and in bf16."""
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    return [one for one in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if one in flags]
 
 
 def table(name: str, pair: dict[str, Any]) -> str:
