@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.errors import DivergedError, Interrupted, UserError
 from feature_gan_kd.topology import Edge
 
 if TYPE_CHECKING:
@@ -18,9 +18,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Callback",
     "DistillConfig",
+    "DivergedError",
     "EarlyStopping",
     "Edge",
     "History",
+    "Interrupted",
     "OnlineAdversarialDistiller",
     "UserError",
     "__version__",

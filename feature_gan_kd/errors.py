@@ -22,6 +22,10 @@ class Interrupted(KeyboardInterrupt):
 
     A `KeyboardInterrupt`, so it ends a notebook's cell as Ctrl-C does; the command line exits with 128 + `signal`.
 
+    Args:
+        number: of the signal.
+        where: how far the training came, and where its checkpoint is.
+
     Attributes:
         signal: its number.
     """

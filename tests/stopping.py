@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from feature_gan_kd.errors import Interrupted
+from feature_gan_kd import Interrupted
 from tests.runs import at_forward, build
 
 CHANGES = {"checkpoint_every": None, "epochs": 2, "sync_batchnorm": True}

@@ -16,8 +16,7 @@ from datasets import Image as DatasetImage
 from PIL import Image
 from torch import Tensor, nn
 
-from feature_gan_kd import Callback, OnlineAdversarialDistiller
-from feature_gan_kd.errors import DivergedError
+from feature_gan_kd import Callback, DivergedError, OnlineAdversarialDistiller
 from feature_gan_kd.faults import Buffers, Faults
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from feature_gan_kd import checkpoint
+from feature_gan_kd import Interrupted, checkpoint
 from feature_gan_kd.checkpoint import newest_good
 from feature_gan_kd.cli import invocation
-from feature_gan_kd.errors import Interrupted
 from feature_gan_kd.stops import Stop
 from tests.launching import launch
 from tests.runs import AtStep, assert_same_run, at_forward, build, records, steps_of

@@ -4,7 +4,7 @@ import signal
 
 import torch
 
-from feature_gan_kd import Callback, OnlineAdversarialDistiller
+from feature_gan_kd import Callback, Interrupted, OnlineAdversarialDistiller
 
 
 class Stop(Callback):
@@ -25,7 +25,7 @@ def build() -> OnlineAdversarialDistiller:
 
 try:
     build().fit(output_dir="runs/stopped", callbacks=[Stop()])
-except KeyboardInterrupt as stop:  # `feature_gan_kd.errors.Interrupted`; the command line ends with 128 + signal
+except Interrupted as stop:  # a KeyboardInterrupt; the command line ends with 128 + its signal
     print(stop)
 
 resumed = build()
