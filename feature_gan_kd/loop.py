@@ -153,7 +153,7 @@ class Fit:
         return (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs
 
     def epoch(self, epoch: int) -> None:
-        """The rest of one epoch, its evaluation if it has one, and its checkpoint."""
+        """The rest of one epoch, its evaluation if it has one, and its checkpoint. Raises as `run`."""
         for images, labels in self._batches(epoch):
             self._update(images, labels)
             inside = self.step % self.steps_per_epoch
@@ -208,7 +208,11 @@ class Fit:
                 callback.on_step(self.step)
 
     def save(self) -> None:
-        """Writes a checkpoint of this moment, where there is none yet, and prunes the older ones."""
+        """Writes a checkpoint of this moment, where there is none yet, and prunes the older ones.
+
+        Raises:
+            UserError: where the disk cannot hold it; those before it are unharmed.
+        """
         moment = self.step, len(self.history.epochs)
         if self.output_dir is None or self.saved == moment:
             return

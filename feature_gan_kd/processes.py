@@ -73,6 +73,9 @@ def parts_of_batch(images: int, parts: int, device: torch.device) -> list[slice]
         images: in this process's share of the batch.
         parts: wanted; a batch of fewer images has only as many.
         device: where the processes exchange the sizes of their shares, which waits for it.
+
+    Raises:
+        UserError: where another process is gone.
     """
     if parts == 1:
         return [slice(None)]

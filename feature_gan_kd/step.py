@@ -137,6 +137,9 @@ class AdversarialStep:
             edge; means over the whole batch, the same on every process. In an update that is measured also those of
             `Diagnosis`, and `right/S->K` (the share of right answers). `skipped` is 1 where a loss or a gradient
             was not finite: nothing is changed then, on any process.
+
+        Raises:
+            UserError: where a network gives no logits or other maps than it was wired for, or another process is gone.
         """
         self._set_modes()
         before = Buffers([*(self.networks[k].network for k in self.learners), *self.links])
@@ -185,6 +188,9 @@ class AdversarialStep:
 
         Returns:
             The metrics.
+
+        Raises:
+            UserError: where a network gives no logits or other maps than it was wired for.
         """
         metrics: Metrics = {}
         acts = self.number % self.adversarial_interval == 0

@@ -44,14 +44,21 @@ class Window:
         self.sums[names] = self.sums[names] + added if names in self.sums else added
 
     def totals(self, accelerator: Accelerator) -> dict[tuple[str, ...], list[float]]:
-        """The sums over all processes."""
+        """The sums over all processes.
+
+        Raises:
+            UserError: where another process is gone.
+        """
         return {
             names: sum_over_processes(sums.to(accelerator.device, copy=True)).tolist()
             for names, sums in self.sums.items()
         }
 
     def means(self, accelerator: Accelerator) -> tuple[dict[str, float], float]:
-        """The means over the images of all processes (NaN where all updates were skipped), and images a second."""
+        """The means over the images of all processes (NaN where all updates were skipped), and images a second.
+
+        Raises as `totals`.
+        """
         seen = 0.0
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
@@ -64,7 +71,7 @@ class Window:
         return means, seen / (time.perf_counter() - self.began)
 
     def state(self, accelerator: Accelerator) -> dict[str, Any]:
-        """What a checkpoint holds of it, as JSON values; the same on every process."""
+        """What a checkpoint holds of it, as JSON values; the same on every process. Raises as `totals`."""
         totals = [[list(names), sums] for names, sums in self.totals(accelerator).items()]
         return {"sums": totals, "seconds": time.perf_counter() - self.began}
 

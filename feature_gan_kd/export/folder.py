@@ -96,7 +96,11 @@ def refusal(network: nn.Module) -> str | None:
 
 
 def holds(folder: Path, network: nn.Module) -> bool:
-    """Whether a published folder holds the very weights of the network."""
+    """Whether a published folder holds the very weights of the network; one that cannot be read does not.
+
+    Raises:
+        UserError: where the network's state holds more than tensors.
+    """
     try:
         saved = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError):
