@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Fences that are no code: directives of the documentation's generator.
 _DIRECTIVE = re.compile(r"\{(toctree|include|literalinclude|eval-rst)\}")
+# What an indented block of commands begins with; others are formulas and the form of messages.
+COMMAND = re.compile(r"(\.venv/bin/)?(feature-gan-kd|pytest|python|make|accelerate) ")
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,11 @@ import torch
 from feature_gan_kd.cli import main
 from feature_gan_kd.cli.program import parse
 from tests.launching import launch
-from tests.pages import PAGES, ROOT, Block, blocks, commands
+from tests.pages import COMMAND, PAGES, ROOT, Block, blocks, commands
 
 # README.md's blocks need names of the hub: tests/test_readme.py runs them on a cache that it fills.
 RUN = {page.name: page for page in PAGES if page.name != "README.md" and any(b.needs is None for b in blocks(page))}
 FENCED = ("python", "sh")
-# What an indented block of commands begins with; others are formulas and the form of messages.
-COMMAND = re.compile(r"(\.venv/bin/)?(feature-gan-kd|pytest|python|make|accelerate) ")
 
 
 @pytest.fixture

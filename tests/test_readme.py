@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import timm
 from PIL import Image
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 
 from feature_gan_kd.cli import main
 from tests.pages import blocks, commands
+from tests.stand_ins import cifar100
 
 PAGE = Path(__file__).parents[1] / "README.md"
 README = PAGE.read_text()
@@ -48,20 +48,7 @@ def folder(tmp_path: Path) -> Path:
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("0" * 40)
         save_file(timm.create_model(name).state_dict(), snapshot / "model.safetensors")
-    rng = np.random.default_rng(0)
-    features = datasets.Features(
-        {
-            "img": datasets.Image(),
-            "fine_label": datasets.ClassLabel(names=[f"fine {k}" for k in range(100)]),
-            "coarse_label": datasets.ClassLabel(names=["a", "b"]),
-        }
-    )
-    data = tmp_path / "uoft-cs" / "cifar100"
-    data.mkdir(parents=True)
-    for split, count in (("train", 6), ("test", 2)):
-        images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
-        columns = {"img": images, "fine_label": [7 * k for k in range(count)], "coarse_label": [0] * count}
-        datasets.Dataset.from_dict(columns, features=features).to_parquet(data / f"{split}-0.parquet")
+    cifar100(tmp_path)
     return tmp_path
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 TOKEN = "hf_right"
@@ -56,6 +60,26 @@ def running() -> Iterator[Hub]:
         finally:
             hub.shutdown()
             thread.join()
+
+
+def typed(code: str, folder: Path, endpoint: str, token: str | None = TOKEN) -> str:
+    """What a user's script prints on stdout, with the hub at another address."""
+    # The stand-in does not have the hub's own storage protocol, only that of git LFS.
+    surroundings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    surroundings |= {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | (
+        {"HF_TOKEN": token} if token else {}
+    )
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**kept, **surroundings},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 class Handler(BaseHTTPRequestHandler):

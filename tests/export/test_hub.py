@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 from torch import nn
 
 from feature_gan_kd.export import Publication, RebuildError, push
-from tests.export.hub_stand_in import TOKEN, Hub, running
+from tests.export.hub_stand_in import TOKEN, Hub, running, typed
 
 Describe = Callable[..., Publication]
 
@@ -60,26 +57,6 @@ def nobody() -> str:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{unused.getsockname()[1]}"
-
-
-def typed(code: str, folder: Path, endpoint: str, token: str | None = TOKEN) -> str:
-    """What a user's script prints on stdout, with the hub at another address."""
-    # The stand-in does not have the hub's own storage protocol, only that of git LFS.
-    surroundings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    surroundings |= {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | (
-        {"HF_TOKEN": token} if token else {}
-    )
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**kept, **surroundings},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_a_network_is_published_and_another_run_starts_from_it(hub: Hub, tmp_path: Path) -> None:
