@@ -23,6 +23,8 @@ METHODS: dict[str, Options] = {
     "afd-adamw": {"method": "afd", "adversarial-optimizer": "adamw"},
     "zero-gradient-adamw": {"method": "zero-gradient", "adversarial-optimizer": "adamw"},
     "afd-no-decay": {"method": "afd", "adversarial-weight-decay": "0"},
+    "afd-weak-decay": {"method": "afd", "adversarial-weight-decay": "0.01"},
+    "zero-gradient-weak-decay": {"method": "zero-gradient", "adversarial-weight-decay": "0.01"},
     # AFD's cheaper modes.
     "afd-interval-4": {"method": "afd", "adversarial-interval": "4"},
     "afd-single": {"method": "afd", "single-backward": ()},
@@ -49,7 +51,7 @@ METHODS: dict[str, Options] = {
 # A method without its adversarial gradient: what else its second optimiser does remains.
 ZERO_GRADIENT = {
     **{method: "zero-gradient" for method in METHODS if method.startswith("afd")},
-    **{f"afd{ending}": f"zero-gradient{ending}" for ending in ("-adamw", "-fast")},
+    **{f"afd{ending}": f"zero-gradient{ending}" for ending in ("-adamw", "-fast", "-weak-decay")},
 }
 
 PAIRS: dict[str, tuple[str, ...]] = {
