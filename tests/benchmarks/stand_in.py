@@ -35,6 +35,8 @@ def main() -> None:
         {"event": "epoch", "epoch": k, "step": k, "accuracy": [5.0, 6.0], "ensemble": 7.0, "metrics": {}, "seconds": 1}
         for k in range(1, config.epochs + 1)
     ]
+    for k, model in enumerate(models):
+        (place / "networks" / f"{k}-{model['name']}").mkdir(parents=True, exist_ok=True)
     (place / "config.json").write_text(json.dumps({**about, "data": data}))
     (place / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
 

@@ -95,6 +95,20 @@ def test_a_failed_run_stops_only_those_that_need_it(
     assert starts(runs["tiny/offline-logit/0"]) == 1
 
 
+def test_results_alone_do_not_make_a_teacher(tmp_path: Path) -> None:
+    """As where the committed results are gone on with: they come without the networks."""
+    (vanilla,) = grid("smoke", tmp_path, ["tiny/vanilla/0"])
+    vanilla.result.parent.mkdir()
+    vanilla.result.write_text("{}")
+    offline = grid("smoke", tmp_path, ["tiny/offline-logit/0"])
+    outcome = carry_out(offline, data=None, machine=MACHINE)
+    missing = vanilla.place / "networks" / "1-test_vit"
+    said = f"{missing} is not there: remove {vanilla.result}, so that its network is trained again"
+    assert outcome.failed == [f"tiny/offline-logit/0: {said}"]
+    vanilla.result.unlink()
+    assert carry_out([vanilla, *offline], data=None, machine=MACHINE).unfinished == 0
+
+
 def test_what_cannot_be_kept_is_a_failure_too(tmp_path: Path) -> None:
     runs = grid("smoke", tmp_path, ["*/afd/0", "*/logit/0"])
     runs[0].result.parent.mkdir()
