@@ -15,8 +15,10 @@ import huggingface_hub.constants as hub
 
 @contextlib.contextmanager
 def offline_without_network() -> Iterator[bool]:
-    """Inside, the hub's clients read their cache alone where the hub's host has no address; gives whether they do."""
-    if "https" in urllib.request.getproxies() or _resolves(urllib.parse.urlsplit(hub.ENDPOINT).hostname):
+    """Inside, the hub's clients read their cache alone where nobody answers at the hub's address; gives whether they
+    do.
+    """
+    if {"https", "all"} & urllib.request.getproxies().keys() or _answers(urllib.parse.urlsplit(hub.ENDPOINT)):
         yield hub.HF_HUB_OFFLINE
         return
     datasets: Any = sys.modules.get("datasets")  # which has a setting of its own
@@ -31,9 +33,12 @@ def offline_without_network() -> Iterator[bool]:
             setting.HF_HUB_OFFLINE = value
 
 
-def _resolves(host: str | None) -> bool:
+def _answers(hub: urllib.parse.SplitResult) -> bool:
+    port = hub.port or (80 if hub.scheme == "http" else 443)
     try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
+        socket.create_connection((hub.hostname, port), timeout=2).close()
+    except TimeoutError:  # it may only be slow: the client waits longer
+        return True
+    except OSError:  # there is no such name, no way there, or nobody listens
         return False
     return True

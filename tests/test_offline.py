@@ -46,15 +46,29 @@ def test_after_an_error_too(asked: list[Any]) -> None:
     assert settings() == (False, False)
 
 
-def test_with_a_network_nothing_changes(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_: [])
+def test_with_a_network_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(hub, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+        with offline_without_network() as offline:
+            assert not offline
+    with offline_without_network() as offline:
+        assert offline  # nobody listens there any more
+
+
+def test_a_hub_that_is_slow_is_waited_for(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*args: Any, **_: Any) -> Any:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", silent)
     with offline_without_network() as offline:
         assert not offline
-        assert settings() == (False, False)
 
 
-def test_a_proxy_knows_the_addresses(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy.example:3128"})
+@pytest.mark.parametrize("kind", ["https", "all"])
+def test_a_proxy_knows_the_addresses(kind: str, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {kind: "http://proxy.example:3128"})
     with offline_without_network() as offline:
         assert not offline
     assert asked == []
