@@ -1,15 +1,18 @@
 """A data set that is read as a stream: no copy on the disk, no images held.
 
 `datasets.load_dataset(NAME, streaming=True)` opens one of the hub, and `fit(NAME, streaming=True)` does so itself. Here
-the bundled digits are written as four files first, which are then the stream's shards: each process reads its own.
+the bundled digits are written as four files first, which are then the stream's shards: each process reads its own
+(`accelerate launch` as in several_processes.py). A run that is stopped goes on with the very next image; what came
+before it in that epoch is read again, but not decoded.
 """
 
+import signal
 from pathlib import Path
 
 import datasets
 
 import feature_gan_kd
-from feature_gan_kd import OnlineAdversarialDistiller
+from feature_gan_kd import Callback, History, Interrupted, OnlineAdversarialDistiller
 
 bundled = Path(feature_gan_kd.__file__).parent / "bundled" / "digits.parquet"
 digits = datasets.load_dataset("parquet", data_files=str(bundled), split="train")
@@ -22,9 +25,28 @@ test.to_parquet("digits/test-0-of-1.parquet")
 stream = datasets.load_dataset("digits", streaming=True)
 print(stream["train"].num_shards, "shards")
 
-# Files do not say how many images they hold, as data sets of the hub do: an epoch is `max_train_samples` images.
-distiller = OnlineAdversarialDistiller(
-    ["test_resnet", "test_vit"], num_classes=10, image_size=32, max_train_samples=256, max_eval_samples=100
-)
-history = distiller.fit(stream, epochs=2, batch_size=64, output_dir="runs/streaming")
+
+class Stop(Callback):
+    """Sends SIGTERM, as a scheduler does, in the middle of the second epoch."""
+
+    def on_step(self, step: int) -> None:
+        """After every update."""
+        if step == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def run(*callbacks: Callback) -> History:
+    """Begins the run, or goes on with it."""
+    # Files do not say how many images they hold, as data sets of the hub do: an epoch is `max_train_samples` images.
+    distiller = OnlineAdversarialDistiller(
+        ["test_resnet", "test_vit"], num_classes=10, image_size=32, max_train_samples=256, max_eval_samples=100
+    )
+    return distiller.fit(stream, epochs=2, batch_size=64, output_dir="runs/streaming", resume=True, callbacks=callbacks)
+
+
+try:
+    run(Stop())
+except Interrupted as stop:
+    print(stop)
+history = run()
 print([record["images"] for record in history.epochs], history.last["ensemble"])
