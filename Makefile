@@ -6,7 +6,7 @@ DOCS := $(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check docs format clean
+.PHONY: help demo test test-slow check docs links format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ check: .venv/.installed ## lint, formatting, types and the documentation
 docs: .venv/.installed ## build the documentation into docs/_build/html; a warning is an error
 	$(DOCS)
 	@echo docs/_build/html/index.html
+
+links: .venv/.installed ## ask every address that the documentation names; needs the network
+	$(BIN)/sphinx-build -q -b linkcheck docs docs/_build/linkcheck
 
 format: .venv/.installed ## mend formatting and what the linter can mend
 	$(BIN)/ruff check --fix

@@ -476,6 +476,9 @@ class OnlineAdversarialDistiller:
         Args:
             source: of the images.
             between: is called after every batch.
+
+        Raises:
+            UserError: where there is not one image, a network gives no logits, or another process is gone.
         """
         processes.average_buffers(self.models)
         batches = source.batches(
@@ -501,6 +504,9 @@ class OnlineAdversarialDistiller:
 
         Returns:
             Nothing where `record_similarity` is not set.
+
+        Raises:
+            UserError: where there are fewer than four images, or another process is gone.
         """
         count = self.config.record_similarity
         if count is None:
@@ -517,7 +523,11 @@ class OnlineAdversarialDistiller:
         return self.step.faults.report()
 
     def state(self) -> Checkpoint:
-        """Everything that training changes: tensors by component, the rest as JSON values."""
+        """Everything that training changes: tensors by component, the rest as JSON values.
+
+        Raises:
+            UserError: where another process is gone.
+        """
         processes.average_buffers(self.models)
         lesson = None if self.lesson is None else self.lesson.to_dict()
         return capture(self.models, self.links, self.step, lesson)
@@ -540,6 +550,9 @@ class OnlineAdversarialDistiller:
             index: its position.
             which: said on the card.
             folder: of the run.
+
+        Raises:
+            UserError: as `save_pretrained`.
         """
         if not holds(folder, self.models[index]):
             write_network(self.networks[index], folder, self._publication(index, which, None))
