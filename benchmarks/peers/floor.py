@@ -20,12 +20,21 @@ class Floor:
         networks: to train; each gives logits and its map (batch, channels, height, width).
         extractors: per network the parameters that its map comes from.
         precision: `bf16` runs the forward passes under autocast.
+        batched: both gradients are taken in one backward pass that torch vectorises.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], extractors: Sequence[list[nn.Parameter]], precision: str) -> None:
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        extractors: Sequence[list[nn.Parameter]],
+        precision: str,
+        *,
+        batched: bool = False,
+    ) -> None:
         self.networks = networks
         self.extractors = extractors
         self.bf16 = precision == "bf16"
+        self.batched = batched
         self.parameters = [[p for p in network.parameters() if p.requires_grad] for network in networks]
         self.sgd = torch.optim.SGD(
             [p for own in self.parameters for p in own], lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
@@ -38,15 +47,35 @@ class Floor:
         for network, parameters, extractor in zip(self.networks, self.parameters, self.extractors, strict=True):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
                 logits, feature_map = network(images)
-            loss = F.cross_entropy(logits.float(), labels)
-            for parameter, gradient in zip(
-                parameters, torch.autograd.grad(loss, parameters, retain_graph=True), strict=True
-            ):
+            losses = F.cross_entropy(logits.float(), labels), feature_map.float().mean()
+            first, second = (_batched if self.batched else _one_by_one)(losses, parameters, extractor)
+            for parameter, gradient in zip(parameters, first, strict=True):
                 parameter.grad = gradient
-            seconds.append(torch.autograd.grad(feature_map.float().mean(), extractor))
+            seconds.append(second)
         self.sgd.step()
         for extractor, gradients in zip(self.extractors, seconds, strict=True):
             for parameter, gradient in zip(extractor, gradients, strict=True):
                 parameter.grad = gradient
         self.adam.step()
         self.sgd.zero_grad()
+
+
+Gradients = Sequence[Tensor]
+
+
+def _one_by_one(
+    losses: tuple[Tensor, Tensor], parameters: list[nn.Parameter], extractor: list[nn.Parameter]
+) -> tuple[Gradients, Gradients]:
+    first = torch.autograd.grad(losses[0], parameters, retain_graph=True)
+    return first, torch.autograd.grad(losses[1], extractor)
+
+
+def _batched(
+    losses: tuple[Tensor, Tensor], parameters: list[nn.Parameter], extractor: list[nn.Parameter]
+) -> tuple[Gradients, Gradients]:
+    both = torch.autograd.grad(
+        torch.stack(losses), parameters, torch.eye(2, device=losses[0].device), is_grads_batched=True
+    )
+    wanted = set(extractor)
+    second = [gradient[1] for parameter, gradient in zip(parameters, both, strict=True) if parameter in wanted]
+    return [gradient[0] for gradient in both], second

@@ -46,6 +46,7 @@ PAIRS: dict[str, dict[str, tuple[tuple[str, str], int, int]]] = {
 # Numerators and denominators of the ratios that the table ends with.
 RATIOS = (
     ("exact", "floor"),
+    ("floor-batched", "floor"),
     ("exact", "plain"),
     ("interval-4", "plain"),
     ("single", "plain"),

@@ -84,10 +84,15 @@ def plain(case: Case) -> Step:
     return PlainTraining(networks, case.precision).step
 
 
-def floor(case: Case) -> Step:
-    """(b) One forward, two backward passes, both optimisers, nothing else."""
-    built = distiller(case)
-    return Floor([WithMap(one) for one in built.step.networks], _extractors(built), case.precision).step
+def floor(*, batched: bool) -> Callable[[Case], Step]:
+    """(b) One forward, two backward passes or one for both gradients, both optimisers, nothing else."""
+
+    def build(case: Case) -> Step:
+        built = distiller(case)
+        networks = [WithMap(one) for one in built.step.networks]
+        return Floor(networks, extractors_of(built), case.precision, batched=batched).step
+
+    return build
 
 
 def ours(**settings: object) -> Callable[[Case], Step]:
@@ -101,7 +106,7 @@ def textbook(case: Case) -> Step:
     links = sorted(built.links, key=lambda link: link.edge.learner)
     return TextbookLoop(
         [WithMap(one) for one in built.step.networks],
-        _extractors(built),
+        extractors_of(built),
         [link.transfer for link in links],
         [link.discriminator for link in links if link.discriminator is not None],
         case.precision,
@@ -140,7 +145,8 @@ def mutual(*, defaults: bool) -> Callable[[Case], Step]:
     return build
 
 
-def _extractors(built: OnlineAdversarialDistiller) -> list[list[nn.Parameter]]:
+def extractors_of(built: OnlineAdversarialDistiller) -> list[list[nn.Parameter]]:
+    """Per network the parameters that its map comes from."""
     assert built.step.feature_update is not None
     learnt = {id(parameter) for parameter in built.step.feature_update.parameters}
     return [[p for p in network.parameters() if id(p) in learnt] for network in built.models]
@@ -168,7 +174,8 @@ FP32_CL = {**FP32, "channels_last": True}
 COMPILED = {"compile": True}
 ROWS: dict[str, Row] = {
     "plain": Row("plain training of both, each alone", plain),
-    "floor": Row("floor: one forward, two backward passes, both optimisers", floor),
+    "floor": Row("floor: one forward, two backward passes, both optimisers", floor(batched=False)),
+    "floor-batched": Row("the same with both gradients in one vectorised pass", floor(batched=True)),
     "exact": Row("ours, exact", ours(method="afd")),
     "interval-4": Row("ours, maps in every 4th update", ours(method="afd", adversarial_interval=4), cycle=4),
     "single": Row("ours, single backward pass", ours(method="afd", single_backward=True)),

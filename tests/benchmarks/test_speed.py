@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.peers.floor import Floor
 from benchmarks.scale.__main__ import networks_table, processes_table
 from benchmarks.scale.model import step_seconds
 from benchmarks.speed.__main__ import table
-from benchmarks.speed.rows import ROWS, Case
+from benchmarks.speed.rows import ROWS, Case, WithMap, distiller, extractors_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,6 +47,19 @@ def test_every_row_takes_a_step(row: str) -> None:
     step, batch = ROWS[row].build(own), own.images()
     for _ in range(ROWS[row].cycle):
         step(*batch)
+
+
+def test_both_floors_train_the_same() -> None:
+    case = Case(("cifar_resnet8", "test_resnet"), 32, 8, "cpu", precision="fp32")
+    weights = []
+    for batched in (False, True):
+        built = distiller(case)
+        networks = [WithMap(one) for one in built.step.networks]
+        floor = Floor(networks, extractors_of(built), case.precision, batched=batched)
+        for _ in range(2):
+            floor.step(*case.images())
+        weights.append([value.detach() for network in floor.networks for value in network.parameters()])
+    torch.testing.assert_close(*weights)
 
 
 def test_the_model_of_an_update() -> None:
