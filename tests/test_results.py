@@ -49,7 +49,7 @@ def test_tables_of_the_comparison() -> None:
 
 ANSWERS = (
     *("afd", "afd-least-squares", "afd-group-norm", "afd-narrow-judge", "afd-rare-judge", "afd-patches", "afd-noise"),
-    *("afd-spectral-norm", "afd-no-decay", "afd-adamw", "afd-slow-judge", "afd-single"),
+    *("afd-spectral-norm", "afd-unpaired", "afd-no-decay", "afd-adamw", "afd-slow-judge", "afd-single"),
 )
 
 

@@ -45,7 +45,13 @@ def command(folder: Path, *more: str) -> list[str]:
 def begun(folder: Path, *more: str, seconds: float) -> subprocess.Popen[str]:
     """A comparison whose runs take a while."""
     environment = {**os.environ, "SECONDS": str(seconds)}
-    return subprocess.Popen(command(folder, *more), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+
+    def hear() -> None:  # also where the tests themselves run in the background, deaf to Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command(folder, *more), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, preexec_fn=hear
+    )
 
 
 def test_every_run_is_carried_out_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
