@@ -15,7 +15,7 @@ from feature_gan_kd.adversary import Discriminator, Link, build_links, check_tap
 from feature_gan_kd.config import DistillConfig
 from feature_gan_kd.diagnosis import Diagnosis
 from feature_gan_kd.discovery import Trial, find_taps, layers_of, try_out
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.errors import UserError, reason
 from feature_gan_kd.features import Layer, MapShape, TappedNetwork
 from feature_gan_kd.inputs import InputAdapter
 from feature_gan_kd.networks import Network, memory_format_for
@@ -126,8 +126,8 @@ def _tap(
         raise
     except Exception as error:  # from inside the user's module, of any kind
         shape = "x".join(map(str, images.shape[1:]))
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: it fails on images of {shape} ({reason}): see to image_size and in_chans") from error
+        said = reason(error)
+        raise UserError(f"{name}: it fails on images of {shape} ({said}): see to image_size and in_chans") from error
 
 
 def _maker(

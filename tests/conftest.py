@@ -1,10 +1,13 @@
-"""What several test modules wait for once."""
+"""What several test modules share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
+import torch
 
 from tests.launching import launch
 from tests.worker import CASES, run
@@ -33,3 +36,14 @@ def by_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three")
     launch(3, "-m", "tests.worker", str(folder), "norms", *CASES)
     return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder, which is the present one: what users type is tried there, on one thread."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are tiny
+    yield tmp_path
+    torch.set_num_threads(threads)

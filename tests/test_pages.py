@@ -6,12 +6,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import pytest
-import torch
 
 from feature_gan_kd.cli import main
 from feature_gan_kd.cli.program import parse
@@ -21,16 +18,6 @@ from tests.pages import COMMAND, PAGES, ROOT, Block, blocks, commands
 # README.md's blocks need names of the hub: tests/test_readme.py runs them on a cache that it fills.
 RUN = {page.name: page for page in PAGES if page.name != "README.md" and any(b.needs is None for b in blocks(page))}
 FENCED = ("python", "sh")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are tiny
-    yield tmp_path
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", RUN)

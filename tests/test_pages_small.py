@@ -12,12 +12,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pytest
-import torch
 from PIL import Image
 
 from feature_gan_kd.checkpoint import newest
@@ -92,15 +90,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(workshop: Path, here: Path) -> Path:
     """A copy of that folder, which is the present one."""
-    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are tiny
-    yield tmp_path
-    torch.set_num_threads(threads)
+    shutil.copytree(workshop, here, dirs_exist_ok=True)
+    return here
 
 
 @pytest.mark.parametrize("block", of("feature-gan-kd"))
