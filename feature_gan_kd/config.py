@@ -161,6 +161,9 @@ class DistillConfig:
     """Arithmetic of the forward and backward passes."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    cuda_graphs: bool = False
+    """Record whole updates as CUDA graphs and replay them: for small networks on one GPU, whose kernels end sooner than
+    they can be launched."""
     channels_last: bool = True
     """Keep images and convolutions in channels-last memory order."""
     evaluate_every: int = _bounded(1, at_least=1)
@@ -267,6 +270,7 @@ _RUNTIME = (
     "checkpoint_every",
     "keep_last",
     "compile",
+    "cuda_graphs",
     "check_processes",
 )
 

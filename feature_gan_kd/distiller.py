@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from feature_gan_kd import checkpoint, processes, similarity
+from feature_gan_kd import checkpoint, cuda_graphs, processes, similarity
 from feature_gan_kd.adversary import Link
 from feature_gan_kd.batch_statistics import check_parts
 from feature_gan_kd.callbacks import Callback, check_callbacks, check_trackers, listeners
@@ -136,6 +136,7 @@ class OnlineAdversarialDistiller:
             for network in self._wiring.tapped:
                 network.compile_forward(compiler)
         self.step = build_step(self._wiring, config, self._autocast)
+        self._update = cuda_graphs.for_gpu(self.step, self.accelerator.device) if config.cuda_graphs else self.step
 
     @property
     def models(self) -> list[nn.Module]:
@@ -202,7 +203,7 @@ class OnlineAdversarialDistiller:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = images.to(self.accelerator.device, non_blocking=True, memory_format=layout)
         with fitting(images, self.config.accumulation_steps, self.config.mixed_precision == "bf16"):
-            metrics = self.step(images, labels.to(self.accelerator.device, non_blocking=True))
+            metrics = self._update(images, labels.to(self.accelerator.device, non_blocking=True))
         if self.config.check_processes:
             processes.check_equal(self._wiring.trained_parts())
         return metrics

@@ -82,13 +82,20 @@ class Faults:
             by_name.update(dict(zip(names, counts.tolist(), strict=True)))
         return FaultReport(total, longest, [name for name, count in by_name.most_common() if count])
 
+    def tensors(self) -> list[Tensor]:
+        """What is counted in, each (numbers,), on the device; they stay where they are."""
+        return [*([] if self.rows is None else [self.rows]), *self.counts.values()]
+
     def _count(self, names: tuple[str, ...], found: Tensor, skipped: Tensor) -> None:
         if self.rows is None:
             self.rows = torch.zeros(3, dtype=torch.int64, device=found.device)
+        if names not in self.counts:
+            self.counts[names] = torch.zeros(len(names), dtype=torch.int64, device=found.device)
         total, in_row, longest = self.rows.unbind()
         in_row = (in_row + 1) * skipped
-        self.rows = torch.stack([total + skipped, in_row, torch.maximum(longest, in_row)])
-        self.counts[names] = self.counts[names] + found if names in self.counts else found.long()
+        # In place: a recorded update finds them where they were.
+        self.rows.copy_(torch.stack([total + skipped, in_row, torch.maximum(longest, in_row)]))
+        self.counts[names].add_(found)
 
 
 class Buffers:

@@ -124,6 +124,17 @@ class AdversarialStep:
         }
         return {name: update for name, update in kinds.items() if update is not None}
 
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Whether the next update is one in which maps are compared, and discriminators stepped."""
+        acts = self.number % self.adversarial_interval == 0
+        return acts, acts and self.number // self.adversarial_interval % self.discriminator_interval == 0
+
+    @property
+    def measures(self) -> bool:
+        """Whether the next update measures what moves the weights."""
+        return self.diagnosis.due(self.number)
+
     def __call__(self, images: Tensor, labels: Tensor) -> Metrics:
         """Updates everything by one batch.
 
@@ -193,7 +204,7 @@ class AdversarialStep:
             UserError: where a network gives no logits or other maps than it was wired for.
         """
         metrics: Metrics = {}
-        acts = self.number % self.adversarial_interval == 0
+        acts, judged = self.kind
         compares_maps = acts and self.objective.has_feature_loss
         with self.autocast():
             forward = self._forward(images)
@@ -202,7 +213,6 @@ class AdversarialStep:
             if compares_maps:
                 feature_loss, discriminator_loss = self._feature_losses(forward, metrics)
         share = len(images) / images_in_all.to(logit_loss.dtype)
-        judged = self.number // self.adversarial_interval % self.discriminator_interval == 0
         if compares_maps and self.discriminator_update is not None and judged:
             judging = self.discriminator_update.parameters
             add("discriminator", _gradient(discriminator_loss * share, judging, retain_graph=True))
@@ -308,7 +318,7 @@ class AdversarialStep:
                 values["discriminator"] = losses.discriminator(real, fake, self.objective.adversarial_loss)
                 answers.setdefault(f"real/{link.edge}", []).append(real.mean())
                 answers.setdefault(f"fake/{link.edge}", []).append(fake.mean())
-                if self.diagnosis.due(self.number):
+                if self.measures:
                     right = losses.right(real, fake, self.objective.adversarial_loss)
                     answers.setdefault(f"right/{link.edge}", []).append(right)
             for kind, value in values.items():

@@ -417,6 +417,7 @@ CASES = {
     "name: a path out of the hub's data sets": train("--data user/../../data"),
     "name: an address in place of data": train("--data https://example.com/data"),
     # The launch.
+    "device: graphs of CUDA on a CPU": train("--cuda-graphs", ACCELERATE_USE_CPU="1"),
     "device: one that is not there": train(ACCELERATE_TORCH_DEVICE="cuda:99"),
     "device: a GPU number that is not there": train(CUDA_VISIBLE_DEVICES="99", ACCELERATE_USE_CPU="0"),
     "port: in use": train(

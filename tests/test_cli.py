@@ -236,7 +236,13 @@ def test_every_kind_of_bad_value_is_tried() -> None:
     free = {"--optimizer", "--image-column", "--label-column", "--train-split", "--eval-split"}
     switches = {"--scale-adversarial-lr", "--compile", "--channels-last", "--vectors-as-maps", "--skip-bad-images"}
     switches |= {"--discriminator-patches", "--discriminator-spectral-norm", "--record-gradients", "--streaming"}
-    switches |= {"--discriminator-unpaired", "--single-backward", "--sync-batchnorm", "--check-processes"}
+    switches |= {
+        "--discriminator-unpaired",
+        "--single-backward",
+        "--sync-batchnorm",
+        "--check-processes",
+        "--cuda-graphs",
+    }
     assert settings - tried == free | switches
 
 

@@ -59,9 +59,15 @@ RATIOS = (
     ("dml-defaults", "logit"),
     ("exact", "exact-compiled"),
     ("logit", "logit-compiled"),
+    ("exact", "exact-graphs"),
+    ("logit", "logit-graphs"),
+    ("exact", "exact-compiled-graphs"),
 )
 MEMORY_RATIOS = (("exact", "logit"),)
-COMPILED = ("exact-compiled", "logit-compiled")
+COMPILED = ("exact-compiled", "logit-compiled", "exact-compiled-graphs")
+GRAPHS = ("exact-graphs", "logit-graphs", "exact-compiled-graphs")
+WARM_UPS = 4
+"""Updates before the clock starts; with CUDA graphs the fourth is recorded."""
 MUTUAL = ("dml-fp32", "dml-defaults")
 
 
@@ -120,6 +126,8 @@ def main() -> None:
 
 
 def _is_for(row: str, case: Case, *, quick: bool) -> bool:
+    if row in GRAPHS and case.device != "cuda":
+        return False
     if row in COMPILED:
         return case.image_size == 32 and not quick
     # pytorch-dml asks every network with an image of 32 pixels first, which a ViT for other images refuses.
@@ -147,7 +155,7 @@ def rounds(case: Case, names: list[str], count: int) -> dict[str, list[float]]:
     for name in names:
         own = dataclasses.replace(case, **ROWS[name].changes)
         step, batch = ROWS[name].build(own), own.images()
-        for _ in range(2 * ROWS[name].cycle):
+        for _ in range(WARM_UPS * ROWS[name].cycle):
             step(*batch)
         steps[name] = (step, batch, _repeats(step, batch, case, ROWS[name].cycle))
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -163,7 +171,7 @@ def _repeats(step: Any, batch: Any, case: Case, cycle: int) -> int:
 
 
 def peak_memory(case: Case, name: str) -> int:
-    """Bytes at the peak of three updates: the allocator's on a GPU, what this process grew by on a CPU (Linux)."""
+    """Bytes at the peak of the first updates: the allocator's on a GPU, what this process grew by on a CPU (Linux)."""
     own = dataclasses.replace(case, **ROWS[name].changes)
     step, batch = ROWS[name].build(own), own.images()
     if case.device == "cuda":
@@ -171,7 +179,7 @@ def peak_memory(case: Case, name: str) -> int:
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = 0 if case.device == "cuda" else _resident("VmRSS")
-    for _ in range(3 * ROWS[name].cycle):
+    for _ in range(WARM_UPS * ROWS[name].cycle):
         step(*batch)
     if case.device == "cuda":
         return torch.cuda.max_memory_allocated()

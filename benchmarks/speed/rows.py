@@ -189,4 +189,7 @@ ROWS: dict[str, Row] = {
     "dml-defaults": Row("pytorch-dml's trainer with its defaults", mutual(defaults=True), FP32),
     "exact-compiled": Row("ours, exact, compiled", ours(method="afd"), COMPILED),
     "logit-compiled": Row("ours, logit only, compiled", ours(method="logit"), COMPILED),
+    "exact-graphs": Row("ours, exact, CUDA graphs", ours(method="afd", cuda_graphs=True)),
+    "logit-graphs": Row("ours, logit only, CUDA graphs", ours(method="logit", cuda_graphs=True)),
+    "exact-compiled-graphs": Row("ours, exact, compiled, CUDA graphs", ours(method="afd", cuda_graphs=True), COMPILED),
 }
