@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd.errors import UserError, reason
+from feature_gan_kd.faults import has_begun
 from feature_gan_kd.processes import process_count
 from feature_gan_kd.step import AdversarialStep, Metrics
 
 WARM_UPS = 3
 """Updates of each kind and size that run as usual, before the next is recorded."""
+
+MOST = 16
+"""Recordings that are held at a time; each has memory for a batch of its own. Further sizes run as usual."""
 
 
 class Recorder(Protocol):
@@ -24,6 +28,10 @@ class Recorder(Protocol):
 
     def warming_up(self) -> AbstractContextManager[None]:
         """Around what runs as usual, and will be recorded later."""
+        ...
+
+    def forget(self) -> None:
+        """All that was recorded so far will not be used any more."""
         ...
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
@@ -39,24 +47,38 @@ class Recorder(Protocol):
 
 
 class GpuRecorder:
-    """torch's CUDA graphs, all in one pool of memory: they never run at the same time."""
+    """torch's CUDA graphs, all in one pool of memory: they never run at the same time.
 
-    def __init__(self) -> None:
-        self._stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.forget()
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
         """On the stream of the recordings, which libraries prepare themselves for."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self._stream)
+        usual = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(usual)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            usual.wait_stream(self._stream)
+
+    def forget(self) -> None:
+        """A pool without recordings cannot be recorded into again."""
+        self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Other threads, which read images ahead, may go on with what they do.
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self._device), recording:
             answer = function()
         return answer, graph.replay
 
@@ -83,10 +105,10 @@ class Recording:
 class CudaGraphs:
     """Takes the updates of a step from recordings, one for each kind of update and size of a batch.
 
-    A recording reads and writes the memory that it was made with, and does what Python decided then. So everything it
-    depends on is looked at before it is used: where a parameter, a buffer or an optimiser's state lies elsewhere now,
-    a module was switched between training and evaluation, or an optimiser's setting was changed, all recordings are
-    made anew. Learning rates may change at will.
+    A recording reads and writes the memory that it was made with, and does what Python decided then. So what it depends
+    on is looked at before it is used: where a parameter, a buffer or an optimiser's state lies elsewhere now, a module
+    was switched between training and evaluation, or a plain value of a module or an optimiser was changed, all
+    recordings are made anew. Learning rates may change at will.
 
     Args:
         step: whose updates; every optimiser of it is fused.
@@ -106,14 +128,12 @@ class CudaGraphs:
         Raises:
             UserError: as there, and where an update cannot be recorded.
         """
-        if self.step.measures:
-            return self.step(images, labels)
-        self._forget_if_changed()
+        self.step.set_modes()
+        if self._forget_if_changed():
+            self._runs.clear()  # what changed may be done in another way the first time
         inputs = [images, labels]
         kind = self.step.kind, *((x.shape, x.dtype, x.stride()) for x in inputs)
-        # An optimiser whose first update was skipped has no state yet, and would look at the next.
-        ready = self._runs[kind] >= WARM_UPS and all(one.optimizer.state for one in self.step.updates.values())
-        if not ready:
+        if self.step.measures or not (kind in self.recordings or self._may_record(kind)):
             self._runs[kind] += 1
             with self._recorder.warming_up():
                 metrics = self.step(images, labels)
@@ -121,11 +141,17 @@ class CudaGraphs:
             return metrics
         if kind not in self.recordings:
             self.recordings[kind] = self._record(inputs)
+            self._depends_on = self._what_it_depends_on()  # Python ran once more
         return self._replay(self.recordings[kind], inputs)
+
+    def _may_record(self, kind: Hashable) -> bool:
+        # An optimiser whose first update was skipped has no state yet, and would look at the next.
+        ready = all(has_begun(update.optimizer) for update in self.step.updates.values())
+        return ready and self._runs[kind] >= WARM_UPS and len(self.recordings) < MOST
 
     def _record(self, inputs: list[Tensor]) -> Recording:
         images, labels = (x.clone() for x in inputs)
-        rates = [torch.full((), 0.0, device=images.device) for _ in self._groups()]
+        rates = [torch.zeros((), dtype=torch.float32, device=images.device) for _ in self._groups()]
         names: list[str] = []
 
         def update() -> Tensor:
@@ -138,12 +164,15 @@ class CudaGraphs:
         try:
             with self._reading(rates):
                 values, replay = self._recorder.record(update)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            # What ended the recording first; leaving it fails, too, and says less.
+            while isinstance(error.__context__, RuntimeError):
+                error = error.__context__
+            if "out of memory" in str(error):
+                raise torch.OutOfMemoryError(str(error)) from error
             raise UserError(
-                f"cuda_graphs: an update cannot be recorded ({reason(error)}): a network reads from the device or "
-                "copies to it in its forward pass; train without cuda_graphs"
+                f"cuda_graphs: an update cannot be recorded ({reason(error)}): most often a network reads from the "
+                "device or copies to it in its forward pass; train without cuda_graphs"
             ) from error
         finally:
             self.step.number = number
@@ -171,18 +200,21 @@ class CudaGraphs:
                 group.update(lr=rate, capturable=True)
             yield
 
-    def _forget_if_changed(self) -> None:
+    def _forget_if_changed(self) -> bool:
         found = self._what_it_depends_on()
-        if found != self._depends_on:
+        changed = found != self._depends_on
+        if changed:
             self._depends_on = found
             self.recordings.clear()
+            self._recorder.forget()
+        return changed
 
     def _what_it_depends_on(self) -> list[Any]:
         """Addresses of all tensors that an update uses besides its batch, and what Python decides by."""
         found: list[Any] = []
         for root in (*self.step.networks, *self.step.links):
             for module in root.modules():
-                found.append(module.training)
+                found += [value for value in vars(module).values() if isinstance(value, (bool, int, float, str))]
                 tensors = (*module._parameters.values(), *module._buffers.values())
                 found += [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         for update in self.step.updates.values():
@@ -208,7 +240,7 @@ def for_gpu(step: AdversarialStep, device: torch.device) -> CudaGraphs:
     if process_count() > 1:
         raise UserError(f"cuda_graphs: {process_count()} processes, expected one: train without cuda_graphs")
     check(step)
-    return CudaGraphs(step, GpuRecorder())
+    return CudaGraphs(step, GpuRecorder(device))
 
 
 def check(step: AdversarialStep) -> None:

@@ -647,6 +647,7 @@ class OnlineAdversarialDistiller:
     def _adapt_inputs(self, shared: Normalisation) -> None:
         for network, tapped in zip(self.networks, self._wiring.tapped, strict=True):
             tapped.adapter.normalise(shared, network.normalisation or shared)
+            tapped.adapter.to(self.accelerator.device)  # once: a copy in every forward would wait for it
 
     def _signature(self, fingerprint: str | None) -> dict[str, Any]:
         """What a checkpoint and the run that resumes it must agree in."""

@@ -40,7 +40,8 @@ class Faults:
         self.rows: Tensor | None = None
         # By the names that were looked at, which differ where not every update compares maps.
         self.counts: dict[tuple[str, ...], Tensor] = {}
-        self._owners: dict[str, Tensor] = {}
+        # By the kind of update and the places of the gradients that there are.
+        self._owners: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def look(
         self,
@@ -61,10 +62,11 @@ class Faults:
             present = {i: value for i, value in enumerate(values) if value is not None}
             bad = ~_largest(list(present.values())).isfinite()
             parts = list(dict.fromkeys(owners[kind]))
-            if kind not in self._owners or len(self._owners[kind]) != len(present):
+            key = kind, tuple(present)
+            if key not in self._owners:
                 places = [parts.index(owners[kind][i]) for i in present]
-                self._owners[kind] = torch.tensor(places, device=bad.device)
-            count = torch.zeros(len(parts), device=bad.device).index_add_(0, self._owners[kind], bad.float())
+                self._owners[key] = torch.tensor(places, device=bad.device)
+            count = torch.zeros(len(parts), device=bad.device).index_add_(0, self._owners[key], bad.float())
             flags.append(count > 0)
             names += [f"gradient of the {kind} loss in {part}" for part in parts]
         found = torch.cat(flags)
@@ -133,7 +135,7 @@ def step_unless(skipped: Tensor, optimizer: Optimizer) -> None:
     step, since fused SGD would leave its momentum unwritten.
     """
     fused = all(group.get("fused") for group in optimizer.param_groups)
-    if fused and optimizer.state:
+    if fused and has_begun(optimizer):
         reader: Any = optimizer
         reader.grad_scale, reader.found_inf = None, skipped
         try:
@@ -142,6 +144,11 @@ def step_unless(skipped: Tensor, optimizer: Optimizer) -> None:
             del reader.grad_scale, reader.found_inf
     elif not skipped:
         optimizer.step()
+
+
+def has_begun(optimizer: Optimizer) -> bool:
+    """Whether an optimiser has all the state that it keeps; SGD without momentum keeps none."""
+    return bool(optimizer.state) or all(group.get("momentum") == 0 for group in optimizer.param_groups)
 
 
 def _largest(values: list[Tensor]) -> Tensor:

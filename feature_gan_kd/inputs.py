@@ -51,9 +51,7 @@ class InputAdapter(nn.Module):
         if self.size and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         if self.scale is not None and self.offset is not None:
-            if self.scale.device != images.device:  # once: a copy in every forward would wait for the device
-                self.scale, self.offset = self.scale.to(images.device), self.offset.to(images.device)
-            images = images * self.scale.to(images.dtype) + self.offset.to(images.dtype)
+            images = images * self.scale.to(images) + self.offset.to(images)
         if self.memory_format is not torch.preserve_format:
             images = images.contiguous(memory_format=self.memory_format)
         return images

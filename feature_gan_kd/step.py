@@ -152,7 +152,7 @@ class AdversarialStep:
         Raises:
             UserError: where a network gives no logits or other maps than it was wired for, or another process is gone.
         """
-        self._set_modes()
+        self.set_modes()
         before = Buffers([*(self.networks[k].network for k in self.learners), *self.links])
         # Filled on the device: a copy from the host would wait for it.
         images_in_all = sum_over_processes(torch.full((), float(len(images)), device=images.device))
@@ -262,7 +262,8 @@ class AdversarialStep:
                 parameter.grad = None
         return skipped
 
-    def _set_modes(self) -> None:
+    def set_modes(self) -> None:
+        """Learners into training, networks that only teach into evaluation."""
         for k, network in enumerate(self.networks):
             # The user's own module is asked: it may have been switched since the last step, or given so.
             if network.network.training != (k not in self.frozen):

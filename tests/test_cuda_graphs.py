@@ -43,6 +43,7 @@ MODES: dict[str, dict[str, Any]] = {
     "three networks": {"widths": (4, 6, 4)},
     "bf16": {"mixed_precision": "bf16"},
     "spectral norm": {"discriminator_spectral_norm": True},
+    "no momentum": {"momentum": 0.0},
     "measured": {"record_gradients": True, "log_every": 3},
 }
 
@@ -97,16 +98,23 @@ class OperatorRecorder:
         self.state = state
         self.made = 0
         self.replayed = 0
+        self.forgotten = 0
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
         yield
 
+    def forget(self) -> None:
+        self.forgotten += 1
+
     def record(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         before = [(tensor, tensor.detach().clone()) for tensor in self.state()]
         operators = Operators()
-        with torch.random.fork_rng(), operators:
-            answer = function()
+        try:
+            with torch.random.fork_rng(), operators:
+                answer = function()
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
         operators.spoil()
         with torch.no_grad():
             for tensor, value in before:
@@ -256,6 +264,10 @@ def _no_decay(distiller: OnlineAdversarialDistiller) -> None:
     distiller.step.logit_update.optimizer.param_groups[0]["weight_decay"] = 0.0
 
 
+def _less_dropout(distiller: OnlineAdversarialDistiller) -> None:
+    distiller.models[0].get_submodule("drop").p = 0.0
+
+
 def _moved_parameter(distiller: OnlineAdversarialDistiller) -> None:
     parameter = distiller.models[0].get_submodule("head").weight
     parameter.data = parameter.data.clone()
@@ -272,7 +284,8 @@ def _new_buffer(distiller: OnlineAdversarialDistiller) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [_other_state, _frozen_statistics, _no_decay, _moved_parameter, _moved_discriminator, _new_buffer]
+    "change",
+    [_other_state, _frozen_statistics, _no_decay, _less_dropout, _moved_parameter, _moved_discriminator, _new_buffer],
 )
 def test_what_an_update_depends_on_may_change(change: Callable[[OnlineAdversarialDistiller], None]) -> None:
     plain, graphs = build(), build()
@@ -286,7 +299,51 @@ def test_what_an_update_depends_on_may_change(change: Callable[[OnlineAdversaria
             torch.manual_seed(number)
             distiller.training_step(*batch(number))
     assert recorder.made == 2
+    assert recorder.replayed == 9 - 2 * WARM_UPS  # libraries prepare themselves anew
+    assert recorder.forgotten >= 2
     assert_same(graphs, plain)
+
+
+def test_an_evaluation_in_ones_own_loop_changes_nothing() -> None:
+    plain, graphs = build(), build()
+    recorder = recorded(graphs)
+    for distiller in (plain, graphs):
+        for number in range(12):
+            torch.manual_seed(number)
+            distiller.training_step(*batch(number))
+            if number % 4 == 3:
+                for network in distiller.models:
+                    network.eval()(batch(0)[0])
+    assert recorder.made == 1
+    assert recorder.replayed == 12 - WARM_UPS
+    assert_same(graphs, plain)
+
+
+def test_further_sizes_run_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST", 2)
+    plain, graphs = build(), build()
+    recorder = recorded(graphs)
+    sizes = [4, 5, 6, 7] * 6
+    train(plain, sizes)
+    train(graphs, sizes)
+    assert recorder.made == 2
+    assert_same(graphs, plain)
+
+
+class _Counting(Convolutional):
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images)
+
+
+def test_a_network_that_counts_its_calls_is_recorded_once() -> None:
+    distiller = OnlineAdversarialDistiller([_Counting(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
+    recorder = recorded(distiller)
+    for number in range(9):
+        distiller.training_step(*batch(number))
+    assert recorder.made == 1
 
 
 def test_fit_takes_its_updates_from_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,13 +393,34 @@ class _Copying(Convolutional):
         return super().forward(images) * torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0])
 
 
+class _Large(Convolutional):
+    full = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.full:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(images)
+
+
+def test_memory_that_runs_out_in_a_recording_is_said_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    distiller = OnlineAdversarialDistiller([_Large(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
+    recorded(distiller)
+    for number in range(WARM_UPS):
+        distiller.training_step(*batch(number))
+    monkeypatch.setattr(_Large, "full", True)
+    with pytest.raises(UserError, match=r"^memory: a batch of 6 images of 3x8x8 .* does not fit"):
+        distiller.training_step(*batch(WARM_UPS))
+
+
 @pytest.mark.parametrize("network", [_Reading, _Copying])
 def test_what_cannot_be_recorded_ends_in_one_line(network: type[Convolutional]) -> None:
     distiller = OnlineAdversarialDistiller([network(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
     recorded(distiller)
     for number in range(WARM_UPS):
         distiller.training_step(*batch(number))
-    with pytest.raises(UserError, match=r"^cuda_graphs: an update cannot be recorded \(.*capturing\): a network reads"):
+    with pytest.raises(
+        UserError, match=r"^cuda_graphs: an update cannot be recorded \(.*capturing\): most often a network"
+    ):
         distiller.training_step(*batch(WARM_UPS))
     rates = [group["lr"] for update in distiller.step.updates.values() for group in update.optimizer.param_groups]
     assert all(isinstance(rate, float) for rate in rates)

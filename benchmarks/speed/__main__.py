@@ -3,8 +3,8 @@
     python -m benchmarks.speed --quick
     python -m benchmarks.speed --json runs/speed.json
 
-Run it on a machine that does nothing else, or with one thread and `--clock processor`. A file of an earlier call is
-added to, pair by pair.
+Run it on a machine that does nothing else, or with one thread and `--clock processor`. LD_PRELOAD names another
+allocator. A file of an earlier call is added to, pair by pair.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
     return {
         "device": name,
-        **({"instructions": _instructions()} if options.device == "cpu" else {}),
+        **({"instructions": _instructions(), "allocator": _allocator()} if options.device == "cpu" else {}),
         "clock": options.clock,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
@@ -225,6 +225,11 @@ def _instructions() -> list[str]:
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()
     return [one for one in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if one in flags]
+
+
+def _allocator() -> str:
+    """What gives this process its memory: the C library, or what was loaded before it."""
+    return Path(os.environ.get("LD_PRELOAD", "")).name or platform.libc_ver()[0] or "unknown"
 
 
 def table(name: str, pair: dict[str, Any]) -> str:
