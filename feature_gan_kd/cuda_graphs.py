@@ -22,6 +22,8 @@ WARM_UPS = 3
 MOST = 16
 """Recordings that are held at a time; each has memory for a batch of its own. Further sizes run as usual."""
 
+_PLAIN = frozenset({bool, int, float, str})
+
 
 class Recorder(Protocol):
     """What records the launches of a function."""
@@ -214,7 +216,7 @@ class CudaGraphs:
         found: list[Any] = []
         for root in (*self.step.networks, *self.step.links):
             for module in root.modules():
-                found += [value for value in vars(module).values() if isinstance(value, (bool, int, float, str))]
+                found += [value for value in vars(module).values() if type(value) in _PLAIN]
                 tensors = (*module._parameters.values(), *module._buffers.values())
                 found += [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         for update in self.step.updates.values():

@@ -30,6 +30,17 @@ def test_the_page_has_the_rate_of_the_input_pipeline() -> None:
     assert said in (ROOT / "docs" / "performance.md").read_text()
 
 
+@pytest.mark.parametrize("allocator", ["glibc", "tcmalloc"])
+@pytest.mark.parametrize("pair", ["r20+r20", "r20+r32"])
+def test_the_page_has_the_memory_under_both_allocators(pair: str, allocator: str) -> None:
+    figures = SPEED if allocator == "tcmalloc" else json.loads((RESULTS / "speed-glibc.json").read_text())
+    assert allocator in figures["environment"]["allocator"]
+    peak = figures["pairs"][pair]["peak_bytes"]
+    cells = " | ".join(f"{peak[row] / 2**20:.0f}" for row in ("plain", "logit", "single", "exact"))
+    row = f"| {pair} | {allocator} | {cells} | {peak['exact'] / peak['logit']:.2f} |"
+    assert row in (ROOT / "docs" / "performance.md").read_text()
+
+
 def test_the_page_on_scaling_has_the_table_of_networks() -> None:
     assert networks_table(SCALE["networks"]) in (ROOT / "docs" / "scaling.md").read_text()
 
