@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.compilation import Compiler
+from tests.small_networks import Convolutional, assert_same_state
 
 SIZE = 8
 MODES: dict[str, dict[str, Any]] = {
@@ -28,21 +29,6 @@ MODES: dict[str, dict[str, Any]] = {
     "frozen source": {"frozen": [0]},
     "two taps": {"feature_layers": ["block1", "block2"]},
 }
-
-
-class Convolutional(nn.Module):
-    """Two convolutions with batch normalisation and drop-out: all that differs between training and evaluation."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.block1 = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.block2 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.head = nn.Linear(width, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (batch, 5)."""
-        logits: Tensor = self.head(self.block2(self.block1(images)).mean((2, 3)))
-        return logits
 
 
 @pytest.fixture(autouse=True)
@@ -70,19 +56,6 @@ def batch(number: int, size: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(5, (size,), generator=generator)
 
 
-def assert_same(one: OnlineAdversarialDistiller, other: OnlineAdversarialDistiller, tolerance: float = 0.0) -> None:
-    ours, theirs = one.state().tensors, other.state().tensors
-    for part, tensors in theirs.items():
-        for name, value in tensors.items():
-            torch.testing.assert_close(
-                ours[part][name],
-                value,
-                rtol=tolerance,
-                atol=tolerance,
-                msg=lambda text, of=(part, name): f"{of}: {text}",
-            )
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled_networks_take_the_same_steps(mode: str) -> None:
     """Also of an uneven last batch, and after an evaluation; this backend computes as without it."""
@@ -92,7 +65,7 @@ def test_compiled_networks_take_the_same_steps(mode: str) -> None:
             distiller.training_step(*batch(number, size))
             for network in distiller.models:
                 network.eval()(batch(0)[0])
-    assert_same(compiled, plain)
+    assert_same_state(compiled, plain)
 
 
 def test_every_size_is_compiled_once_by_itself() -> None:
@@ -120,7 +93,7 @@ def test_a_compiled_run_goes_on_to_the_same_weights() -> None:
     second.load_state(state)
     for number in range(1, 4):  # the uneven batch is the first that it sees
         second.training_step(*batch(number, 3 if number == 1 else 6))
-    assert_same(second, whole)
+    assert_same_state(second, whole)
 
 
 def test_compiled_networks_stay_the_users_own() -> None:
@@ -147,7 +120,7 @@ def test_without_a_compiler_training_goes_on_after_one_warning(monkeypatch: pyte
     assert ours[0].endswith("going on without it")
     for number in range(2):
         plain.training_step(*batch(number))
-    assert_same(compiled, plain)
+    assert_same_state(compiled, plain)
 
 
 @pytest.mark.slow  # a C++ compiler is needed, and a minute
@@ -156,4 +129,4 @@ def test_programs_of_the_default_compiler_agree_to_rounding() -> None:
     for distiller in (plain, compiled):
         for number, size in enumerate((6, 6, 3, 6)):
             distiller.training_step(*batch(number, size))
-    assert_same(compiled, plain, 1e-4)
+    assert_same_state(compiled, plain, 1e-4)

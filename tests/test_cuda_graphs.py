@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError, cuda_graphs
 from feature_gan_kd.cuda_graphs import WARM_UPS, CudaGraphs
 from feature_gan_kd.inputs import Normalisation
+from tests.small_networks import Convolutional, assert_same_state
 
 SIZE = 8
 WAITING = {
@@ -128,22 +129,6 @@ class OperatorRecorder:
         return answer, replay
 
 
-class Convolutional(nn.Module):
-    """Two convolutions with batch normalisation and drop-out."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.block1 = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.block2 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.drop = nn.Dropout(0.2)
-        self.head = nn.Linear(width, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (batch, 5)."""
-        logits: Tensor = self.head(self.drop(self.block2(self.block1(images)).mean((2, 3))))
-        return logits
-
-
 def trained(distiller: OnlineAdversarialDistiller) -> list[Tensor]:
     step = distiller.step
     modules = [*distiller.models, *distiller.links]
@@ -163,12 +148,19 @@ def recorded(distiller: OnlineAdversarialDistiller) -> OperatorRecorder:
 def build(widths: tuple[int, ...] = (4, 6), **settings: Any) -> OnlineAdversarialDistiller:
     torch.manual_seed(0)
     own = {"feature_layers": "block2", "lr": 0.05, "adversarial_lr": 1e-3, "discriminator_lr": 1e-3, **settings}
-    return OnlineAdversarialDistiller([Convolutional(width) for width in widths], image_size=SIZE, **own)
+    return OnlineAdversarialDistiller([Convolutional(width, drop=0.2) for width in widths], image_size=SIZE, **own)
 
 
 def batch(number: int, size: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(number)
     return torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(5, (size,), generator=generator)
+
+
+def update(distiller: OnlineAdversarialDistiller, numbers: Iterable[int]) -> None:
+    """Updates by the batches of these numbers."""
+    for number in numbers:
+        torch.manual_seed(number)
+        distiller.training_step(*batch(number))
 
 
 def train(distiller: OnlineAdversarialDistiller, sizes: list[int], start: int = 0) -> list[dict[str, float]]:
@@ -185,20 +177,6 @@ def train(distiller: OnlineAdversarialDistiller, sizes: list[int], start: int = 
     return [{key: float(value) for key, value in metrics.items()} for metrics in found]
 
 
-def assert_same(one: OnlineAdversarialDistiller, other: OnlineAdversarialDistiller, tolerance: float = 1e-6) -> None:
-    ours, theirs = one.state(), other.state()
-    assert [ours.meta[key] for key in ("groups", "updates")] == [theirs.meta[key] for key in ("groups", "updates")]
-    for part, tensors in theirs.tensors.items():
-        for name, value in tensors.items():
-            torch.testing.assert_close(
-                ours.tensors[part][name],
-                value,
-                rtol=tolerance,
-                atol=tolerance,
-                msg=lambda text, of=(part, name): f"{of}: {text}",
-            )
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_recorded_updates_are_those_of_the_step(mode: str) -> None:
     """Also those of an uneven last batch, and after evaluations: weights, states and all metrics, read at the end."""
@@ -206,7 +184,7 @@ def test_recorded_updates_are_those_of_the_step(mode: str) -> None:
     recorder = recorded(graphs)
     sizes = [6, 6, 6, 6, 5] * 4
     expected, found = train(plain, sizes), train(graphs, sizes)
-    assert_same(graphs, plain)
+    assert_same_state(graphs, plain, 1e-6)
     assert recorder.made >= 2
     assert recorder.replayed >= 4
     for one, other in zip(found, expected, strict=True):
@@ -233,7 +211,7 @@ def test_a_skipped_update_changes_nothing_and_is_counted() -> None:
         assert metrics["skipped"] == 1
         train(distiller, [6] * 2, start=6)
     assert recorder.replayed == 8 - WARM_UPS
-    assert_same(graphs, plain)
+    assert_same_state(graphs, plain, 1e-6)
     assert graphs.faults() == plain.faults()
     assert graphs.faults().skipped == 1
 
@@ -246,7 +224,7 @@ def test_a_first_update_that_is_skipped_does_no_harm() -> None:
             images, labels = batch(number)
             distiller.training_step(images * torch.inf, labels)
         train(distiller, [6] * 4)
-    assert_same(graphs, plain)
+    assert_same_state(graphs, plain, 1e-6)
     assert graphs.faults().skipped == WARM_UPS + 1
 
 
@@ -291,32 +269,26 @@ def test_what_an_update_depends_on_may_change(change: Callable[[OnlineAdversaria
     plain, graphs = build(), build()
     recorder = recorded(graphs)
     for distiller in (plain, graphs):
-        for number in range(5):
-            torch.manual_seed(number)
-            distiller.training_step(*batch(number))
+        update(distiller, range(5))
         change(distiller)
-        for number in range(5, 9):
-            torch.manual_seed(number)
-            distiller.training_step(*batch(number))
+        update(distiller, range(5, 9))
     assert recorder.made == 2
     assert recorder.replayed == 9 - 2 * WARM_UPS  # libraries prepare themselves anew
     assert recorder.forgotten >= 2
-    assert_same(graphs, plain)
+    assert_same_state(graphs, plain, 1e-6)
 
 
 def test_an_evaluation_in_ones_own_loop_changes_nothing() -> None:
     plain, graphs = build(), build()
     recorder = recorded(graphs)
     for distiller in (plain, graphs):
-        for number in range(12):
-            torch.manual_seed(number)
-            distiller.training_step(*batch(number))
-            if number % 4 == 3:
-                for network in distiller.models:
-                    network.eval()(batch(0)[0])
+        for epoch in range(3):
+            update(distiller, range(4 * epoch, 4 * epoch + 4))
+            for network in distiller.models:
+                network.eval()(batch(0)[0])
     assert recorder.made == 1
     assert recorder.replayed == 12 - WARM_UPS
-    assert_same(graphs, plain)
+    assert_same_state(graphs, plain, 1e-6)
 
 
 def test_further_sizes_run_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +299,7 @@ def test_further_sizes_run_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     train(plain, sizes)
     train(graphs, sizes)
     assert recorder.made == 2
-    assert_same(graphs, plain)
+    assert_same_state(graphs, plain, 1e-6)
 
 
 class _Counting(Convolutional):
@@ -341,8 +313,7 @@ class _Counting(Convolutional):
 def test_a_network_that_counts_its_calls_is_recorded_once() -> None:
     distiller = OnlineAdversarialDistiller([_Counting(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
     recorder = recorded(distiller)
-    for number in range(9):
-        distiller.training_step(*batch(number))
+    update(distiller, range(9))
     assert recorder.made == 1
 
 
@@ -378,7 +349,7 @@ def test_fit_takes_its_updates_from_recordings(monkeypatch: pytest.MonkeyPatch) 
         for _ in range(2):
             holder[-1].fit(epochs=2, batch_size=8, progress=False)
     plain, graphs = holder
-    assert_same(graphs, plain, 0.0)
+    assert_same_state(graphs, plain)
     assert recorders[0].made >= 2
     assert recorders[0].replayed >= 12
 
@@ -405,8 +376,7 @@ class _Large(Convolutional):
 def test_memory_that_runs_out_in_a_recording_is_said_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     distiller = OnlineAdversarialDistiller([_Large(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
     recorded(distiller)
-    for number in range(WARM_UPS):
-        distiller.training_step(*batch(number))
+    update(distiller, range(WARM_UPS))
     monkeypatch.setattr(_Large, "full", True)
     with pytest.raises(UserError, match=r"^memory: a batch of 6 images of 3x8x8 .* does not fit"):
         distiller.training_step(*batch(WARM_UPS))
@@ -416,8 +386,7 @@ def test_memory_that_runs_out_in_a_recording_is_said_as_elsewhere(monkeypatch: p
 def test_what_cannot_be_recorded_ends_in_one_line(network: type[Convolutional]) -> None:
     distiller = OnlineAdversarialDistiller([network(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
     recorded(distiller)
-    for number in range(WARM_UPS):
-        distiller.training_step(*batch(number))
+    update(distiller, range(WARM_UPS))
     with pytest.raises(
         UserError, match=r"^cuda_graphs: an update cannot be recorded \(.*capturing\): most often a network"
     ):
@@ -449,6 +418,6 @@ def test_a_gpu_takes_the_same_updates_from_graphs(mode: str) -> None:
     plain, graphs = build(**MODES[mode]), build(**MODES[mode], cuda_graphs=True)
     sizes = [6, 6, 6, 6, 5] * 4
     expected, found = train(plain, sizes), train(graphs, sizes)
-    assert_same(graphs, plain)
+    assert_same_state(graphs, plain, 1e-6)
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
