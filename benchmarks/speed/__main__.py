@@ -91,6 +91,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--memory-of", nargs=2, metavar=("PAIR", "ROW"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: there is no CUDA GPU")
+    if options.device == "cpu" and set(options.rows or ()) & set(GRAPHS):
+        parser.error("--rows: CUDA graphs are for --device cuda")
     warnings.simplefilter("ignore")
     keep_freed_memory()  # as `feature-gan-kd train` does
     pairs = PAIRS[options.device]
