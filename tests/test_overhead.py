@@ -68,6 +68,7 @@ class Counting(Callback):
         {"method": "logit"},
         {"adversarial_interval": 2},
         {"single_backward": True},
+        {"momentum": 0.0},
         {"accumulation_steps": 2, "clip_grad": 1.0},
         {"mixed_precision": "bf16"},
     ],
