@@ -11,7 +11,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Fences that are no code: directives of the documentation's generator.
 _DIRECTIVE = re.compile(r"\{(toctree|include|literalinclude|eval-rst)\}")
 # What an indented block of commands begins with; others are formulas and the form of messages.
-COMMAND = re.compile(r"(\.venv/bin/)?(feature-gan-kd|pytest|python|make|accelerate) ")
+_ALLOCATOR = r"(LD_PRELOAD=\S+ )?"
+COMMAND = re.compile(_ALLOCATOR + r"(\.venv/bin/)?(feature-gan-kd|pytest|python|make|accelerate) ")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The command lines of a block of shell, joined where a backslash continues them, without comments."""
+    """The command lines of a block of shell, joined where a backslash continues them, without comments.
+
+    What they load before the C library is left out: they are the same without it.
+    """
     joined = re.sub(r"\\\n\s*", "", block.code)
-    return [line.partition(" #")[0].strip() for line in joined.splitlines() if line.strip() and line.lstrip()[0] != "#"]
+    lines = [
+        line.partition(" #")[0].strip() for line in joined.splitlines() if line.strip() and line.lstrip()[0] != "#"
+    ]
+    return [re.sub(f"^{_ALLOCATOR}", "", line) for line in lines]
