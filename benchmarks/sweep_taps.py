@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from benchmarks.sweep_timm import CLASSES, input_of, smallest_of_each_class, write
 from feature_gan_kd import UserError
-from feature_gan_kd.compilation import Compiler
-from feature_gan_kd.discovery import find_taps
-from feature_gan_kd.features import TappedNetwork
-from feature_gan_kd.networks import memory_format_for
+from feature_gan_kd.models.build import memory_format_for
+from feature_gan_kd.models.compile import Compiler
+from feature_gan_kd.models.discovery import find_taps
+from feature_gan_kd.models.taps import TappedNetwork
 
 # bf16 has 8 bits of mantissa. How far deep networks add their rounding up is theirs: where it is more than this, the
 # map must be, bit for bit, what timm's own `forward_features` gives under autocast.

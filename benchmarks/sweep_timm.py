@@ -32,9 +32,9 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
-from feature_gan_kd.networks import build_networks
-from feature_gan_kd.topology import build_edges
-from feature_gan_kd.wiring import wire
+from feature_gan_kd.method.build import wire
+from feature_gan_kd.method.topology import build_edges
+from feature_gan_kd.models.build import build_networks
 
 CLASSES = 7
 RESULTS = Path(__file__).parent / "results"

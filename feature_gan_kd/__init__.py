@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.errors import DivergedError, Interrupted, UserError
-from feature_gan_kd.topology import Edge
+from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.method.topology import Edge
+from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
+from feature_gan_kd.utils.version import __version__
 
 if TYPE_CHECKING:
-    from feature_gan_kd.callbacks import Callback, EarlyStopping
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
-    from feature_gan_kd.history import History
+    from feature_gan_kd.training.callbacks import Callback, EarlyStopping
+    from feature_gan_kd.training.history import History
 
-__version__ = "0.1.0"
+
 __all__ = [
     "Callback",
     "DistillConfig",
@@ -30,9 +31,9 @@ __all__ = [
 
 # torch and timm load with the first use of these: `--help` and bad options must answer at once.
 _LAZY = {
-    "Callback": "feature_gan_kd.callbacks",
-    "EarlyStopping": "feature_gan_kd.callbacks",
-    "History": "feature_gan_kd.history",
+    "Callback": "feature_gan_kd.training.callbacks",
+    "EarlyStopping": "feature_gan_kd.training.callbacks",
+    "History": "feature_gan_kd.training.history",
     "OnlineAdversarialDistiller": "feature_gan_kd.distiller",
 }
 

@@ -12,31 +12,35 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from feature_gan_kd import checkpoint, cuda_graphs, processes, similarity
-from feature_gan_kd.adversary import Link
-from feature_gan_kd.batch_statistics import check_parts
-from feature_gan_kd.callbacks import Callback, check_callbacks, check_trackers, listeners
-from feature_gan_kd.checkpoint import Checkpoint
-from feature_gan_kd.compilation import Compiler
-from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.analysis import similarity
+from feature_gan_kd.analysis.summary import describe, draw
+from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, mixing_of, open_data, open_evaluation
-from feature_gan_kd.errors import UserError
-from feature_gan_kd.evaluate import Evaluation, evaluate
+from feature_gan_kd.distributed import collectives as processes
+from feature_gan_kd.distributed.launch import checked as checked_accelerator
+from feature_gan_kd.distributed.sync_batchnorm import check_parts
 from feature_gan_kd.export import Publication, holds, push
-from feature_gan_kd.faults import FaultReport
-from feature_gan_kd.features import Layer, MapShape, TappedNetwork
-from feature_gan_kd.history import History
-from feature_gan_kd.inputs import Normalisation
-from feature_gan_kd.lesson import Format, Lesson, Which, name_of, publication_of, sources_of, write_network
-from feature_gan_kd.loop import Fit
-from feature_gan_kd.memory import fitting
-from feature_gan_kd.networks import Network, build_networks, place
-from feature_gan_kd.optimizers import build_schedules
-from feature_gan_kd.run_folder import describe_run, device_name, usable_folder
-from feature_gan_kd.summary import describe, draw
-from feature_gan_kd.topology import Edge, TopologyName, build_edges
-from feature_gan_kd.training_state import capture, describe_network, rebuild_networks, restore
-from feature_gan_kd.wiring import build_step, wire
+from feature_gan_kd.export.provenance import Format, Lesson, Which, name_of, publication_of, sources_of, write_network
+from feature_gan_kd.method.build import build_step, wire
+from feature_gan_kd.method.connection import Link
+from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
+from feature_gan_kd.models.build import Network, build_networks, place
+from feature_gan_kd.models.compile import Compiler
+from feature_gan_kd.models.input_adapter import Normalisation
+from feature_gan_kd.models.taps import Layer, MapShape, TappedNetwork
+from feature_gan_kd.models.weights import load_weights
+from feature_gan_kd.optim.build import build_schedules
+from feature_gan_kd.optim.nonfinite import FaultReport
+from feature_gan_kd.training import checkpoint, cuda_graphs
+from feature_gan_kd.training.callbacks import Callback, check_callbacks, check_trackers, listeners
+from feature_gan_kd.training.checkpoint import Checkpoint
+from feature_gan_kd.training.evaluate import Evaluation, evaluate
+from feature_gan_kd.training.history import History
+from feature_gan_kd.training.run_folder import describe_run, device_name, usable_folder
+from feature_gan_kd.training.state import capture, describe_network, rebuild_networks, restore
+from feature_gan_kd.training.trainer import Fit
+from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.memory import fitting
 
 EVALUATION_BATCH = 500
 
@@ -111,7 +115,7 @@ class OnlineAdversarialDistiller:
         self.edges = build_edges(topology, len(self.networks), self.frozen)
         self.in_chans = in_chans
         self.image_size = max(network.image_size for network in self.networks)
-        self.accelerator = processes.checked(accelerator)
+        self.accelerator = checked_accelerator(accelerator)
         if self.accelerator.mixed_precision == "bf16":  # as `accelerate launch` was told
             self.config = config = config.replace(mixed_precision="bf16")
         self.lesson: Lesson | None = None
@@ -467,7 +471,7 @@ class OnlineAdversarialDistiller:
             UserError: where they are not there, or are those of other networks.
         """
         for index, (name, module) in enumerate(zip(self.names, self.models, strict=True)):
-            checkpoint.load_weights(module, Path(run) / "networks" / f"{index}-{name}-best")
+            load_weights(module, Path(run) / "networks" / f"{index}-{name}-best")
 
     # What the loop calls.
 

@@ -9,13 +9,13 @@ import datasets
 import pytest
 import torch
 
-from tests.launching import launch
-from tests.worker import CASES, run
+from tests.helpers.launching import launch
+from tests.helpers.worker import CASES, run
 
 
 @pytest.fixture(scope="session")
 def by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `tests.worker` does in one process: a folder per case."""
+    """What `tests.helpers.worker` does in one process: a folder per case."""
     folder = tmp_path_factory.mktemp("one")
     for case in CASES:
         run(case, folder / case)
@@ -26,7 +26,7 @@ def by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in two processes, with what their norms and their check of weights found."""
     folder = tmp_path_factory.mktemp("two")
-    launch(2, "-m", "tests.worker", str(folder), "norms", "spoiled", *CASES)
+    launch(2, "-m", "tests.helpers.worker", str(folder), "norms", "spoiled", *CASES)
     return folder
 
 
@@ -34,7 +34,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in three processes."""
     folder = tmp_path_factory.mktemp("three")
-    launch(3, "-m", "tests.worker", str(folder), "norms", *CASES)
+    launch(3, "-m", "tests.helpers.worker", str(folder), "norms", *CASES)
     return folder
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import DistillConfig, Edge, OnlineAdversarialDistiller, UserError
-from tests.small_networks import GroupNormNetwork
+from tests.helpers.small_networks import GroupNormNetwork
 
 TINY: dict[str, Any] = {"image_size": 32, "batch_size": 8, "epochs": 1, "lr": 0.01}
 

@@ -54,7 +54,7 @@ def test_the_wheel_holds_every_file(wheel: Path, source: Path) -> None:
         about = Parser().parsestr(archive.read(metadata).decode())
     expected = {str(path.relative_to(source)) for path in (source / "feature_gan_kd").rglob("*") if path.is_file()}
     assert held == expected
-    assert "feature_gan_kd/bundled/digits.parquet" in held
+    assert "feature_gan_kd/data/bundled/digits.parquet" in held
     assert about["Requires-Python"] == ">=3.10"
     assert {"report", "onnx", "docs", "dev"} <= set(about.get_all("Provides-Extra") or [])
 

@@ -22,8 +22,8 @@ from benchmarks.compare.dispatch import carry_out
 from benchmarks.compare.presets import PRESETS
 from benchmarks.compare.results import collect
 from benchmarks.compare.runs import Machine, grid
-from feature_gan_kd.errors import UserError
-from feature_gan_kd.files import write_text
+from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.files import write_text
 
 
 class _Parser(argparse.ArgumentParser):

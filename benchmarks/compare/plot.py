@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks.compare.differences import estimate
 from benchmarks.compare.results import ENSEMBLE, MEAN, Comparison
 from benchmarks.compare.tables import title
-from feature_gan_kd.files import writing
+from feature_gan_kd.utils.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS
-from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.utils.errors import UserError
 
 DATA = ("fingerprint", "train_images", "evaluation_images")  # what tells one data set from another
 ENSEMBLE, MEAN = "ensemble", "mean of the networks"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, Options
-from feature_gan_kd.files import write_text
+from feature_gan_kd.utils.files import write_text
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.scale.model import prediction
 from benchmarks.scale.worker import BATCH, measure_networks
-from feature_gan_kd.memory import keep_freed_memory
+from feature_gan_kd.utils.memory import keep_freed_memory
 
 COUNTS = (2, 3, 4, 6, 8)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.memory import keep_freed_memory
-from feature_gan_kd.processes import begin_reduction, process_count, process_index, sum_over_processes
+from feature_gan_kd.distributed.collectives import begin_reduction, process_count, process_index, sum_over_processes
+from feature_gan_kd.utils.memory import keep_freed_memory
 
 BATCH = 96
 UPDATES = 4

@@ -27,7 +27,7 @@ import torch
 from benchmarks.speed.around import fit_and_bare, input_rate
 from benchmarks.speed.clock import roof, timed
 from benchmarks.speed.rows import ROWS, Case
-from feature_gan_kd.memory import keep_freed_memory
+from feature_gan_kd.utils.memory import keep_freed_memory
 
 PAIRS: dict[str, dict[str, tuple[tuple[str, str], int, int]]] = {
     "cpu": {

@@ -9,8 +9,9 @@ import torch
 from benchmarks.speed.clock import now, timed
 from benchmarks.speed.rows import CLASSES, Case, distiller
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.callbacks import Callback
-from feature_gan_kd.data.batches import CropFlip, MemoryImages
+from feature_gan_kd.data.augment import CropFlip
+from feature_gan_kd.data.in_memory import MemoryImages
+from feature_gan_kd.training.callbacks import Callback
 
 UPDATES = 8
 """Of `fit` in one round, and of the bare step after them."""

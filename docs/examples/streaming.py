@@ -14,7 +14,7 @@ import datasets
 import feature_gan_kd
 from feature_gan_kd import Callback, History, Interrupted, OnlineAdversarialDistiller
 
-bundled = Path(feature_gan_kd.__file__).parent / "bundled" / "digits.parquet"
+bundled = Path(feature_gan_kd.__file__).parent / "data" / "bundled" / "digits.parquet"
 digits = datasets.load_dataset("parquet", data_files=str(bundled), split="train")
 train, test = digits.select(range(256)), digits.select(range(1600, 1700))
 Path("digits").mkdir(exist_ok=True)

@@ -1,5 +1,5 @@
 """The command line: one module per command; options come from dataclasses."""
 
-from feature_gan_kd.cli.program import COMMANDS, main
+from feature_gan_kd.cli.main import COMMANDS, main
 
 __all__ = ["COMMANDS", "main"]

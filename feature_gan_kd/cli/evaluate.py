@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from feature_gan_kd.cli.networks import restored
+from feature_gan_kd.cli.options import restored
 
 
 def evaluate(

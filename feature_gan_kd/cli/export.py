@@ -8,8 +8,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from feature_gan_kd.cli.networks import restored
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.cli.options import restored
+from feature_gan_kd.utils.errors import UserError
 
 
 def export(

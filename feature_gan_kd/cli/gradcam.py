@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from feature_gan_kd.cli.networks import restored
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.cli.options import restored
+from feature_gan_kd.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from feature_gan_kd.analysis.gradcam import Sight
     from feature_gan_kd.data import ImageSource
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
-    from feature_gan_kd.features import TappedNetwork
-    from feature_gan_kd.gradcam import Sight
+    from feature_gan_kd.models.taps import TappedNetwork
 
 
 def draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
@@ -39,7 +39,7 @@ def draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
     distiller.load_best(run)
     numbers = list(dict.fromkeys(numbers))
     images, labels = _chosen(distiller.evaluation_images(data), numbers, distiller)
-    from feature_gan_kd.gradcam import see
+    from feature_gan_kd.analysis.gradcam import see
 
     sights = [see(network, images, labels) for network in _tapped(distiller)]
     try:
@@ -73,8 +73,8 @@ def _tapped(distiller: OnlineAdversarialDistiller) -> list[TappedNetwork]:
     """The networks with a tap each, also where the run's method did not look at maps."""
     import torch
 
-    from feature_gan_kd.discovery import find_taps, layers_of
-    from feature_gan_kd.features import TappedNetwork
+    from feature_gan_kd.models.discovery import find_taps, layers_of
+    from feature_gan_kd.models.taps import TappedNetwork
 
     size, found = distiller.image_size, []
     for k, network in enumerate(distiller.tapped):
@@ -99,8 +99,8 @@ def _write(
     """Writes the pictures and what is to be said of them, in the place of those that are there."""
     from PIL import Image
 
-    from feature_gan_kd.files import take_place, writing
-    from feature_gan_kd.gradcam import overlay, picture
+    from feature_gan_kd.analysis.gradcam import overlay, picture
+    from feature_gan_kd.utils.files import take_place, writing
 
     temporary = writing(folder)
     shutil.rmtree(temporary, ignore_errors=True)

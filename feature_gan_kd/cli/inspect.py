@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tyro.conf import OmitArgPrefixes
 
-from feature_gan_kd.cli.networks import Networks, layers, peers
-from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.cli.options import Networks, layers, peers
+from feature_gan_kd.config.settings import DistillConfig
 
 
 def inspect(networks: OmitArgPrefixes[Networks], config: OmitArgPrefixes[DistillConfig]) -> None:
     """Show the wiring of networks and its price, without training them."""
+    from feature_gan_kd.analysis.inspect import inspect_networks
     from feature_gan_kd.data import count_classes
-    from feature_gan_kd.inspection import inspect_networks
 
     classes = networks.num_classes
     if classes is None and networks.data is not None:

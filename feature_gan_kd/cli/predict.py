@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
 
 # Images that are decoded and classified at once.
 BATCH = 32
@@ -35,7 +35,7 @@ def predict(
     """
     if top < 1:
         raise UserError(f"--top: {top} is not allowed, expected a whole number of at least 1")
-    from feature_gan_kd.classifier import Classifier, read_image
+    from feature_gan_kd.export.predictor import Classifier, read_image
 
     classifier = Classifier(Path(str(model_dir).removeprefix("local-dir:")), trust_code=trust_code)
     paths = [image, *images]

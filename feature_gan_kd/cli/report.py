@@ -8,7 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from feature_gan_kd.cli.gradcam import draw_pictures
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
 
 
 def report(

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes
 
-from feature_gan_kd.cli.invocation import own_command
-from feature_gan_kd.cli.networks import Networks, build
-from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.cli.command_line import own_command
+from feature_gan_kd.cli.options import Networks, build
+from feature_gan_kd.config.settings import DistillConfig
 
 if TYPE_CHECKING:
-    from feature_gan_kd.history import History
+    from feature_gan_kd.training.history import History
 
 # What `train` runs when neither networks nor data are named: a CNN and a transformer of timm's own on the bundled
 # digits, with rates that suit such networks and a run of some 450 steps.
@@ -60,9 +60,9 @@ def train(
     config: OmitArgPrefixes[DistillConfig],
 ) -> None:
     """Train networks together and publish them."""
-    from feature_gan_kd.callbacks import JsonPrinter
-    from feature_gan_kd.memory import keep_freed_memory
-    from feature_gan_kd.run_folder import usable_folder
+    from feature_gan_kd.training.callbacks import JsonPrinter
+    from feature_gan_kd.training.run_folder import usable_folder
+    from feature_gan_kd.utils.memory import keep_freed_memory
 
     keep_freed_memory()
     usable_folder(run.output_dir, run.resume)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from feature_gan_kd.data.draws import seeded
-from feature_gan_kd.data.images import ImageError, as_pixels, decode, fitted, undecodable, with_channels
+from feature_gan_kd.data.decode import ImageError, as_pixels, decode, fitted, undecodable, with_channels
+from feature_gan_kd.data.rng import seeded
 from feature_gan_kd.data.table import Table
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,9 +6,9 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data.batches import Batch
-from feature_gan_kd.data.draws import MIX, item_seeds, seeded
+from feature_gan_kd.data.rng import MIX, item_seeds, seeded
 
 
 class Mixing:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch.utils.data
 
-from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.errors import UserError, reason
-from feature_gan_kd.offline import offline_without_network
+from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.utils.errors import UserError, reason
+from feature_gan_kd.utils.offline import offline_without_network
 
-BUNDLED = Path(__file__).parent.parent / "bundled" / "digits.parquet"
+BUNDLED = Path(__file__).parent / "bundled" / "digits.parquet"
 _EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
 # What folders of splits are called, as `datasets` reads it.
 _SPLITS = {

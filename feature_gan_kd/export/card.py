@@ -13,8 +13,8 @@ from huggingface_hub import ModelCardData
 from timm.models import model_entrypoint
 from torch import nn
 
-from feature_gan_kd.errors import UserError
-from feature_gan_kd.methods import METHODS, MethodName
+from feature_gan_kd.config.methods import METHODS, MethodName
+from feature_gan_kd.utils.errors import UserError
 
 # More names of classes than this are not read on a card; the config has them all.
 _MOST_NAMES = 20

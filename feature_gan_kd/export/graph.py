@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import open_evaluation
-from feature_gan_kd.errors import UserError, not_installed
 from feature_gan_kd.export.card import Publication, model_card
-from feature_gan_kd.export.folder import CARD, CONFIG, one_line, plain_copy, pretrained_cfg, written
+from feature_gan_kd.export.timm_folder import CARD, CONFIG, one_line, plain_copy, pretrained_cfg, written
+from feature_gan_kd.utils.errors import UserError, not_installed
 
 GraphFormat = Literal["onnx", "torch-export"]
 GRAPHS: dict[GraphFormat, str] = {"onnx": "model.onnx", "torch-export": "model.pt2"}

@@ -10,9 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from timm.models import push_to_hf_hub
 from torch import nn
 
-from feature_gan_kd.errors import UserError
 from feature_gan_kd.export.card import TAGS, Publication, license_of
-from feature_gan_kd.export.folder import CARD, exportable_copy, one_line, publish, save_arguments
+from feature_gan_kd.export.timm_folder import CARD, exportable_copy, one_line, publish, save_arguments
+from feature_gan_kd.utils.errors import UserError
 
 
 def push(

@@ -16,7 +16,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
 
 _Entrypoint = TypeVar("_Entrypoint", bound=Callable[..., nn.Module])
 

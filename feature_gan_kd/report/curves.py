@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_gan_kd.errors import UserError
 from feature_gan_kd.report.panels import PANELS, Panel, of_panel
 from feature_gan_kd.report.records import Run, Series, best, series
 from feature_gan_kd.report.table import facts_of, shortened, title_of
+from feature_gan_kd.utils.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.methods import Objective
+from feature_gan_kd.config.methods import Objective
+from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.report.charts import COLORS
 from feature_gan_kd.report.records import Run
 from feature_gan_kd.report.table import shortened

@@ -7,14 +7,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.errors import UserError, not_installed
-from feature_gan_kd.files import write_text
 from feature_gan_kd.report.charts import COLORS, charts_of
-from feature_gan_kd.report.differences import compared, differing, results_of, settings_of, shown
+from feature_gan_kd.report.compare import compared, differing, results_of, settings_of, shown
+from feature_gan_kd.report.gradcam import sights_of
 from feature_gan_kd.report.graph import graph_of, lessons_of, networks_of
 from feature_gan_kd.report.records import Run, not_finite, skipped
-from feature_gan_kd.report.sights import sights_of
 from feature_gan_kd.report.table import facts_of, seconds_of, speed_of, title_of
+from feature_gan_kd.utils.errors import UserError, not_installed
+from feature_gan_kd.utils.files import write_text
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:

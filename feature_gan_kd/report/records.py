@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.callbacks import read_records
-from feature_gan_kd.errors import UserError
-from feature_gan_kd.history import Record, evaluation_figures, update_figures
+from feature_gan_kd.training.callbacks import read_records
+from feature_gan_kd.training.history import Record, evaluation_figures, update_figures
+from feature_gan_kd.utils.errors import UserError
 
 Series = tuple[list[float], list[float]]  # x (epochs, or updates before the first epoch is done) and y
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS
-from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.config.settings import DistillConfig
 
 DATA = {"name": "digits", "fingerprint": "abc", "train_images": 1000, "evaluation_images": 100}
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.config.settings import DistillConfig
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.compare.presets import METHODS, PRESETS
 from benchmarks.compare.results import collect
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
 from tests.benchmarks.records import DATA, write_result
 
 EPOCHS = [[10.0, 20.0, 30.0], [12.0, 22.0, 28.0]]

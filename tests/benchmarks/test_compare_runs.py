@@ -15,7 +15,7 @@ import pytest
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, ZERO_GRADIENT
 from benchmarks.compare.runs import Run, grid
-from feature_gan_kd.cli.program import parse
+from feature_gan_kd.cli.main import parse
 from feature_gan_kd.report import read_run
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-from image_samples import make
+
+from tests.data.image_samples import make
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feature_gan_kd.data.batches import CropFlip, MemoryImages, Normalisation, batch_bounds, count_steps, share
-from feature_gan_kd.data.draws import permutation
+from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
+from feature_gan_kd.data.batches import batch_bounds, count_steps, share
+from feature_gan_kd.data.in_memory import MemoryImages
+from feature_gan_kd.data.rng import permutation
 
 COUNT, SIZE = 37, 8
 
@@ -118,7 +120,7 @@ def test_every_window_is_drawn_equally_often_and_half_are_mirrored() -> None:
 def test_normalisation_is_the_formula_in_the_memory_order_asked_for(channels_last: bool) -> None:
     pixels = source().pixels
     mean, std = (0.1, 0.5, 0.9), (0.2, 1.0, 0.3)
-    result = Normalisation(mean, std, channels_last)(pixels)
+    result = PixelNormaliser(mean, std, channels_last)(pixels)
     expected = (pixels.double() / 255 - torch.tensor(mean).double()) / torch.tensor(std).double()
     torch.testing.assert_close(result.double(), expected.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
     layout = torch.channels_last if channels_last else torch.contiguous_format

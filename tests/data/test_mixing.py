@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from feature_gan_kd import losses
 from feature_gan_kd.data import Mixing
 from feature_gan_kd.data.batches import share
+from feature_gan_kd.method import losses
 
 CLASSES = 12
 

@@ -9,13 +9,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from image_samples import make, random_images
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from feature_gan_kd.config import DistillConfig
+from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data.sources import choose_evaluation, choose_parts
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
+from tests.data.image_samples import make, random_images
 
 CONFIG = DistillConfig()
 

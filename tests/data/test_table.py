@@ -5,13 +5,13 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from image_samples import encoded, make, plain, random_images
 
-from feature_gan_kd.config import DistillConfig
-from feature_gan_kd.data.images import decode_all
+from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.data.decode import decode_all
 from feature_gan_kd.data.sources import Part
 from feature_gan_kd.data.table import Classes, Table, read_table
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
+from tests.data.image_samples import encoded, make, plain, random_images
 
 
 def table(data: Any, train: Classes | None = None, classes: int | None = None, **settings: Any) -> Table:

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 import feature_gan_kd.models  # noqa: F401  registers cifar_resnet20
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.export import Publication, publish
 from feature_gan_kd.export.card import license_of, model_card
-from feature_gan_kd.methods import METHODS
+from feature_gan_kd.utils.errors import UserError
 
 Describe = Callable[..., Publication]
 

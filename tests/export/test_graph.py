@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import feature_gan_kd
-from feature_gan_kd.errors import UserError
 from feature_gan_kd.export import GRAPHS, Publication, publish_graph
+from feature_gan_kd.utils.errors import UserError
 
 Describe = Callable[..., Publication]
-DIGITS = Path(feature_gan_kd.__file__).parent / "bundled" / "digits.parquet"
+DIGITS = Path(feature_gan_kd.__file__).parent / "data" / "bundled" / "digits.parquet"
 
 
 class Own(nn.Module):
@@ -153,7 +153,7 @@ sys.modules["onnxruntime"] = None
 from pathlib import Path
 from torch import nn
 from feature_gan_kd.cli import main
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.export import Publication, publish_graph
 about = Publication("mine", 0, 2, None, 8, 3, (0, 0, 0), (1, 1, 1), "afd", [], "data", None, None, None, {{}})
 network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 import feature_gan_kd.models  # noqa: F401  registers the names
-from feature_gan_kd.errors import UserError
+from feature_gan_kd.utils.errors import UserError
 
 # RepDistiller's models.resnet, 100 classes. He et al. 2016, table 6, have 0.27, 0.46, 0.85 and 1.7M: 10 classes
 # and shortcuts without parameters.

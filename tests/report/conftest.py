@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.history import History
+from feature_gan_kd.training.history import History
 
 
 @pytest.fixture(scope="package")

@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from feature_gan_kd import UserError
-from feature_gan_kd.history import History
 from feature_gan_kd.report import curves, draw_curves, read_run, series
 from feature_gan_kd.report.panels import PANELS
+from feature_gan_kd.training.history import History
 from tests.report.written import LONG, write_run
 
 ALL_PANELS = ["accuracy", "cross-entropy", "logit", "answers", "adversarial", "rates"]

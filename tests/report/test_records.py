@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from feature_gan_kd import UserError
-from feature_gan_kd.history import History
 from feature_gan_kd.report import read_run, series
 from feature_gan_kd.report.records import not_finite, skipped
+from feature_gan_kd.training.history import History
 from tests.report.written import change_description, read_lines, write_lines, write_run
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from feature_gan_kd.history import History
 from feature_gan_kd.report import read_run, table
+from feature_gan_kd.training.history import History
 from tests.report.written import write_run
 
 

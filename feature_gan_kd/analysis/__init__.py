@@ -1,0 +1,1 @@
+"""Looking at models: wiring, cost, similarity, Grad-CAM."""

@@ -1,0 +1,183 @@
+"""Grad-CAM: where in an image a network sees a class (Selvaraju et al. 2017), by pytorch-grad-cam."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedNetwork, evaluating, logits_of
+from feature_gan_kd.utils.errors import UserError, not_installed
+
+Pixels = NDArray[np.uint8]
+
+# Pixels of a picture's side, at least: smaller images are enlarged.
+SIDE = 160
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Where one network sees a class in each of some images.
+
+    Attributes:
+        tap: the map that was asked.
+        heat: (images, side, side) from 0 at the coldest place of an image to about 1 at its hottest; all 0 where
+            nothing speaks for the class.
+        probabilities: (images, classes) that it gives.
+    """
+
+    tap: Tap
+    heat: Tensor
+    probabilities: Tensor
+
+
+def see(network: TappedNetwork, images: Tensor, classes: Tensor) -> Sight:
+    """Where a network sees the class of each image.
+
+    At the map that is taught; where the logits do not depend on it, as on the patches behind the last block of a
+    vision transformer that reads its class token, at the last map before it on which they do.
+
+    Args:
+        network: with at least one tap, of which the last is taken.
+        images: (batch, channels, height, width), in the size and normalisation that all networks share.
+        classes: (batch,) indices.
+
+    Raises:
+        UserError: where `grad-cam` is not installed, or no module's output is such a map.
+    """
+    try:
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    except ImportError as error:
+        raise not_installed("grad_cam", error, "analysis") from None
+    adapted = network.adapter(images)
+    with evaluating(network):
+        tap = visible(network, adapted)
+        layer = network.network.get_submodule(tap.layer)
+        model = _Logits(network.network, network.name)
+        with GradCAM(model, [layer], tap.to_map) as cam:
+            # Gradient of the images, too: else there is none in a network whose parameters are all fixed.
+            cam.compute_input_gradient = True
+            heat = torch.from_numpy(cam(adapted, [ClassifierOutputTarget(int(one)) for one in classes]))
+            probabilities = cam.outputs.detach().float().softmax(1).cpu()
+    network.zero_grad()
+    side = max(SIDE, *images.shape[2:])
+    large = F.interpolate(heat[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    return Sight(tap, large, probabilities)
+
+
+def visible(network: TappedNetwork, images: Tensor) -> Tap:
+    """The network's last tap, or the last map of its form before it on which the logits depend.
+
+    Args:
+        network: in evaluation mode.
+        images: (batch, channels, height, width) in the size and normalisation of this network.
+
+    Raises:
+        UserError: where there is none.
+    """
+    tap = network.taps[-1]
+    for here, gradient in reversed(_gradients(network.network, tap, images)):
+        if bool((here.to_map(gradient) != 0).any()):
+            return here
+    raise UserError(
+        f"{network.name}: Grad-CAM finds no module whose output is the map of {tap.title} and moves the logits: name "
+        "another layer with feature_layers when training"
+    )
+
+
+def picture(image: Tensor) -> Pixels:
+    """An image as pixels (side, side, 3).
+
+    Args:
+        image: (1 or 3, height, width) in [0, 1].
+    """
+    side = max(SIDE, *image.shape[1:])
+    large = F.interpolate(image[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0]
+    shown: Pixels = (large.clamp(0, 1) * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+    return shown
+
+
+def overlay(image: Tensor, heat: Tensor) -> Pixels:
+    """A heat map laid over its image, as pixels (side, side, 3).
+
+    Args:
+        image: (1 or 3, height, width) in [0, 1].
+        heat: (side, side) in [0, 1].
+    """
+    from pytorch_grad_cam.utils.image import show_cam_on_image
+
+    shown: Pixels = show_cam_on_image(picture(image).astype(np.float32) / 255, heat.numpy(), use_rgb=True)
+    return shown
+
+
+class _Logits(nn.Module):
+    """A network that gives its logits alone."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network = network
+        self.name = name
+
+    def forward(self, images: Tensor) -> Tensor:
+        return logits_of(self.network(images), self.name)
+
+
+def _gradients(network: nn.Module, tap: Tap, images: Tensor) -> list[tuple[Tap, Tensor]]:
+    """The gradient of the largest logits by every output of the map's form, with a tap there.
+
+    In the order of computation, up to the tap's own layer; without modules that are called more than once.
+    """
+    forms = {_shape(form): form for form in _forms(network, tap)}
+    fired: dict[str, list[Any]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if tap.layer not in fired:
+                fired.setdefault(name, []).append(output)
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name]
+    try:
+        with torch.enable_grad():
+            logits = logits_of(network(images.detach().requires_grad_()), tap.title)
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = {name: outputs[0] for name, outputs in fired.items() if len(outputs) == 1}
+    found = {name: one for name, one in once.items() if isinstance(one, Tensor) and tuple(one.shape[1:]) in forms}
+    if not found:
+        return []
+    gradients = torch.autograd.grad(logits.amax(1).sum(), list(found.values()), allow_unused=True)
+    taps = [dataclasses.replace(forms[tuple(one.shape[1:])], layer=name) for name, one in found.items()]
+    return [(here, one) for here, one in zip(taps, gradients, strict=True) if one is not None]
+
+
+def _forms(network: nn.Module, tap: Tap) -> list[Tap]:
+    """The forms in which a module may give the map of a tap; a stage's is brought to one form by timm."""
+    alone = dataclasses.replace(tap, element=0, origin=Origin.MODULE)
+    if tap.origin is not Origin.STAGE:
+        return [alone]
+    prefixes = {0, int(getattr(network, "num_prefix_tokens", 0))}
+    tokens = [dataclasses.replace(alone, layout=Layout.NLC, prefix_tokens=prefix) for prefix in prefixes]
+    return [*tokens, dataclasses.replace(alone, layout=Layout.NHWC), alone]
+
+
+def _shape(tap: Tap) -> tuple[int, ...]:
+    """The shape of one image's part in the output that a tap reads."""
+    channels, height, width = tap.shape
+    shapes = {
+        Layout.NCHW: (channels, height, width),
+        Layout.NHWC: (height, width, channels),
+        Layout.NLC: (tap.prefix_tokens + height * width, channels),
+        Layout.NCL: (channels, height * width),
+        Layout.NC: (channels,),
+    }
+    return shapes[tap.layout]

@@ -1,0 +1,105 @@
+"""The networks of a command: those that its options name, or those of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.method.topology import TopologyName
+from feature_gan_kd.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from feature_gan_kd.distiller import OnlineAdversarialDistiller
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Networks, their wiring and their data."""
+
+    models: tuple[str, ...] = ()
+    """At least two networks: timm names, `local-dir:` or `hf-hub:` names [a demo pair, with settings of its own]."""
+    data: str | None = None
+    """Hub name, local folder or file [the bundled digits]."""
+    num_classes: int | None = None
+    """Size of the logits [as many as the data have classes]."""
+    in_chans: Literal[1, 3] = 3
+    """Channels of the images."""
+    pretrained: bool = False
+    """Start from trained weights, with the recipe for that; `local-dir:` and `hf-hub:` networks always have theirs."""
+    feature_layers: tuple[str, ...] = ()
+    """Layers whose output is taught: names, or numbers of timm's stages (0, 1, ..., -1), in every network; K:LAYER is
+    for network K alone [the last map before pooling]."""
+    topology: TopologyName = "cycle"
+    """Who teaches whom."""
+    frozen: tuple[int, ...] = ()
+    """Positions of networks that only teach."""
+
+
+def build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistiller:
+    """The distiller that a command's options describe.
+
+    Raises:
+        UserError: for networks, layers or data that cannot be used.
+    """
+    from feature_gan_kd.data import count_classes
+    from feature_gan_kd.distiller import OnlineAdversarialDistiller
+
+    return OnlineAdversarialDistiller(
+        peers(networks),
+        num_classes=count_classes(networks.data, config) if networks.num_classes is None else networks.num_classes,
+        in_chans=networks.in_chans,
+        pretrained=networks.pretrained,
+        feature_layers=layers(networks),
+        topology=networks.topology,
+        frozen=networks.frozen,
+        config=config,
+    )
+
+
+def peers(networks: Networks) -> tuple[str, ...]:
+    """The names of the networks.
+
+    Raises:
+        UserError: for fewer than two.
+    """
+    if len(networks.models) < 2:
+        raise UserError(
+            f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer, with a space "
+            "between"
+        )
+    return networks.models
+
+
+def layers(networks: Networks) -> list[str | int] | dict[int, list[str | int]] | None:
+    """The layers as the distiller takes them; `K:LAYER` is for network K alone.
+
+    Raises:
+        UserError: where some are for all networks and others for one.
+    """
+    common: list[str | int] = []
+    own: dict[int, list[str | int]] = {}
+    for word in networks.feature_layers:
+        network, colon, layer = word.rpartition(":")
+        target = own.setdefault(int(network), []) if colon and network.isdigit() else common
+        target.append(int(layer) if re.fullmatch(r"-?\d+", layer) else layer)
+    if own and common:
+        raise UserError(f"feature_layers: {common[0]!r} is for all networks and others for one: say all as K:LAYER")
+    return own or common or None
+
+
+def restored(run: Path) -> OnlineAdversarialDistiller:
+    """The distiller of a run, with the state of its newest checkpoint that is whole.
+
+    Raises:
+        UserError: where there is none.
+    """
+    from feature_gan_kd.distiller import OnlineAdversarialDistiller
+    from feature_gan_kd.training.checkpoint import newest_good
+
+    found = newest_good(run / "checkpoints", None)
+    if found is None:
+        raise UserError(f"run: there is no checkpoint in {run / 'checkpoints'}: name the folder of a run")
+    return OnlineAdversarialDistiller.from_checkpoint(found[0])

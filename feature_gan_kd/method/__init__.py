@@ -1,0 +1,1 @@
+"""The paper: losses, topology, discriminators, connections, the update."""

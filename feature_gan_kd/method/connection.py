@@ -1,0 +1,153 @@
+"""A learner-source pair: the projection and the discriminator between two feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminator
+from feature_gan_kd.method.topology import Edge
+from feature_gan_kd.models.taps import MapShape
+from feature_gan_kd.utils.errors import UserError
+
+
+def build_links(
+    edges: Sequence[Edge],
+    shapes: Sequence[Sequence[MapShape]],
+    seed: int,
+    discriminator: Callable[[MapShape], nn.Module] | None,
+) -> list[Link]:
+    """One link per edge and tap.
+
+    Args:
+        edges: who teaches whom.
+        shapes: per network the shapes of its maps; peers are matched tap by tap.
+        seed: of their first weights.
+        discriminator: makes a discriminator for maps of a shape; None makes none.
+
+    Raises:
+        UserError: where source and learner have different numbers of taps, or a discriminator is no module or gives
+            neither one answer per map nor one per patch.
+    """
+    check_taps(edges, shapes)
+    links = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for edge in edges:
+            for tap, (own, other) in enumerate(zip(shapes[edge.learner], shapes[edge.source], strict=True)):
+                links.append(Link(edge, tap, own, other, discriminator))
+    return links
+
+
+def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> None:
+    """Refuses peers that cannot be matched tap by tap.
+
+    Args:
+        edges: who teaches whom.
+        shapes: per network the shapes of its maps.
+
+    Raises:
+        UserError: where source and learner have different numbers of taps.
+    """
+    for edge in edges:
+        learner, source = shapes[edge.learner], shapes[edge.source]
+        if len(learner) != len(source):
+            raise UserError(
+                f"feature_layers: network {edge.learner} has {len(learner)} tapped layers and its source "
+                f"{edge.source} has {len(source)}: name as many for both"
+            )
+
+
+def _answering(make: Callable[[MapShape], nn.Module], shape: MapShape) -> nn.Module:
+    """A discriminator that was seen to give one answer per map, or one per patch of each."""
+    discriminator = make(shape)
+    if not isinstance(discriminator, nn.Module):
+        raise UserError(f"discriminator: made a {type(discriminator).__name__} for maps {shape}, expected a module")
+    with torch.no_grad():
+        answers = discriminator(torch.zeros(2, *shape))
+    if not isinstance(answers, Tensor) or answers.ndim not in (1, 2) or len(answers) != 2:
+        given = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+        raise UserError(
+            f"discriminator: gives {given} for 2 maps {shape}, expected one answer each: shape (2,), or (2, patches)"
+        )
+    return discriminator
+
+
+def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
+    """The learner's transfer layer T_k: identity where the channels match, else 1x1 convolution and norm.
+
+    The paper has it only where the maps differ in channels (section 3.2). It belongs to the learner and brings
+    its map into the source's space; the source's map is never changed by a learnable layer (ours).
+    """
+    if learner[0] == source[0]:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(learner[0], source[0], kernel_size=1, bias=False), BatchStatisticsNorm(source[0]))
+
+
+class Link(nn.Module):
+    """One source's map as a lesson for one learner: the transfer layer and the discriminator of an edge.
+
+    Args:
+        edge: who teaches whom.
+        tap: position of the tap in both networks.
+        learner: shape of the learner's map.
+        source: shape of the source's map.
+        discriminator: makes the discriminator for maps of a shape; None makes none (direct alignment).
+
+    Raises:
+        UserError: where the discriminator is no module or gives neither one answer per map nor one per patch.
+    """
+
+    def __init__(
+        self,
+        edge: Edge,
+        tap: int,
+        learner: MapShape,
+        source: MapShape,
+        discriminator: Callable[[MapShape], nn.Module] | None = Discriminator,
+    ) -> None:
+        super().__init__()
+        self.edge = edge
+        self.tap = tap
+        self.learner_shape = learner
+        self.source_shape = source
+        # Different grids meet at the smaller one (ours).
+        self.grid = (min(learner[1], source[1]), min(learner[2], source[2]))
+        self.transfer = build_transfer(learner, source)
+        self.discriminator = None if discriminator is None else _answering(discriminator, (source[0], *self.grid))
+
+    def maps(self, learner_map: Tensor, source_map: Tensor) -> tuple[Tensor, Tensor]:
+        """The learner's map brought into the source's space, and the source's, on one grid.
+
+        Args:
+            learner_map: (batch, channels, height, width) of the learner; gradient flows.
+            source_map: the same of the source; detached.
+
+        Returns:
+            Fake and real map, both (batch, source's channels, *grid).
+
+        Raises:
+            UserError: where a map has other channels or a smaller grid than the wiring was built for.
+        """
+        _check_shape(learner_map, self.learner_shape, self.edge.learner)
+        _check_shape(source_map, self.source_shape, self.edge.source)
+        return self.transfer(pool_to(learner_map, self.grid)), pool_to(source_map.detach(), self.grid)
+
+
+def pool_to(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A map (batch, channels, height, width) average-pooled to `grid`; unchanged where it has that grid already."""
+    if tuple(feature_map.shape[-2:]) == grid:
+        return feature_map
+    return F.adaptive_avg_pool2d(feature_map, grid)
+
+
+def _check_shape(feature_map: Tensor, expected: MapShape, network: int) -> None:
+    channels, height, width = feature_map.shape[1:]
+    if channels != expected[0] or height < expected[1] or width < expected[2]:
+        raise UserError(
+            f"network {network}: its feature map is {channels}x{height}x{width}, the wiring was built for "
+            f"{'x'.join(map(str, expected))}: give the size of the images as image_size"
+        )

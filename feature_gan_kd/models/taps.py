@@ -1,0 +1,229 @@
+"""The tap: a network's logits and feature maps out of one forward pass, by forward hooks."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from feature_gan_kd.models.compile import Compiler
+from feature_gan_kd.models.input_adapter import InputAdapter
+from feature_gan_kd.utils.errors import UserError
+
+Layer = str | int
+"""A module's dotted name, or the index of a timm stage."""
+
+MapShape = tuple[int, int, int]
+"""Channels, height, width of a feature map."""
+
+
+class Layout(enum.Enum):
+    """How a module lays out its map."""
+
+    NCHW = "batch, channels, height, width"
+    NHWC = "batch, height, width, channels"
+    NLC = "batch, tokens, channels"
+    NCL = "batch, channels, tokens"
+    NC = "batch, channels"
+
+
+class Origin(enum.Enum):
+    """What gives a map."""
+
+    MODULE = "the output of a module, by a forward hook"
+    FEATURES = "timm's forward_features, followed by forward_head"
+    STAGE = "timm's forward_intermediates, followed by forward_head"
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a feature map is taken, and how it becomes (batch, channels, height, width).
+
+    Attributes:
+        layer: dotted name of the module whose output it is; the index of a stage; empty for `forward_features`.
+        layout: of that output.
+        prefix_tokens: class and register tokens in front, dropped.
+        shape: (channels, height, width) of the map.
+        element: which of the tensors of that output.
+        origin: what gives the output.
+    """
+
+    layer: str
+    layout: Layout
+    prefix_tokens: int
+    shape: MapShape
+    element: int = 0
+    origin: Origin = Origin.MODULE
+
+    @property
+    def title(self) -> str:
+        """The tap in words."""
+        return {Origin.MODULE: self.layer, Origin.FEATURES: "forward_features", Origin.STAGE: f"stage {self.layer}"}[
+            self.origin
+        ]
+
+    def to_map(self, output: Any) -> Tensor:
+        """What the module gave as a map (batch, channels, height, width).
+
+        Raises:
+            UserError: where tokens do not fill the grid that was found.
+        """
+        tensor = tensors_of(output)[self.element]
+        if self.layout is Layout.NHWC:
+            return tensor.permute(0, 3, 1, 2)
+        if self.layout is Layout.NCHW:
+            return tensor
+        if self.layout is Layout.NC:
+            return tensor[:, :, None, None]
+        tokens = tensor.transpose(1, 2)[..., self.prefix_tokens :] if self.layout is Layout.NLC else tensor
+        if tokens.shape[2] != self.shape[1] * self.shape[2]:
+            raise UserError(
+                f"layer {self.layer!r}: gave {tokens.shape[2]} tokens, the wiring was built for "
+                f"{self.shape[1]}x{self.shape[2]}: give the size of the images as image_size"
+            )
+        return tokens.reshape(len(tokens), *self.shape)
+
+
+class TappedNetwork(nn.Module):
+    """One network and its taps: `forward` gives logits and maps of the same pass.
+
+    The user's module is not edited. Hooks stand in it only while a forward runs, so that it can be copied,
+    pickled and exported at any time. A compiled forward keeps the hooks that it found when it was compiled, and looks
+    for no others: they are the same functions in every forward.
+
+    Args:
+        network: the user's module.
+        taps: where to take maps.
+        name: of the network, for error lines.
+        adapter: brings the images that all networks share to the size and normalisation that this one wants.
+    """
+
+    def __init__(self, network: nn.Module, taps: Sequence[Tap], name: str, adapter: InputAdapter | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.adapter = adapter or InputAdapter(0)
+        self.taps = tuple(taps)
+        self.name = name
+        self._layers = tuple(dict.fromkeys(tap.layer for tap in taps if tap.origin is Origin.MODULE))
+        self._stages = tuple(dict.fromkeys(int(tap.layer) for tap in taps if tap.origin is Origin.STAGE))
+        self._outputs: dict[str, list[Any]] = {}
+        self._hooks = {layer: self._keeper(layer) for layer in self._layers}
+        self._call: Callable[[Tensor], tuple[Tensor, dict[str, list[Any]]]] = self._run
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One forward pass.
+
+        Args:
+            images: (batch, channels, height, width), in the size and normalisation that all networks share.
+
+        Returns:
+            Logits (batch, classes) and one map (batch, channels, height, width) per tap.
+
+        Raises:
+            UserError: where a tapped module was not called exactly once, its tokens do not fill the grid that was
+                found, or the network gives no logits.
+        """
+        with self._hooked():
+            logits, outputs = self._call(self.adapter(images))
+        maps = []
+        for tap in self.taps:
+            fired = outputs[tap.title]
+            if len(fired) != 1:
+                raise UserError(miscount(self.name, tap.layer, len(fired)))
+            maps.append(tap.to_map(fired[0]))
+        return logits, tuple(maps)
+
+    def compile_forward(self, compiler: Compiler) -> None:
+        """Compiles the forward pass.
+
+        Args:
+            compiler: of all networks of a run.
+        """
+        self._call = compiler(self._run)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
+        network: Any = self.network
+        self._outputs = {layer: [] for layer in self._layers}
+        others: dict[str, list[Any]] = {}
+        if self._stages:
+            # All stages: asked for early ones alone, some networks (Hiera) stop there and give no features.
+            features, maps = network.forward_intermediates(images, output_fmt="NCHW")
+            others = {f"stage {index}": [maps[index]] for index in self._stages}
+            output = network.forward_head(features)
+        elif any(tap.origin is Origin.FEATURES for tap in self.taps):
+            features = network.forward_features(images)
+            others = {"forward_features": [features]}
+            output = network.forward_head(features)
+        else:
+            output = network(images)
+        outputs, self._outputs = self._outputs, {}
+        return logits_of(output, self.name), {**outputs, **others}
+
+    def _keeper(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if layer in self._outputs:  # a recomputation in the backward pass is not recorded
+                self._outputs[layer].append(output)
+
+        return keep
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        handles = [self.network.get_submodule(layer).register_forward_hook(hook) for layer, hook in self._hooks.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def logits_of(output: Any, name: str) -> Tensor:
+    """The logits in a network's output: the tensor itself, `output.logits` or `output["logits"]`, or the first of a
+    tuple.
+
+    Raises:
+        UserError: where none of these is a (batch, classes) tensor.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    output = getattr(output, "logits", output)
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"{name}: its output is {shape}, expected logits (batch, classes): it cannot classify")
+    return output
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of any shape in a module's output, in order: itself, or those in tuples, lists and mappings."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [tensor for one in output for tensor in tensors_of(one)] if isinstance(output, (tuple, list)) else []
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each module's own mode again afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def miscount(name: str, layer: str, count: int) -> str:
+    """The error line for a module that was not called exactly once."""
+    reason = (
+        "a part of the network that this forward does not use, or gradient checkpointing goes round it"
+        if count == 0
+        else "it is shared by several places, or gradient checkpointing repeats it"
+    )
+    return f"{name}: layer {layer!r} was called {count} times in one forward, expected once ({reason}): name another"

@@ -1,0 +1,1 @@
+"""Optimisers, schedules, gradients and their statistics."""

@@ -1,0 +1,101 @@
+"""A run's folder: whether it may be used, and what it says of the run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.version import __version__
+
+# What a run keeps in its folder, and whether it is a folder itself.
+_KINDS = {
+    "config.json": False,
+    "metrics.jsonl": False,
+    "curves.png": False,
+    "checkpoints": True,
+    "networks": True,
+    "trackers": True,
+}
+_PACKAGES = ("torch", "timm", "accelerate", "datasets", "safetensors")
+
+
+def usable_folder(folder: Path, resume: bool) -> Path:
+    """The folder, if a run may be kept there; to be asked before anything is read or built.
+
+    Raises:
+        UserError: where it holds a run that is not to be resumed, or cannot be written.
+    """
+    try:
+        holds_run = (folder / "config.json").exists()
+        existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        reason = None if os.access(existing, os.W_OK | os.X_OK) else f"no permission for {existing}"
+        reason = reason if existing.is_dir() else f"{existing} is no folder"
+        for name, is_folder in _KINDS.items():
+            if os.path.lexists(folder / name) and (folder / name).is_dir() != is_folder:
+                reason = f"{folder / name} is {'no' if is_folder else 'a'} folder"
+    except OSError as error:
+        holds_run, reason = False, str(error.strerror)
+    if holds_run and not resume:
+        raise UserError(f"output_dir: {folder} already holds a run: resume it (--resume) or choose another folder")
+    if reason is not None:
+        raise UserError(f"output_dir: {folder} cannot be written ({reason}): choose another folder")
+    return folder
+
+
+def describe_run(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes `config.json`, unless the run is going on from a checkpoint and it is there as it was written.
+
+    Args:
+        folder: of the run; made where it is not there.
+        about: wiring, settings and data; the command and the versions are added.
+
+    Raises:
+        UserError: where it cannot be written.
+    """
+    if newest(folder / "checkpoints") and _is_whole(folder / "config.json"):
+        return
+    versions = {"feature-gan-kd": __version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    described = {**about, "command": _command(), "versions": versions}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.json", json.dumps(described, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"output_dir: {folder} cannot be written ({error.strerror}): make room or choose another folder"
+        ) from None
+
+
+def device_name(device: torch.device) -> str:
+    """A device as a reader of the run knows it: a GPU by its model."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _command() -> str:
+    """The line that started this process; a program by its name alone, so that it reads the same on every machine."""
+    program, *arguments = sys.argv
+    path = Path(program)
+    if path.name == "__main__.py" and path.parent.name == "feature_gan_kd":
+        start = ["python", "-m", "feature_gan_kd"]
+    else:
+        start = [path.name] if path.name == "feature-gan-kd" else ["python", program]
+    return shlex.join([*start, *arguments])
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False

@@ -1,0 +1,62 @@
+"""Memory: kept between two updates; where it does not suffice, one line with the batch that failed and what to try."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from feature_gan_kd.utils.errors import UserError, reason
+
+# Of glibc's <malloc.h>.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Keeps memory that is freed in this process, for its next use (ours).
+
+    An update frees all of its maps, and the next wants as much again: where they go back to the system in between,
+    every page is fetched and cleared anew. For a process of one's own, as `train` is: it stays as large as it once was.
+
+    Returns:
+        Whether the allocator took it: glibc's does.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    large = any(set_option(_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older ones take no more than the second
+    return large and bool(set_option(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@contextmanager
+def fitting(images: Tensor, parts: int, bf16: bool) -> Iterator[None]:
+    """Around one update.
+
+    Args:
+        images: (batch, channels, height, width), this process's share.
+        parts: in which it goes through the networks.
+        bf16: whether the forward passes run in bfloat16.
+
+    Raises:
+        UserError: where memory runs out in it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # The allocator of CPUs has no exception of its own.
+        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        size = "x".join(map(str, images.shape[1:]))
+        remedies = [
+            f"accumulation_steps={2 * parts}",
+            "a smaller batch_size",
+            *([] if bf16 else ["mixed_precision=bf16"]),
+        ]
+        raise UserError(
+            f"memory: a batch of {len(images)} images of {size} in {parts} part{'s' * (parts > 1)} does not fit on "
+            f"{images.device} ({reason(error)}): try {', '.join(remedies[:-1])} or {remedies[-1]}"
+        ) from error

@@ -1,0 +1,329 @@
+"""Every setting: what it may be, what it overrides, how it is kept in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feature_gan_kd.config.methods import METHODS, Objective
+from feature_gan_kd.config.recipes import RECIPES, Recipe
+from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.utils.errors import UserError
+
+FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
+
+
+# Methods and recipes.
+
+
+def test_other_names_of_the_learning_rate_lead_to_ours() -> None:
+    for name, own in (("learning_rate", "lr"), ("discriminator_learning_rate", "discriminator_lr")):
+        with pytest.raises(UserError, match=rf"there is no setting '{name}', the closest are {own}\b"):
+            DistillConfig().replace(**{name: 0.1})
+
+
+def test_in_full_has_what_method_and_recipe_chose() -> None:
+    full = DistillConfig(method="dml", recipe="finetune", weight_decay=0.5).in_full()
+    assert (full["temperature"], full["lr"], full["scheduler"], full["weight_decay"]) == (1, 0.01, "cosine", 0.5)
+    assert full.keys() == DistillConfig().to_dict().keys()
+    assert (full["clip_grad"], full["milestones"]) == (None, [0.5, 0.75])
+
+
+def test_the_default_is_the_paper() -> None:
+    config = DistillConfig()
+    assert config.objective == Objective(temperature=3, logit_weight=1, adversarial_weight=1)
+    assert config.recipe_settings == RECIPES["paper"]
+    assert (config.epochs, config.batch_size) == (300, 128)
+
+
+@pytest.mark.parametrize("name", ["temperature", "logit_weight", "adversarial_weight", "l1_weight", "l2_weight"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_weight_of_its_own_replaces_the_methods(method: Any, name: str) -> None:
+    changed = DistillConfig(method=method).replace(**{name: 0.25}).objective
+    assert changed == dataclasses.replace(METHODS[method], **{name: 0.25})
+
+
+def test_a_weight_of_zero_is_a_weight() -> None:
+    assert DistillConfig(method="afd", adversarial_weight=0.0).objective == Objective(logit_weight=1)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "finetune"])
+@pytest.mark.parametrize("spec", dataclasses.fields(Recipe), ids=lambda spec: spec.name)
+def test_a_setting_of_its_own_replaces_the_recipes(spec: Any, recipe: Any) -> None:
+    value = {
+        "optimizer": "adamw",
+        "scheduler": "cosine" if recipe == "paper" else "multistep",
+        "adversarial_optimizer": "adamw",
+        "milestones": (0.1, 0.2),
+        "adversarial_milestones": (0.1, 0.2),
+    }.get(spec.name, 0.123)
+    changed = DistillConfig(recipe=recipe).replace(**{spec.name: value}).recipe_settings
+    assert getattr(RECIPES[recipe], spec.name) != value
+    assert changed == dataclasses.replace(RECIPES[recipe], **{spec.name: value})
+
+
+def test_every_part_of_method_and_recipe_can_be_set() -> None:
+    assert {spec.name for spec in dataclasses.fields(Recipe)} <= FIELDS.keys()
+    assert {spec.name for spec in dataclasses.fields(Objective)} - {"feature_update"} <= FIELDS.keys()
+
+
+def test_auto_reads_as_paper() -> None:
+    assert DistillConfig(recipe="auto").recipe_settings == RECIPES["paper"]
+
+
+# What is refused.
+
+
+def refused(**values: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        DistillConfig(**values)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
+    "temperature": ([1e-6, 1000], [0, -1], "above 0"),
+    "logit_weight": ([0, 5], [-0.1], "at least 0"),
+    "adversarial_weight": ([0, 5], [-0.1], "at least 0"),
+    "l1_weight": ([0], [-0.1], "at least 0"),
+    "l2_weight": ([0], [-0.1], "at least 0"),
+    "epochs": ([1], [0, -3], "at least 1"),
+    "batch_size": ([2], [1, 0], "at least 2"),
+    "accumulation_steps": ([1, 128], [0], "at least 1"),
+    "seed": ([0, 2**31 - 1], [-1, 2**31], "at least 0 and at most 2147483647"),
+    "lr": ([1e-9], [0, -0.1], "above 0"),
+    "momentum": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
+    "weight_decay": ([0], [-1e-4], "at least 0"),
+    "milestones": ([(0.5,), (0.1, 1.0), ()], [(0.0, 0.5), (0.5, 1.1)], "above 0 and at most 1"),
+    "warmup": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
+    "adversarial_lr": ([1e-9], [0], "above 0"),
+    "adversarial_weight_decay": ([0], [-1], "at least 0"),
+    "adversarial_milestones": ([(0.5,), (1.0,)], [(-0.5,), (2.0,)], "above 0 and at most 1"),
+    "discriminator_lr": ([1e-9], [0], "above 0"),
+    "discriminator_weight_decay": ([0], [-1], "at least 0"),
+    "clip_grad": ([1e-3], [0, -1], "above 0"),
+    "discriminator_width": ([1, 512], [0], "at least 1"),
+    "image_size": ([8, 224], [7, 0], "at least 8"),
+    "max_train_samples": ([2], [1], "at least 2"),
+    "max_eval_samples": ([1], [0], "at least 1"),
+    "workers": ([0, 4], [-1], "at least 0"),
+    "log_every": ([1], [0], "at least 1"),
+    "record_similarity": ([4, 500], [3, 0], "at least 4"),
+    "checkpoint_every": ([1], [0], "at least 1"),
+    "keep_last": ([1], [0], "at least 1"),
+    "mixup": ([0, 0.2], [-1], "at least 0"),
+    "cutmix": ([0, 1.0], [-1], "at least 0"),
+    "max_skipped": ([1], [0], "at least 1"),
+    "evaluate_every": ([1, 5], [0], "at least 1"),
+    "early_stopping_patience": ([1, 5], [0], "at least 1"),
+    "adversarial_interval": ([1, 4], [0], "at least 1"),
+    "adversarial_warmup": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
+    "discriminator_interval": ([1, 4], [0], "at least 1"),
+    "discriminator_noise": ([0, 1.5], [-0.1], "at least 0"),
+}
+
+
+def test_every_bound_is_tested() -> None:
+    assert BOUNDS.keys() == {name for name, spec in FIELDS.items() if spec.metadata}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds(name: str) -> None:
+    allowed, outside, words = BOUNDS[name]
+    for value in allowed:
+        kept = getattr(DistillConfig(**{name: value}), name)
+        assert kept == value
+    for value in outside:
+        message = refused(**{name: value})
+        assert message.startswith(f"{name}: ")
+        assert words in message
+        numbers = value if isinstance(value, tuple) else (value,)
+        assert all(str(number) in message for number in numbers)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in FIELDS.items() if "float" in spec.type])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400], ids=["nan", "inf", "-inf", "huge"])
+def test_numbers_are_finite(name: str, value: float) -> None:
+    given = (value,) if "tuple" in FIELDS[name].type else value
+    message = refused(**{name: given})
+    assert message.startswith(f"{name}: ")
+    assert "finite" in message
+
+
+CHOICES = {
+    "method": list(METHODS),
+    "recipe": ["auto", "paper", "finetune"],
+    "scheduler": ["multistep", "cosine", "poly", "tanh"],
+    "adversarial_optimizer": ["adam", "adamw"],
+    "discriminator_norm": ["batch", "group", "none"],
+    "augmentation": ["auto", "none", "crop", "crop-flip", "resized-crop"],
+    "mixed_precision": ["no", "bf16"],
+}
+
+
+def test_every_choice_is_tested() -> None:
+    words = ("Literal", "Name", "Augmentation")
+    assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(name: str) -> None:
+    for choice in CHOICES[name]:
+        assert getattr(DistillConfig(**{name: choice}), name) == choice
+    message = refused(**{name: "fp16"})
+    assert message.startswith(f"{name}: 'fp16' is not allowed")
+    assert all(choice in message for choice in CHOICES[name])
+
+
+WRONG_TYPES = [None, True, 1, 1.5, "1", "0.5", (), (1,), ("a",), [0.5], {"a": 1}, b"a", object()]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_values_of_the_wrong_type(name: str) -> None:
+    hint = FIELDS[name].type
+    for value in WRONG_TYPES:
+        fits = (
+            (value is None and "None" in hint)
+            or (value is True and "bool" in hint)
+            or (type(value) is int and ("int" in hint or "float" in hint) and "tuple" not in hint)
+            or (type(value) is float and "float" in hint and "tuple" not in hint)
+            or (type(value) is str and "str" in hint)
+            or (isinstance(value, (tuple, list)) and "tuple" in hint and "a" not in value)
+        )
+        if not fits:
+            message = refused(**{name: value})
+            assert message.startswith(f"{name}: "), message
+            assert "expected" in message
+
+
+@pytest.mark.parametrize("name", ["milestones", "adversarial_milestones"])
+@pytest.mark.parametrize("value", [(0.75, 0.5), (0.5, 0.5)])
+def test_milestones_rise(name: str, value: tuple[float, ...]) -> None:
+    message = refused(**{name: value})
+    assert message.startswith(f"{name}: {value!r} is not allowed, expected rising")
+
+
+def test_no_more_parts_than_images() -> None:
+    message = refused(batch_size=4, accumulation_steps=5)
+    assert message.startswith("accumulation_steps: 5 parts of a batch of 4 images")
+
+
+def test_batch_norm_over_processes_is_not_compiled() -> None:
+    assert refused(sync_batchnorm=True, compile=True).startswith("sync_batchnorm: does not go together with compile")
+
+
+def test_a_long_or_broken_value_is_still_one_short_line() -> None:
+    class Lines:
+        def __repr__(self) -> str:
+            return "first\nsecond"
+
+    assert "first second" in refused(method=Lines())
+    assert len(refused(method="x" * 10_000)) < 400
+
+
+def test_whole_numbers_and_lists_are_taken_where_floats_and_tuples_are_meant() -> None:
+    config = DistillConfig(lr=1, temperature=4, milestones=[0.5, 1])  # type: ignore[arg-type]
+    assert (config.lr, config.temperature, config.milestones) == (1.0, 4.0, (0.5, 1.0))
+    assert [type(value) for value in (config.lr, config.temperature, *(config.milestones or ()))] == [float] * 4
+
+
+# Changes, and the form in a file.
+
+
+def test_replace_checks_what_it_changes() -> None:
+    config = DistillConfig(lr=0.05)
+    assert config.replace(epochs=3) == DistillConfig(lr=0.05, epochs=3)
+    assert config.replace() == config
+    with pytest.raises(UserError, match=r"^epochs: 0 is not allowed"):
+        config.replace(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("learning_rate", ""), ("batchsize", "batch_size"), ("tempratur", "temperature"), ("self", ""), ("", "")],
+)
+def test_unknown_settings(name: str, near: str) -> None:
+    with pytest.raises(UserError) as caught:
+        DistillConfig().replace(**{name: 1})
+    message = str(caught.value)
+    assert message.startswith(f"config: there is no setting {name!r}")
+    assert near in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("values", [None, [], ["lr"], "lr", 7, {7: 1}, {None: 1}])
+def test_a_file_that_holds_no_settings(values: Any) -> None:
+    with pytest.raises(UserError, match=r"^config: [^\n]*$"):
+        DistillConfig.from_dict(values)
+
+
+FULL = DistillConfig(
+    method="l2", temperature=2.0, milestones=(0.3, 0.6), clip_grad=5.0, optimizer="adamw", image_size=64, compile=True
+)
+
+
+@pytest.mark.parametrize("config", [DistillConfig(), FULL])
+def test_round_trip(config: DistillConfig) -> None:
+    text = json.dumps(config.to_dict())
+    assert DistillConfig.from_dict(json.loads(text)) == config
+    assert json.loads(text) == config.to_dict()
+    assert config.to_dict().keys() == FIELDS.keys()
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DistillConfig().lr = 0.5  # type: ignore[misc]
+
+
+def test_defining_leaves_out_what_does_not_change_the_weights() -> None:
+    runtime = {"workers": 3, "log_every": 7, "checkpoint_every": 9, "keep_last": 5, "check_processes": True}
+    runtime |= {"max_skipped": 3, "skip_bad_images": True, "record_similarity": 100, "record_gradients": True}
+    assert DistillConfig().replace(**runtime).defining() == DistillConfig().defining()
+    changed: dict[str, Any] = {"lr": 0.3, "seed": 1, "method": "logit", "batch_size": 64, "accumulation_steps": 2}
+    for name, value in changed.items():
+        assert DistillConfig().replace(**{name: value}).defining() != DistillConfig().defining()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from([*FIELDS, "self", "unknown"]) | st.text()
+
+
+def tried(values: Any) -> DistillConfig | str:
+    """The config of `values`, or the line that refuses them."""
+    try:
+        return DistillConfig.from_dict(values)
+    except UserError as error:
+        return str(error)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(NAMES, JSON, max_size=4) | JSON)
+def test_only_user_errors_escape(values: Any) -> None:
+    config = tried(values)
+    if isinstance(config, str):
+        assert config.splitlines() == [config]
+        return
+    assert tried(json.loads(json.dumps(config.to_dict()))) == config
+    assert isinstance(config.objective, Objective)
+    assert isinstance(config.recipe_settings, Recipe)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(list(FIELDS)), JSON)
+def test_a_setting_is_kept_or_refused_by_name(name: str, value: Any) -> None:
+    config = tried({name: value})
+    if isinstance(config, str):
+        assert config.startswith((f"{name}: ", "accumulation_steps: "))
+        return
+    assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)

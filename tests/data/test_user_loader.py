@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+
+from feature_gan_kd.data.augment import PixelNormaliser
+from feature_gan_kd.data.decode import statistics
+from feature_gan_kd.data.user_loader import LoaderBatches
+from feature_gan_kd.utils.errors import UserError
+
+PIXELS = torch.randint(0, 256, (13, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+BYTES = TensorDataset(PIXELS, torch.arange(13))
+FLOATS = TensorDataset(PIXELS.float(), torch.arange(13))
+
+
+def source(data: Any = BYTES, *, bound: int | None = None, **options: Any) -> LoaderBatches:
+    loader = DataLoader(data, **{"batch_size": 5, "shuffle": True, **options})
+    return LoaderBatches(loader, 3, None, None, bound, "train")
+
+
+def epoch_of(batches: LoaderBatches, **options: int | bool) -> list[tuple[Tensor, Tensor]]:
+    arguments = {"batch_size": 99, "seed": 0, "epoch": 0, "train": True, **options}
+    return list(batches.batches(device="cpu", **arguments))  # type: ignore[arg-type]
+
+
+def labels_of(batches: list[tuple[Tensor, Tensor]]) -> list[list[int]]:
+    return [labels.tolist() for _, labels in batches]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"generator": torch.Generator()}])
+def test_every_process_and_a_resumed_one_see_one_order(options: dict[str, Any]) -> None:
+    whole = labels_of(epoch_of(source(**options)))
+    assert sorted(chain(*whole)) == list(range(13))
+    assert [len(batch) for batch in whole] == [5, 5, 3]
+    assert labels_of(epoch_of(source(**options), start=1)) == whole[1:]
+    shares = [labels_of(epoch_of(source(**options), rank=rank, world=4)) for rank in range(4)]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+    assert labels_of(epoch_of(source(**options), epoch=1)) != whole
+    assert labels_of(epoch_of(source(**options), seed=1)) != whole
+
+
+def test_the_generators_of_the_run_are_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    epoch_of(source())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_bytes_are_normalised_and_floats_are_not() -> None:
+    batches = source(shuffle=False)
+    batches.normalise = PixelNormaliser((0.5,) * 3, (0.25,) * 3)
+    images = torch.cat([images for images, _ in epoch_of(batches)])
+    torch.testing.assert_close(images, (PIXELS / 255 - 0.5) / 0.25)
+    assert source(shuffle=False).statistics() == statistics(PIXELS[:5].permute(0, 2, 3, 1))
+    floats = source(FLOATS, shuffle=False)
+    floats.normalise = batches.normalise
+    assert torch.equal(torch.cat([images for images, _ in epoch_of(floats)]), PIXELS.float())
+    assert floats.statistics() == ((0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "steps", "evaluation_steps"),
+    [
+        ({"batch_size": 5}, 13, 3, 3),
+        ({"batch_size": 5, "drop_last": True}, 10, 2, 2),
+        ({"batch_size": 4}, 13, 3, 4),
+        ({"batch_size": 4, "drop_last": True}, 12, 3, 3),
+        ({"batch_size": 13}, 13, 1, 1),
+        (
+            {"batch_sampler": BatchSampler(SequentialSampler(BYTES), 6, True), "batch_size": 1, "shuffle": None},
+            13,
+            2,
+            2,
+        ),
+    ],
+)
+def test_steps_are_the_batches(options: dict[str, Any], images: int, steps: int, evaluation_steps: int) -> None:
+    batches = source(**options)
+    assert len(batches) == images
+    assert batches.steps(99) == len(epoch_of(batches)) == steps
+    assert batches.steps(99, train=False) == len(epoch_of(batches, train=False)) == evaluation_steps
+
+
+def test_fingerprint_sees_the_images() -> None:
+    other = PIXELS.clone()
+    other[0] ^= 1
+    assert source().fingerprint() == source().fingerprint()
+    assert (
+        source(shuffle=False).fingerprint()
+        != source(TensorDataset(other, torch.arange(13)), shuffle=False).fingerprint()
+    )
+
+
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Any:
+        return iter([(torch.zeros(3, 8, 8), 0)] * 4)
+
+
+class SizedStream(Stream):
+    def __len__(self) -> int:
+        return 4
+
+
+def test_a_stream_with_a_length() -> None:
+    batches = source(SizedStream(), batch_size=2, shuffle=None)
+    assert (len(batches), batches.steps(99), len(epoch_of(batches))) == (4, 2, 2)
+
+
+def test_loaders_without_length_or_images() -> None:
+    with pytest.raises(UserError, match="DataLoader has no length"):
+        source(Stream(), shuffle=None)
+    with pytest.raises(UserError, match="DataLoader of split 'train' is empty"):
+        source(batch_size=99, drop_last=True)
+
+
+LABELS = torch.zeros(4, dtype=torch.int64)
+IMAGES = torch.zeros(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (TensorDataset(IMAGES), "^data: batch 0 of split 'train' is no pair of tensors"),
+        (TensorDataset(IMAGES[:, :1], LABELS), r"^images: batch 0 .* shape \(4, 1, 8, 8\), expected \(n, 3, height"),
+        (TensorDataset(IMAGES.long(), LABELS), "^images: batch 0 .* is torch.int64, expected uint8 or float"),
+        (TensorDataset(IMAGES, LABELS.float()), "^labels: batch 0 .* torch.float32 of shape"),
+        (TensorDataset(IMAGES, torch.zeros(4, 2).long()), r"^labels: batch 0 .* of shape \(4, 2\)"),
+        (TensorDataset(IMAGES, LABELS - 1), "^labels: image 0 of batch 0 .* the label -1, expected 0 to 4"),
+        (TensorDataset(IMAGES, LABELS + 5), "^labels: image 0 of batch 0 .* the label 5, expected 0 to 4"),
+    ],
+)
+def test_bad_batches_are_one_line(data: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        epoch_of(source(data, bound=5))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_image_cannot_be_trained_on() -> None:
+    with pytest.raises(UserError, match="batch 0 is a single image"):
+        epoch_of(source(batch_size=1))

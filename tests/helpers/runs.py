@@ -1,0 +1,123 @@
+"""A small run with everything that is drawn at random, and what it leaves, for the tests of resuming."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from feature_gan_kd import Callback, OnlineAdversarialDistiller
+from feature_gan_kd.training.checkpoint import newest
+
+TIMED = ("seconds", "seconds_left", "images_per_second")
+
+# 130 images in batches of 32: 5 updates an epoch, the last on 2 images.
+SETTINGS: dict[str, Any] = {
+    "image_size": 8,
+    "max_train_samples": 130,
+    "max_eval_samples": 60,
+    "batch_size": 32,
+    "epochs": 3,
+    "checkpoint_every": 1,
+    "keep_last": 100,
+    "log_every": 2,
+    "lr": 0.05,
+    "adversarial_lr": 1e-3,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+}
+
+
+class RandomNetwork(nn.Module):
+    """Batch normalisation, stochastic depth and dropout: state in buffers, and randomness in the step."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), DropPath(0.3))
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(width, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, 10)."""
+        x = self.features(x)
+        logits: Tensor = self.head((x + self.block(x)).mean((2, 3)))
+        return logits
+
+
+def build(**changes: Any) -> OnlineAdversarialDistiller:
+    """Two networks of different widths; the bundled digits, augmented by crops."""
+    torch.manual_seed(3)
+    return OnlineAdversarialDistiller([RandomNetwork(4), RandomNetwork(6)], **{**SETTINGS, **changes})
+
+
+class AtStep(Callback):
+    """Does something right after an update.
+
+    Args:
+        step: number of the update.
+        act: what to do.
+    """
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        self.step = step
+        self.act = act
+
+    def on_step(self, step: int) -> None:
+        """Acts at the step."""
+        if step == self.step:
+            self.act()
+
+
+def at_forward(network: nn.Module, number: int, act: Callable[[], object], *, training: bool) -> None:
+    """Does something when a network is called for the `number`-th time in training, or in evaluation."""
+    calls = iter(range(1, number + 1))
+
+    def hook(module: nn.Module, inputs: object) -> None:
+        if module.training == training and next(calls, None) == number:
+            act()
+
+    network.register_forward_pre_hook(hook)
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps of a run's checkpoints, rising."""
+    return sorted(int(path.name.removeprefix("step-")) for path in newest(folder / "checkpoints"))
+
+
+def final_state(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a run's newest checkpoint."""
+    last = newest(folder / "checkpoints")[0]
+    return {
+        f"{path.name}/{key}": value
+        for path in sorted(last.glob("*.safetensors"))
+        for key, value in load_file(path).items()
+    }
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, without times; every line must be whole."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """Every file below a run's `networks/`."""
+    networks = folder / "networks"
+    return {str(path.relative_to(networks)): path.read_bytes() for path in networks.rglob("*") if path.is_file()}
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Two runs left the same state, records and networks, bit by bit."""
+    mine, other = final_state(folder), final_state(expected)
+    assert mine.keys() == other.keys()
+    assert [key for key in other if not torch.equal(mine[key], other[key])] == []
+    assert records(folder) == records(expected)
+    assert published(folder) == published(expected)
+    leftovers = [path.name for path in folder.rglob(".*")]
+    assert leftovers == []

@@ -1,0 +1,180 @@
+"""Whole trainings through `fit`, as one process or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
+
+`DIE=1:8` in the environment kills process 1 in its eighth update. A run that is there is resumed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from feature_gan_kd import OnlineAdversarialDistiller, UserError
+from feature_gan_kd.distributed.collectives import process_count, process_index
+from tests.helpers import norm_worker
+
+
+class SmallNetwork(nn.Module):
+    """Convolution, normalisation, convolution, mean and a linear layer, of any type whatever that of the images.
+
+    Args:
+        width: channels.
+        norm: of `width` channels.
+        dtype: of its parameters; float64 tells a mistake from rounding.
+    """
+
+    def __init__(self, width: int, norm: nn.Module, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), norm, nn.GELU(), nn.Conv2d(width, width, 3, stride=2)
+        )
+        self.head = nn.Linear(width, 10)
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, 10)."""
+        logits: Tensor = self.head(self.features(x.to(self.head.weight.dtype)).mean((2, 3)))
+        return logits
+
+
+def plain(*widths: int) -> list[nn.Module]:
+    """Networks without batch statistics."""
+    return [SmallNetwork(width, nn.GroupNorm(2, width)) for width in widths]
+
+
+def normalised(dtype: torch.dtype = torch.float64) -> list[nn.Module]:
+    """Networks with batch statistics."""
+    return [
+        SmallNetwork(4, nn.BatchNorm2d(4, momentum=None), dtype),
+        SmallNetwork(6, BatchNormAct2d(6), dtype),
+        SmallNetwork(4, nn.BatchNorm2d(4, affine=False), dtype),
+    ]
+
+
+def images(count: int) -> TensorDataset:
+    """Normalised random images with labels."""
+    generator = torch.Generator().manual_seed(5)
+    return TensorDataset(torch.randn(count, 3, 8, 8, generator=generator), torch.arange(count) % 10)
+
+
+# 38 images in batches of 12: the last batch has 2, so that one of three processes has none.
+SETTINGS: dict[str, Any] = {
+    "image_size": 8,
+    "max_train_samples": 38,
+    "max_eval_samples": 50,
+    "batch_size": 12,
+    "epochs": 2,
+    "log_every": 1,
+    "checkpoint_every": 3,
+    "lr": 0.05,
+    "adversarial_lr": 1e-3,
+    "discriminator_lr": 1e-3,
+    "check_processes": True,
+}
+CASES: dict[str, Mapping[str, Any]] = {
+    "pair": {},
+    "cycle of 3": {"models": lambda: plain(4, 6, 4)},
+    "frozen source": {"models": lambda: plain(4, 6, 4), "frozen": [2]},
+    "complete, two layers": {"feature_layers": ["features.0", "features.3"], "topology": "complete"},
+    "parts": {"accumulation_steps": 2},
+    "more parts than a process has images": {"accumulation_steps": 5, "batch_size": 9},
+    "clipped": {"clip_grad": 0.5},
+    "l1 and l2": {"method": "l1", "l2_weight": 0.5},
+    "logit": {"method": "logit"},
+    "zero-gradient": {"method": "zero-gradient"},
+    "recorded": {"record_similarity": 20, "record_gradients": True, "feature_layers": ["features.0", "features.3"]},
+    "group norm in discriminators": {"discriminator_norm": "group"},
+    "no norm in discriminators": {"discriminator_norm": "none"},
+    "hinge on patches": {
+        "adversarial_loss": "hinge",
+        "discriminator_patches": True,
+        "discriminator_spectral_norm": True,
+        "discriminator_interval": 2,
+        "adversarial_warmup": 0.5,
+    },
+    "unpaired": {"discriminator_unpaired": True, "max_train_samples": 36},  # every share is even
+    "relativistic": {"adversarial_loss": "relativistic", "adversarial_interval": 2},
+    "batch norm": {"models": normalised, "sync_batchnorm": True},
+    "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "accumulation_steps": 2},
+    "ended early": {"epochs": 5, "lr": 1e-6, "early_stopping_patience": 2},
+    "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
+    "a fault in the last process": {"fault": 3},
+    "data set of torch": {"data": lambda: (images(38), images(50)), "max_train_samples": None},
+    "loader": {
+        "data": lambda: (DataLoader(images(38), 12, shuffle=True), DataLoader(images(50), 12)),
+        "max_train_samples": None,
+        "max_eval_samples": None,
+    },
+}
+
+
+def build(models: Sequence[nn.Module], **settings: Any) -> OnlineAdversarialDistiller:
+    """A distiller with the settings of all cases."""
+    return OnlineAdversarialDistiller(models, **{**SETTINGS, **settings})
+
+
+def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], object] = lambda network: None) -> None:
+    """Trains one case into a folder; `act` is called with network 0 in its forward pass of that number (from 1)."""
+    torch.manual_seed(0)
+    changes = dict(CASES[case])
+    models = changes.pop("models", lambda: plain(4, 6))
+    data = changes.pop("data", lambda: (None, None))
+    fault = changes.pop("fault", 0)
+    if fault and process_index() == process_count() - 1:
+        number, act = fault, poison
+    distiller = build(models(), **changes)
+    numbers = itertools.count(1)
+    distiller.models[0].register_forward_pre_hook(
+        lambda network, _: act(network) and None if network.training and next(numbers) == number else None
+    )
+    distiller.fit(*data(), output_dir=folder, resume=folder.exists())
+
+
+def poison(network: nn.Module) -> None:
+    """Makes this forward pass give NaN."""
+    handle = network.register_forward_hook(lambda network, images, logits: (handle.remove(), logits * torch.nan)[1])
+
+
+def spoil(network: nn.Module) -> None:
+    """Changes one weight, by the least there is."""
+    bias = list(network.parameters())[-1].detach()
+    bias[5] = torch.nextafter(bias[5], bias[5] + 1)
+
+
+def run_spoiled(folder: Path) -> None:
+    """Trains a pair of which the second process has another weight, and writes down what ends that."""
+    index = process_index()
+    try:
+        run("pair", folder / "run", 3, spoil if index == 1 else lambda network: None)
+    except UserError as error:
+        (folder / f"{index}.txt").write_text(str(error))
+
+
+def main() -> None:
+    """Trains the named cases, each into a folder of its name; `norms` and `spoiled` are explained in their tests."""
+    parent, *cases = sys.argv[1:]
+    Accelerator()
+    rank, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
+    for case in cases:
+        folder = Path(parent) / case
+        if case == "norms":
+            norm_worker.save(folder)
+        elif case == "spoiled":
+            run_spoiled(folder)
+        else:
+            dies = rank == process_index()
+            run(case, folder, number * dies, lambda network: os.kill(os.getpid(), signal.SIGKILL))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Discriminators, transfer layers and what stands between two maps, against the formulas in `reference`."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from feature_gan_kd.method import losses
+from feature_gan_kd.method.connection import Link, build_links, build_transfer, pool_to
+from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminator, MapShape
+from feature_gan_kd.method.topology import Edge
+from feature_gan_kd.utils.errors import UserError
+from tests.helpers import reference
+
+EDGE = Edge(source=0, learner=1)
+SHAPES: list[MapShape] = [(3, 1, 1), (4, 1, 5), (4, 2, 2), (5, 3, 3), (4, 7, 7), (6, 4, 6), (3, 8, 5)]
+
+
+def maps(shape: MapShape, batch: int = 4, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
+
+
+def scrambled(module: nn.Module) -> nn.Module:
+    """The module in float64, with random values in every parameter."""
+    torch.manual_seed(0)
+    module = module.double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def gradients(loss: Tensor, weights: reference.Weights) -> reference.Weights:
+    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("kind", ["paper", "least-squares", "hinge", "relativistic"])
+@pytest.mark.parametrize("width", [2, 128])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_discriminator_and_its_gradients(
+    shape: MapShape, width: int, kind: losses.AdversarialLoss, patches: bool
+) -> None:
+    form = {"bounded": kind == "paper", "patches": patches}
+    judge = scrambled(Discriminator(shape, width, **form))
+    weights = {name: value.requires_grad_() for name, value in reference.values_of(judge).items()}
+    real, fake = maps(shape), maps(shape, seed=1).requires_grad_()
+    answers = judge(real), judge(fake)
+    expected = reference.discriminator(weights, real, **form), reference.discriminator(weights, fake, **form)
+    for answer, other in zip(answers, expected, strict=True):
+        assert answer.ndim == 1 + patches
+        torch.testing.assert_close(answer, other, rtol=1e-9, atol=1e-12)
+    own = dict(judge.named_parameters())
+    found = gradients(losses.discriminator(*answers, kind), own)
+    for name, value in gradients(reference.discriminator_loss(*expected, kind), weights).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-12)
+    # L_G, through the same answer: the gradient for the learner's map.
+    (to_map,) = torch.autograd.grad(losses.adversarial(judge(real), judge(fake), kind), fake)
+    other = reference.adversarial_loss(
+        reference.discriminator(weights, real, **form), reference.discriminator(weights, fake, **form), kind
+    )
+    torch.testing.assert_close(to_map, torch.autograd.grad(other, fake)[0], rtol=1e-7, atol=1e-12)
+
+
+def test_discriminator_is_conv_norm_leaky_conv_sigmoid() -> None:
+    judge = Discriminator((8, 7, 7), width=4)
+    shapes = {name: tuple(value.shape) for name, value in judge.named_parameters()}
+    assert shapes == {
+        "conv1.weight": (4, 8, 3, 3),
+        "norm.weight": (4,),
+        "norm.bias": (4,),
+        "conv2.weight": (1, 4, 4, 4),
+        "conv2.bias": (1,),
+    }
+    assert not list(judge.buffers())
+
+
+@pytest.mark.parametrize(
+    ("shape", "first", "second"),
+    [
+        ((3, 1, 1), (3, 3, 1, 1), (1, 3, 1, 1)),
+        ((4, 1, 5), (4, 4, 1, 1), (1, 4, 1, 5)),
+        ((4, 2, 2), (4, 4, 3, 3), (1, 4, 1, 1)),
+        ((4, 8, 5), (4, 4, 3, 3), (1, 4, 4, 3)),
+    ],
+)
+def test_the_second_convolution_covers_what_the_first_leaves(
+    shape: MapShape, first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    judge = Discriminator(shape)
+    assert (judge.conv1.weight.shape, judge.conv2.weight.shape) == (first, second)
+
+
+def test_a_wide_map_meets_a_bottleneck() -> None:
+    judge = Discriminator((2048, 7, 7))
+    assert judge.conv1.weight.shape == (128, 2048, 3, 3)
+    assert Discriminator((64, 7, 7)).conv1.weight.shape == (64, 64, 3, 3)
+
+
+def test_spectral_norm_brings_the_largest_singular_values_to_one() -> None:
+    judge = Discriminator((8, 7, 7), spectral_norm=True)
+    for parameter in judge.parameters():
+        nn.init.normal_(parameter, std=3.0)
+    for _ in range(30):  # each answer in training improves the estimate
+        judge(maps((8, 7, 7)).float())
+    for convolution in (judge.conv1, judge.conv2):
+        assert float(torch.linalg.matrix_norm(convolution.weight.detach().flatten(1), 2)) == pytest.approx(1, rel=0.02)
+
+
+def test_noise_is_measured_in_the_maps_own_deviations() -> None:
+    judge = Discriminator((5, 4, 4), noise=0.5)
+    seen: list[Tensor] = []
+    judge.conv1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    feature_map = 7 * maps((5, 4, 4), batch=500).float() + 3
+    judge(feature_map)
+    assert float((seen[0] - feature_map).std()) == pytest.approx(3.5, rel=0.05)
+
+
+def test_asking_a_discriminator_changes_nothing_and_mode_does_not_matter() -> None:
+    judge = scrambled(Discriminator((5, 4, 4)))
+    before = copy.deepcopy(judge.state_dict())
+    answer = judge(maps((5, 4, 4)))
+    assert torch.equal(judge.eval()(maps((5, 4, 4))), answer)
+    assert all(torch.equal(value, before[name]) for name, value in judge.state_dict().items())
+
+
+def test_answers_are_at_least_single_precision() -> None:
+    judge = Discriminator((5, 4, 4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answer = judge(maps((5, 4, 4)).float())
+    assert answer.dtype is torch.float32
+    assert judge.double()(maps((5, 4, 4))).dtype is torch.float64
+
+
+def test_norm_equals_torchs() -> None:
+    norm, torchs = BatchStatisticsNorm(5).double(), nn.BatchNorm2d(5).double()
+    with torch.no_grad():
+        for parameter, other in zip(norm.parameters(), torchs.parameters(), strict=True):
+            other.copy_(parameter.normal_())
+    x = maps((5, 3, 3))
+    torch.testing.assert_close(norm(x), torchs(x))
+
+
+def test_transfer_is_absent_where_channels_match() -> None:
+    assert not list(build_transfer((4, 7, 7), (4, 2, 2)).parameters())
+
+
+def test_transfer_brings_the_learners_channels_to_the_sources() -> None:
+    transfer = scrambled(build_transfer((4, 3, 3), (6, 3, 3)))
+    x = maps((4, 3, 3))
+    torch.testing.assert_close(transfer(x), reference.transfer(reference.values_of(transfer), x))
+    assert transfer(x).shape == (4, 6, 3, 3)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (3, 2), (4, 3), (7, 5)])
+def test_pooling(grid: tuple[int, int]) -> None:
+    x = maps((2, 7, 5))
+    torch.testing.assert_close(pool_to(x, grid), reference.pool(x, grid))
+
+
+def test_pooling_to_its_own_grid_is_the_map_itself() -> None:
+    x = maps((2, 7, 5))
+    assert pool_to(x, (7, 5)) is x
+
+
+@pytest.mark.parametrize(
+    ("learner", "source"),
+    [((4, 3, 3), (4, 3, 3)), ((4, 6, 6), (5, 3, 3)), ((5, 3, 3), (4, 6, 6)), ((4, 2, 6), (6, 5, 3))],
+)
+def test_link_brings_two_maps_together(learner: MapShape, source: MapShape) -> None:
+    link = scrambled(Link(EDGE, 0, learner, source))
+    assert isinstance(link, Link)
+    own, other = maps(learner).requires_grad_(), maps(source, seed=1).requires_grad_()
+    fake, real = link.maps(own, other)
+    lesson = reference.Lesson(0, 1, "", reference.values_of(link.transfer), {})
+    expected_fake, expected_real = lesson.maps(own, other, lesson.transfer)
+    torch.testing.assert_close(fake, expected_fake)
+    torch.testing.assert_close(real, expected_real)
+    # The source's map reaches the discriminator as it is: no weight of ours, and no gradient back.
+    assert not real.requires_grad
+    assert fake.requires_grad
+    assert link.discriminator is not None
+    assert link.discriminator(fake).shape == link.discriminator(real).shape == (4,)
+    loss = losses.discriminator(link.discriminator(real), link.discriminator(fake))
+    assert torch.autograd.grad(loss, other, allow_unused=True) == (None,)
+
+
+def test_link_takes_a_larger_grid_than_it_was_built_for() -> None:
+    link = Link(EDGE, 0, (4, 3, 3), (4, 3, 3)).double()
+    fake, real = link.maps(maps((4, 5, 5)), maps((4, 6, 6)))
+    assert fake.shape == real.shape == (4, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("learner", "source", "network"),
+    [((5, 3, 3), (4, 3, 3), 1), ((4, 2, 3), (4, 3, 3), 1), ((4, 3, 3), (4, 3, 2), 0), ((4, 3, 3), (3, 3, 3), 0)],
+)
+def test_link_refuses_other_maps(learner: MapShape, source: MapShape, network: int) -> None:
+    link = Link(EDGE, 0, (4, 3, 3), (4, 3, 3)).double()
+    with pytest.raises(UserError, match=rf"^network {network}: its feature map is .* built for 4x3x3: .*image_size$"):
+        link.maps(maps(learner), maps(source))
+
+
+def test_links_one_per_edge_and_tap() -> None:
+    shapes: list[list[MapShape]] = [[(4, 8, 8), (6, 4, 4)], [(4, 8, 8), (7, 2, 2)]]
+    links = build_links([Edge(0, 1), Edge(1, 0)], shapes, seed=0, discriminator=Discriminator)
+    assert [(str(link.edge), link.tap, link.learner_shape, link.source_shape, link.grid) for link in links] == [
+        ("0->1", 0, (4, 8, 8), (4, 8, 8), (8, 8)),
+        ("0->1", 1, (7, 2, 2), (6, 4, 4), (2, 2)),
+        ("1->0", 0, (4, 8, 8), (4, 8, 8), (8, 8)),
+        ("1->0", 1, (6, 4, 4), (7, 2, 2), (2, 2)),
+    ]
+    assert all(isinstance(link.discriminator, Discriminator) for link in links)
+    bare = build_links([Edge(0, 1)], shapes, seed=0, discriminator=None)
+    assert [link.discriminator for link in bare] == [None, None]
+
+
+def test_links_are_a_function_of_the_seed_alone() -> None:
+    shapes: list[list[MapShape]] = [[(4, 4, 4)], [(6, 4, 4)]]
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, again, other = (
+        nn.ModuleList(build_links([EDGE], shapes, seed=seed, discriminator=Discriminator)).state_dict()
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["0.discriminator.conv1.weight"], other["0.discriminator.conv1.weight"])
+
+
+def test_links_need_as_many_taps_on_both_sides() -> None:
+    shapes: list[list[MapShape]] = [[(4, 4, 4)], [(4, 4, 4), (4, 2, 2)]]
+    with pytest.raises(UserError, match=r"^feature_layers: network 1 has 2 tapped layers and its source 0 has 1: "):
+        build_links([EDGE], shapes, seed=0, discriminator=Discriminator)

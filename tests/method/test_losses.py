@@ -1,0 +1,186 @@
+"""Values and gradients of the loss terms against formulas written out here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from feature_gan_kd.config.methods import AdversarialLoss
+from feature_gan_kd.method import losses
+from tests.helpers import reference
+
+BATCH, CLASSES = 7, 5
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    at = at.clone().requires_grad_()
+    return torch.autograd.grad(loss(at), at)[0]
+
+
+def softmax(logits: Tensor) -> Tensor:
+    return torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True)
+
+
+LABELS = torch.tensor([0, 4, 2, 2, 1, 3, 0])
+ONE_HOT = torch.eye(CLASSES, dtype=torch.float64)[LABELS]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_distillation(temperature: float) -> None:
+    learner, source = random(BATCH, CLASSES, scale=3), random(BATCH, CLASSES, seed=1, scale=3)
+    loss = losses.distillation(learner, source, temperature)
+    torch.testing.assert_close(loss, reference.divergence(learner, source, temperature))
+    # d/dz of T^2 KL is T (softmax(z / T) - softmax(z_source / T)) / batch.
+    expected = temperature * (softmax(learner / temperature) - softmax(source / temperature)) / BATCH
+    torch.testing.assert_close(gradient(lambda z: losses.distillation(z, source, temperature), learner), expected)
+
+
+def test_distillation_by_hand() -> None:
+    # Source (1/2, 1/2), learner (3/4, 1/4), T = 1: KL = 1/2 ln(2/3) + 1/2 ln 2. At T = 2 the learner's logits halve.
+    learner, source = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    assert float(losses.distillation(learner, source, 1.0)) == pytest.approx(0.5 * math.log(4 / 3))
+    p = math.sqrt(3) / (1 + math.sqrt(3))
+    expected = 4 * (0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)))
+    assert float(losses.distillation(learner, source, 2.0)) == pytest.approx(expected)
+
+
+def test_distillation_has_a_direction() -> None:
+    learner, source = random(BATCH, CLASSES, scale=3), random(BATCH, CLASSES, seed=1, scale=3)
+    assert not torch.isclose(losses.distillation(learner, source, 1.0), losses.distillation(source, learner, 1.0))
+
+
+def test_distillation_of_equal_logits_is_zero_with_zero_gradient() -> None:
+    logits = random(BATCH, CLASSES)
+    shifted = logits + random(BATCH, 1, seed=2)  # softmax does not see a shift
+    assert abs(float(losses.distillation(logits, shifted, 3.0))) < 1e-14
+    assert gradient(lambda z: losses.distillation(z, shifted, 3.0), logits).abs().max() < 1e-15
+
+
+def test_distillation_of_extreme_logits_is_finite() -> None:
+    learner = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    loss = losses.distillation(learner, torch.tensor([[-1e4, 1e4, 0.0]]), 1.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(2e4)
+    assert learner.grad is not None
+    assert learner.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [lambda a, b: losses.distillation(a, b, 3.0), losses.l1, losses.l2])
+def test_no_gradient_reaches_the_source(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    learner, source = (random(BATCH, CLASSES, seed=seed).requires_grad_() for seed in (0, 1))
+    loss(learner, source).backward()
+    assert learner.grad is not None
+    assert source.grad is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("paper", 5 / 8), ("least-squares", 5 / 8), ("hinge", 5 / 8), ("relativistic", 3 / 4)]
+)
+def test_right_answers(kind: AdversarialLoss, expected: float) -> None:
+    """An answer in the very middle is not right."""
+    real, fake = torch.tensor([0.9, 0.5, 0.6, 0.7]), torch.tensor([0.1, 0.6, 0.4, 0.5])
+    if kind == "hinge":
+        real, fake = real - 0.5, fake - 0.5
+    assert float(losses.right(real, fake, kind)) == expected
+    assert float(losses.right(real.view(2, 2), fake.view(2, 2), kind)) == expected
+
+
+def test_discriminator() -> None:
+    real, fake = torch.sigmoid(random(BATCH)), torch.sigmoid(random(BATCH, seed=1))
+    expected = sum((1 - r) ** 2 + f**2 for r, f in zip(real.tolist(), fake.tolist(), strict=True)) / BATCH
+    assert float(losses.discriminator(real, fake)) == pytest.approx(expected)
+    torch.testing.assert_close(gradient(lambda x: losses.discriminator(x, fake), real), -2 * (1 - real) / BATCH)
+    torch.testing.assert_close(gradient(lambda x: losses.discriminator(real, x), fake), 2 * fake / BATCH)
+
+
+def test_discriminator_is_zero_where_it_is_right_and_two_where_it_is_wrong() -> None:
+    ones, zeros = torch.ones(BATCH), torch.zeros(BATCH)
+    assert float(losses.discriminator(ones, zeros)) == 0
+    assert float(losses.discriminator(zeros, ones)) == 2
+
+
+def test_adversarial() -> None:
+    real, fake = torch.sigmoid(random(BATCH, seed=1)), torch.sigmoid(random(BATCH))
+    assert float(losses.adversarial(real, fake)) == pytest.approx(sum((1 - f) ** 2 for f in fake.tolist()) / BATCH)
+    torch.testing.assert_close(gradient(lambda x: losses.adversarial(real, x), fake), -2 * (1 - fake) / BATCH)
+    assert float(losses.adversarial(real, torch.ones(BATCH))) == 0
+
+
+def test_hinge_by_hand() -> None:
+    real, fake = torch.tensor([0.25, 3.0]), torch.tensor([-2.0, 0.5])
+    assert float(losses.discriminator(real, fake, "hinge")) == (0.75 + 1.5) / 2
+    assert float(losses.adversarial(real, fake, "hinge")) == 0.75
+
+
+def test_relativistic_by_hand() -> None:
+    real, fake = torch.tensor([math.log(3.0), 0.0]), torch.zeros(2)
+    assert float(losses.discriminator(real, fake, "relativistic")) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    assert float(losses.adversarial(real, fake, "relativistic")) == pytest.approx((math.log(4) + math.log(2)) / 2)
+
+
+@pytest.mark.parametrize("kind", ["least-squares", "hinge", "relativistic"])
+def test_learners_and_discriminators_pull_apart(kind: losses.AdversarialLoss) -> None:
+    real, fake = random(BATCH), random(BATCH, seed=1)
+    up = gradient(lambda x: losses.adversarial(real, x, kind), fake)
+    down = gradient(lambda x: losses.discriminator(real, x, kind), fake)
+    between = fake.abs() < 1  # where no kind is flat or turns
+    assert between.any()
+    assert (up * down <= 0)[between & (fake > 0)].all()
+
+
+def test_l1_and_l2_are_means_over_every_element() -> None:
+    learner, source = random(BATCH, 3, 2, 4), random(BATCH, 3, 2, 4, seed=1)
+    apart = learner - source
+    torch.testing.assert_close(losses.l1(learner, source), apart.abs().sum() / apart.numel())
+    torch.testing.assert_close(losses.l2(learner, source), (apart**2).sum() / apart.numel())
+    torch.testing.assert_close(gradient(lambda x: losses.l1(x, source), learner), apart.sign() / apart.numel())
+    torch.testing.assert_close(gradient(lambda x: losses.l2(x, source), learner), 2 * apart / apart.numel())
+
+
+def test_cross_entropy() -> None:
+    logits = random(BATCH, CLASSES, scale=3)
+    expected = sum(-math.log(softmax(logits)[i, label]) for i, label in enumerate(LABELS.tolist())) / BATCH
+    assert float(losses.cross_entropy(logits, LABELS)) == pytest.approx(expected)
+    torch.testing.assert_close(
+        gradient(lambda z: losses.cross_entropy(z, LABELS), logits), (softmax(logits) - ONE_HOT) / BATCH
+    )
+
+
+def test_cross_entropy_of_probabilities() -> None:
+    logits, labels = random(BATCH, CLASSES, scale=3), softmax(random(BATCH, CLASSES, seed=1))
+    torch.testing.assert_close(losses.cross_entropy(logits, labels), -(labels * softmax(logits).log()).sum() / BATCH)
+    torch.testing.assert_close(losses.cross_entropy(logits, ONE_HOT), losses.cross_entropy(logits, LABELS))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b: losses.distillation(a, b, 3.0),
+        lambda a, b: losses.discriminator(torch.sigmoid(a[:, 0]), torch.sigmoid(b[:, 0])),
+        lambda a, b: losses.adversarial(torch.sigmoid(b[:, 0]), torch.sigmoid(a[:, 0])),
+        losses.l1,
+        losses.l2,
+        lambda a, b: losses.cross_entropy(a, softmax(b)),
+    ],
+    ids=["distillation", "discriminator", "adversarial", "l1", "l2", "cross_entropy"],
+)
+def test_every_loss_is_a_mean_over_the_batch(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    a, b = random(BATCH, CLASSES), random(BATCH, CLASSES, seed=1)
+    each = torch.stack([loss(a[i : i + 1], b[i : i + 1]) for i in range(BATCH)])
+    torch.testing.assert_close(loss(a, b), each.mean())
+
+
+def test_accuracy() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 3.0, 1.0], [1.0, 0.0, 0.5]])
+    assert float(losses.accuracy(logits, torch.tensor([0, 2, 2, 0]))) == 0.75
+    soft = torch.tensor([[0.4, 0.3, 0.3], [0.6, 0.1, 0.3], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1]])
+    assert float(losses.accuracy(logits, soft)) == 0.5

@@ -1,0 +1,84 @@
+"""Pairs of architectures drawn anew each time, and the committed sweep over all of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from pathlib import Path
+
+import timm
+import torch
+
+from benchmarks.sweep_page import page
+from benchmarks.sweep_taps import TOLERANCES
+from feature_gan_kd import DistillConfig
+from feature_gan_kd.method.build import wire
+from feature_gan_kd.method.topology import build_edges
+from feature_gan_kd.models.build import build_networks
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def test_twenty_random_pairs() -> None:
+    """Both directions of each pair are wired, each network at its own size; a seed that failed is in the message."""
+    seed = random.SystemRandom().randrange(2**32)
+    names = [name for name in timm.list_models() if not name.endswith("_enc")]
+    drawn = random.Random(seed).sample(names, 40)
+    for pair in zip(drawn[::2], drawn[1::2], strict=True):
+        channels = {int(timm.get_pretrained_cfg(name, allow_unregistered=False).input_size[0]) for name in pair}
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of timm's, on how some architectures are built
+            networks = build_networks(
+                pair, num_classes=7, in_chans=max(channels), pretrained=False, image_size=None, seed=0
+            )
+            wiring = wire(networks, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=max(channels))
+            maps = [torch.zeros(2, *network.taps[0].shape) for network in wiring.tapped]
+            for link in wiring.links:
+                fake, real = link.maps(maps[link.edge.learner], maps[link.edge.source])
+                assert fake.shape == real.shape, f"seed {seed}: {pair}"
+                assert link.discriminator is not None
+                assert link.discriminator(fake).shape == (2,), f"seed {seed}: {pair}"
+        assert all(wiring.extractors), f"seed {seed}: {pair}"
+        assert wiring.num_classes == 7, f"seed {seed}: {pair}"
+
+
+def test_the_committed_sweep_has_every_architecture_and_no_failure() -> None:
+    results = json.loads((RESULTS / "sweep_wire.json").read_text())
+    refused = {name for name, result in results.items() if "refused" in result}
+    assert [name for name, result in results.items() if "failed" in result] == []
+    assert all("only encodes" in results[name]["refused"] for name in refused)
+    assert len(refused) == 7
+    assert len(results) == 1381  # 1,371 of timm 1.0.31 and the ten CIFAR networks of this package
+    assert all(len(results[name]["links"]) == 2 for name in results.keys() - refused)
+
+
+def test_the_committed_sweeps_of_torchvision_are_whole() -> None:
+    wired = json.loads((RESULTS / "sweep_torchvision_wire.json").read_text())
+    trained = json.loads((RESULTS / "sweep_torchvision_train.json").read_text())
+    assert len(wired) == 80
+    assert all("layer" in result and len(result["links"]) == 2 for result in wired.values())
+    assert [name for name, result in trained.items() if result["problems"]] == []
+    assert {result["class"] for result in trained.values()} == {result["class"] for result in wired.values()}
+
+
+def test_the_committed_ways_of_running_have_no_failure() -> None:
+    """Refused is gradient checkpointing alone, and by timm itself."""
+    ways = json.loads((RESULTS / "sweep_taps.json").read_text())
+    assert [name for name, result in ways.items() if "failed" in result] == []
+    for result in ways.values():
+        assert result["differences"].keys() | result["refused"].keys() == TOLERANCES.keys()
+        assert result["refused"].keys() <= {"checkpointing"}
+        assert all(reason.startswith("timm: ") for reason in result["refused"].values())
+
+
+def test_the_page_says_what_the_sweeps_found() -> None:
+    said = (RESULTS.parents[1] / "docs" / "backbones.md").read_text().splitlines()
+    assert [line for line in page() if line not in said] == []
+
+
+def test_the_committed_steps_have_every_class_and_no_problem() -> None:
+    wired = json.loads((RESULTS / "sweep_wire.json").read_text())
+    trained = json.loads((RESULTS / "sweep_train.json").read_text())
+    assert [name for name, result in trained.items() if result["problems"]] == []
+    assert {result["class"] for result in trained.values()} == {r["class"] for r in wired.values() if "class" in r}

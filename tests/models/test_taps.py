@@ -1,0 +1,478 @@
+"""The tap: the right map out of the same forward pass, and the user's module as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+import feature_gan_kd.models  # noqa: F401  registers the CIFAR networks
+from feature_gan_kd import OnlineAdversarialDistiller
+from feature_gan_kd.models.discovery import find_taps, layers_of, try_out, upstream_parameters
+from feature_gan_kd.models.taps import Layer, Layout, Origin, Tap, TappedNetwork, logits_of, tensors_of
+from feature_gan_kd.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A network, and what its last map must be found to be."""
+
+    build: Callable[[], nn.Module]
+    layer: str
+    layout: Layout
+    shape: tuple[int, int, int]
+    behind: tuple[str, ...]  # prefixes of the parameters that the map does not come from
+    prefix_tokens: int = 0
+    size: tuple[int, int] = (64, 64)
+
+
+def timm_network(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, num_classes=5, **kwargs)
+
+
+def vision_transformer(size: tuple[int, int], **kwargs: Any) -> Callable[[], nn.Module]:
+    common: dict[str, Any] = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
+    return lambda: VisionTransformer(img_size=size, **common, **kwargs)
+
+
+def swin() -> nn.Module:
+    return SwinTransformer(
+        img_size=32, patch_size=2, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(1, 2), num_classes=5
+    )
+
+
+SAMPLES = {
+    "resnet": Sample(timm_network("test_resnet"), "layer4", Layout.NCHW, (96, 2, 2), ("fc.",)),
+    "efficientnet": Sample(timm_network("test_efficientnet"), "bn2", Layout.NCHW, (256, 2, 2), ("classifier.",)),
+    "convnext": Sample(timm_network("test_convnext"), "norm_pre", Layout.NCHW, (64, 2, 2), ("head.",)),
+    "nfnet": Sample(timm_network("test_nfnet"), "final_act", Layout.NCHW, (192, 2, 2), ("head.",)),
+    "cifar": Sample(timm_network("cifar_resnet20"), "layer3", Layout.NCHW, (64, 8, 8), ("fc.",), size=(32, 32)),
+    "wide": Sample(timm_network("cifar_wrn_16_2"), "act", Layout.NCHW, (128, 8, 8), ("fc.",), size=(32, 32)),
+    "mambaout": Sample(timm_network("test_mambaout"), "stages", Layout.NHWC, (64, 2, 2), ("head.",)),
+    "swin": Sample(swin, "norm", Layout.NHWC, (32, 8, 8), ("head.",), size=(32, 32)),
+    "vit": Sample(timm_network("test_vit", img_size=64), "norm", Layout.NLC, (64, 4, 4), ("head.",), prefix_tokens=1),
+    "vit without class token": Sample(
+        timm_network("test_vit_relpos", img_size=64), "norm", Layout.NLC, (96, 4, 4), ("fc_norm.", "head.")
+    ),
+    "vit with registers": Sample(
+        vision_transformer((32, 32), reg_tokens=3),
+        *("norm", Layout.NLC, (16, 4, 4), ("head.",)),
+        prefix_tokens=4,
+        size=(32, 32),
+    ),
+    "vit on a wide grid": Sample(
+        vision_transformer((16, 48)), "norm", Layout.NLC, (16, 2, 6), ("head.",), prefix_tokens=1, size=(16, 48)
+    ),
+}
+
+
+def images_of(sample: Sample) -> Tensor:
+    return torch.randn(2, 3, *sample.size, generator=torch.Generator().manual_seed(0))
+
+
+def built(sample: Sample) -> nn.Module:
+    torch.manual_seed(0)
+    return sample.build()
+
+
+def tapped(sample: Sample) -> TappedNetwork:
+    network = built(sample)
+    return TappedNetwork(network, find_taps(network, images_of(sample), "it"), "it")
+
+
+def hooks_in(network: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
+
+
+def by_hand(features: Tensor, sample: Sample) -> Tensor:
+    """What `forward_features` gives as (batch, channels, height, width), one place at a time."""
+    channels, height, width = sample.shape
+    out = torch.empty(len(features), channels, height, width)
+    for i in range(height):
+        for j in range(width):
+            if sample.layout is Layout.NLC:
+                out[:, :, i, j] = features[:, sample.prefix_tokens + i * width + j]
+            elif sample.layout is Layout.NHWC:
+                out[:, :, i, j] = features[:, i, j]
+            else:
+                out[:, :, i, j] = features[:, :, i, j]
+    return out
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_last_map_is_found(name: str) -> None:
+    sample = SAMPLES[name]
+    network = tapped(sample)
+    assert network.taps == (Tap(sample.layer, sample.layout, sample.prefix_tokens, sample.shape),)
+    images = images_of(sample)
+    network.eval()
+    with torch.no_grad():
+        logits, (feature_map,) = network(images)
+        assert torch.equal(feature_map, by_hand(network.network.forward_features(images), sample))
+        assert torch.equal(logits, network.network(images))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_extractor_is_all_that_the_map_comes_from(name: str) -> None:
+    sample = SAMPLES[name]
+    network = tapped(sample)
+    trial = try_out(network, images_of(sample))
+    assert trial.classes == 5
+    own = dict(network.network.named_parameters())
+    assert {key for key, parameter in own.items() if parameter not in trial.extractor} == {
+        key for key in own if key.startswith(sample.behind)
+    }
+    assert trial.extractor <= set(own.values())
+    assert all(parameter.grad is None for parameter in own.values())
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_users_module_is_untouched(name: str) -> None:
+    sample = SAMPLES[name]
+    network = built(sample)
+    untouched = copy.deepcopy(network)
+    images = images_of(sample)
+    wrapped = TappedNetwork(network, find_taps(network, images, "it"), "it")
+    try_out(wrapped, images)
+    assert hooks_in(network) == 0
+    assert all(module.training for module in network.modules())
+    wrapped.eval()
+    untouched.eval()
+    with torch.no_grad():
+        wrapped(images)
+        expected = untouched(images)
+    assert hooks_in(network) == 0
+    assert network.state_dict().keys() == untouched.state_dict().keys()
+    assert all(torch.equal(value, untouched.state_dict()[key]) for key, value in network.state_dict().items())
+    with torch.no_grad():
+        for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            assert torch.equal(twin(images), expected)
+            assert vars(twin).keys() == vars(untouched).keys()
+
+
+@pytest.mark.parametrize(("left", "right"), [("resnet", "vit"), ("swin", "cifar"), ("mambaout", "efficientnet")])
+def test_pairs_of_different_kinds_train(left: str, right: str) -> None:
+    samples = [SAMPLES[left], SAMPLES[right]]
+    networks = [built(sample) for sample in samples]
+    distiller = OnlineAdversarialDistiller(networks, image_size=samples[0].size[0], channels_last=False)
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    images = torch.randn(4, 3, *samples[0].size)
+    for _ in range(2):  # timm's residual branches begin at zero and pass no gradient in the first step
+        metrics = distiller.training_step(images, torch.tensor([0, 1, 2, 3]))
+    assert all(value.isfinite() for value in metrics.values())
+    for network, old in zip(networks, before, strict=True):
+        assert hooks_in(network) == 0
+        moved = {key: not torch.equal(value.cpu(), old[key]) for key, value in network.state_dict().items()}
+        assert all(moved[key] for key, _ in network.named_parameters()), moved
+
+
+class Functional(nn.Module):
+    """In timm's form, with a last map that is no module's output; `forward` may scale its logits besides."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 5)
+        self.scale = scale
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.conv(images).square()
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images)) * self.scale
+
+
+def test_a_last_map_that_no_module_gives() -> None:
+    network = Functional()
+    images = torch.randn(2, 3, 8, 8)
+    taps = find_taps(network, images, "it")
+    assert taps == [Tap("", Layout.NCHW, 0, (4, 6, 6), origin=Origin.FEATURES)]
+    wrapped = TappedNetwork(network, taps, "it")
+    logits, (feature_map,) = wrapped(images)
+    assert torch.equal(logits, network(images))
+    assert torch.equal(feature_map, network.conv(images).square())
+    assert try_out(wrapped, images).extractor == set(network.conv.parameters())
+
+
+def test_a_last_map_that_would_cost_the_networks_own_forward() -> None:
+    with pytest.raises(
+        UserError, match=r"^it: the map of forward_features can only be had by changing its logits: name a"
+    ):
+        find_taps(Functional(scale=2.0), torch.randn(2, 3, 8, 8), "it")
+
+
+# Networks that are not timm's, and layers by name.
+
+
+class Plain(nn.Module):
+    """Two convolutions, a module called twice, one never called, a pooling module and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.second = nn.Conv2d(4, 6, 3)
+        self.shared = nn.ReLU()
+        self.unused = nn.Linear(2, 2)
+        self.pool = nn.AvgPool2d(4)
+        self.flat = nn.Flatten()
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.shared(self.second(self.shared(self.first(images))))
+        logits: Tensor = self.head(self.flat(self.pool(x)))
+        return logits
+
+
+class Returns(nn.Module):
+    """Gives what it is told to, made of its input."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(x)
+
+
+class Odd(nn.Module):
+    """A convolution, a module with an odd output, a classifier."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.odd = Returns(make)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        self.odd(x)
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+PLAIN_IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def taps_of(*layers: Layer, network: nn.Module | None = None) -> list[Tap]:
+    return find_taps(network or Plain(), PLAIN_IMAGES, "network 0 (Plain)", layers)
+
+
+def refusal(*layers: Layer, network: nn.Module | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        taps_of(*layers, network=network)
+    message = str(caught.value)
+    assert message.startswith("network 0 (Plain): ")
+    assert "\n" not in message
+    return message
+
+
+def test_the_last_spatial_output_is_found_in_other_modules() -> None:
+    # Not the pooled 1x1 map; `shared` gives the last grid but is called twice.
+    assert taps_of() == [Tap("second", Layout.NCHW, 0, (6, 4, 4))]
+
+
+def test_layers_by_name() -> None:
+    network = Plain()
+    taps = taps_of("first", "second", network=network)
+    assert taps == [Tap("first", Layout.NCHW, 0, (4, 6, 6)), Tap("second", Layout.NCHW, 0, (6, 4, 4))]
+    wrapped = TappedNetwork(network, taps, "it")
+    _, maps = wrapped(PLAIN_IMAGES)
+    assert torch.equal(maps[0], network.first(PLAIN_IMAGES))
+    assert torch.equal(maps[1], network.second(network.shared(maps[0])))
+    only_first = TappedNetwork(network, taps[:1], "it")
+    assert try_out(only_first, PLAIN_IMAGES).extractor == set(network.first.parameters())
+    assert try_out(wrapped, PLAIN_IMAGES).extractor == {*network.first.parameters(), *network.second.parameters()}
+
+
+def test_one_layer_twice_and_none_at_all() -> None:
+    network = Plain()
+    _, maps = TappedNetwork(network, taps_of("first", "first", network=network), "it")(PLAIN_IMAGES)
+    assert torch.equal(maps[0], maps[1])
+    logits, none = TappedNetwork(network, [], "it")(PLAIN_IMAGES)
+    assert none == ()
+    assert torch.equal(logits, network(PLAIN_IMAGES))
+    assert try_out(TappedNetwork(network, [], "it"), PLAIN_IMAGES).extractor == set()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda x: (x[:, :1], x, "last"), lambda x: {"a": x[:, :1], "b": x}, lambda x: ([x[:, :1]], (x, x.mean()))],
+)
+def test_the_last_map_of_several_tensors(make: Callable[[Tensor], Any]) -> None:
+    network = Odd(make)
+    (tap,) = taps_of("odd", network=network)
+    assert tap == Tap("odd", Layout.NCHW, 0, (4, 6, 6), element=1)
+    _, (feature_map,) = TappedNetwork(network, [tap], "it")(PLAIN_IMAGES)
+    assert torch.equal(feature_map, network.first(PLAIN_IMAGES))
+
+
+def test_stages_by_number() -> None:
+    network = timm.create_model("test_resnet", num_classes=5)
+    images = torch.randn(2, 3, 64, 64)
+    taps = find_taps(network, images, "it", [-1, "layer2", 1])
+    assert [tap.shape for tap in taps] == [(96, 2, 2), (48, 8, 8), (32, 16, 16)]
+    untouched = copy.deepcopy(network)
+    logits, maps = TappedNetwork(network, taps, "it")(images)  # in training
+    by_name = find_taps(untouched, images, "it", ["layer4", "layer2", "layer1"])
+    expected, expected_maps = TappedNetwork(untouched, by_name, "it")(images)
+    assert torch.equal(logits, expected)
+    assert all(torch.equal(one, other) for one, other in zip(maps, expected_maps, strict=True))
+    assert all(torch.equal(value, untouched.state_dict()[key]) for key, value in network.state_dict().items())
+    with pytest.raises(UserError, match=r"^it: feature_layers names stage 9, it has 5 stages$"):
+        find_taps(network, images, "it", [9])
+
+
+def test_a_layer_that_does_not_exist() -> None:
+    message = refusal("secnod")
+    assert "it has no layer 'secnod', the nearest are second" in message
+    message = refusal("zzz")
+    assert all(child in message for child in ("first", "second", "head"))
+    assert "it has no layer ''" in refusal("")
+    network = timm.create_model("test_resnet", num_classes=5)
+    with pytest.raises(UserError, match=r"^it: it has no layer 'layer4\.2', the nearest are layer4\.0, "):
+        find_taps(network, torch.zeros(1, 3, 64, 64), "it", ["layer4.2"])
+
+
+def test_a_layer_must_be_called_once() -> None:
+    assert "layer 'unused' was called 0 times in one forward, expected once" in refusal("unused")
+    assert "layer 'shared' was called 2 times in one forward, expected once" in refusal("shared")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x: ("no", "tensor"), "tuple"),
+        (lambda x: (), "tuple"),
+        (lambda x: None, "NoneType"),
+        (lambda x: x.sum(), "()"),
+        (lambda x: x[None], "(1, 2, 4, 6, 6)"),
+        (lambda x: x[:, 0, :, :5], "(2, 6, 5)"),
+    ],
+)
+def test_outputs_that_are_no_map(make: Callable[[Tensor], Any], words: str) -> None:
+    message = refusal("odd", network=Odd(make))
+    assert f"layer 'odd' gives {words}, which has no grid: name a layer that gives a map" in message
+
+
+def test_no_last_map_to_be_found() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    assert "no module gives a map: name a layer with feature_layers" in refusal(network=network)
+
+
+class TrainsOtherwise(nn.Module):
+    """Calls its first layer once in evaluation, and `calls` times in training."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.calls if self.training else 1):
+            x = self.first(x)
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_every_forward_is_checked(calls: int) -> None:
+    network = TrainsOtherwise(calls)
+    wrapped = TappedNetwork(network, taps_of("first", network=network), "network 1 (it)")
+    with pytest.raises(UserError, match=rf"^network 1 \(it\): layer 'first' was called {calls} times"):
+        wrapped(PLAIN_IMAGES)
+    assert hooks_in(network) == 0
+
+
+def test_hooks_go_after_an_error_and_the_users_own_stay() -> None:
+    network = Plain()
+    seen: list[int] = []
+    network.first.register_forward_hook(lambda *_: seen.append(1))
+    wrapped = TappedNetwork(network, taps_of("second", network=network), "it")
+    with pytest.raises(RuntimeError):
+        wrapped(torch.zeros(2, 4, 8, 8))
+    assert hooks_in(network) == 1
+    seen.clear()
+    wrapped(PLAIN_IMAGES)
+    assert seen == [1]
+    assert hooks_in(network) == 1
+
+
+def test_finding_changes_nothing() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))
+    network.extend([nn.Flatten(), nn.Linear(4, 5)])
+    network[1].eval()
+    before = copy.deepcopy(network.state_dict())
+    state = torch.get_rng_state()
+    try_out(TappedNetwork(network, taps_of(network=network), "it"), PLAIN_IMAGES)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert [module.training for module in network] == [True, False, True, True, True, True]
+
+
+# Helpers.
+
+
+class Answer:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+@pytest.mark.parametrize("wrap", [lambda z: z, lambda z: (z, z + 1), lambda z: [z], lambda z: {"logits": z}, Answer])
+def test_logits_in_any_output(wrap: Callable[[Tensor], Any]) -> None:
+    logits = torch.randn(2, 5)
+    assert logits_of(wrap(logits), "it") is logits
+
+
+@pytest.mark.parametrize("output", [torch.zeros(2, 3, 4, 4), torch.zeros(2), None, (), {"features": torch.zeros(2, 3)}])
+def test_outputs_that_are_no_logits(output: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"^it: its output is .*, expected logits \(batch, classes\): it cannot classify$"
+    ):
+        logits_of(output, "it")
+
+
+def test_tensors_of() -> None:
+    a, b = torch.zeros(1), torch.ones(1)
+    for output in (a, (a, None, "word"), {"a": a}, [[a], 1]):
+        assert [tensor is a for tensor in tensors_of(output)] == [True]
+    for output in ((a, b), {"a": a, "b": b}, [a, {"b": (b,)}]):
+        assert [tensors_of(output)[0] is a, tensors_of(output)[1] is b] == [True, True]
+    assert tensors_of(None) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, [[], []]),
+        ("layer4", [["layer4"], ["layer4"]]),
+        (-1, [[-1], [-1]]),
+        (["layer3", 4], [["layer3", 4], ["layer3", 4]]),
+        ({1: "norm"}, [[], ["norm"]]),
+        ({0: ["layer3", "layer4"], 1: 2}, [["layer3", "layer4"], [2]]),
+    ],
+)
+def test_layers_of(given: Any, expected: list[list[Layer]]) -> None:
+    assert [layers_of(given, index) for index in (0, 1)] == expected
+
+
+def test_upstream_parameters() -> None:
+    used, other, fixed = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    fixed.requires_grad_(False)
+    out = (used * 2 + fixed).sum()
+    assert upstream_parameters([out]) == {used}
+    assert upstream_parameters([out, (other * used).sum()]) == {used, other}
+    assert upstream_parameters([out.detach()]) == set()

@@ -1,0 +1,161 @@
+"""Trackers, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from feature_gan_kd import UserError
+from feature_gan_kd.training.history import evaluation_figures, update_figures
+from tests.helpers.runs import AtStep, build
+
+Figures = dict[str, list[tuple[int, float]]]
+
+
+def cut() -> None:
+    raise RuntimeError("the power went off")
+
+
+def read(folder: Path) -> Figures:
+    """What TensorBoard would show of a run: by name, steps and values."""
+    reader = EventAccumulator(str(folder / "trackers" / "feature-gan-kd"))
+    reader.Reload()
+    return {tag: [(one.step, one.value) for one in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+def recorded(folder: Path) -> Figures:
+    """The same from `metrics.jsonl`."""
+    found: Figures = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        figures = update_figures(record) if record["event"] == "step" else evaluation_figures(record)
+        for name, value in figures.items():
+            found.setdefault(name, []).append((record["step"], value))
+    return found
+
+
+def assert_same(shown: Figures, expected: Figures) -> None:
+    assert shown.keys() == expected.keys()
+    for name, points in expected.items():
+        assert [step for step, _ in shown[name]] == [step for step, _ in points], name
+        assert [value for _, value in shown[name]] == pytest.approx([value for _, value in points], rel=1e-6), name
+
+
+def test_tensorboard_has_every_figure(tmp_path: Path) -> None:
+    build().fit(output_dir=tmp_path / "run", log_with="tensorboard")
+    shown = read(tmp_path / "run")
+    assert_same(shown, recorded(tmp_path / "run"))
+    assert {
+        "cross_entropy/0",
+        "real/0->1",
+        "rate/logit",
+        "speed/updates",
+        "top-1/1",
+        "top-1/ensemble",
+        "loss/0",
+    } <= set(shown)
+    assert len(shown["top-1/ensemble"]) == 3
+
+
+def test_settings_are_there(tmp_path: Path) -> None:
+    build(epochs=1).fit(output_dir=tmp_path / "run", log_with=["tensorboard"])
+    (settings,) = (tmp_path / "run" / "trackers" / "feature-gan-kd").rglob("hparams.yml")
+    text = settings.read_text()
+    assert "method: afd" in text
+    assert "lr: 0.05" in text
+
+
+def test_a_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
+    """Updates that were logged after the last checkpoint, and done again, stand there once."""
+    settings: dict[str, Any] = {"checkpoint_every": 6, "log_every": 1}
+    with pytest.raises(RuntimeError):
+        build(**settings).fit(output_dir=tmp_path / "run", log_with="tensorboard", callbacks=[AtStep(9, cut)])
+    assert max(step for step, _ in read(tmp_path / "run")["logit/0"]) == 8
+    build(**settings).fit(output_dir=tmp_path / "run", log_with="tensorboard", resume=True)
+    assert_same(read(tmp_path / "run"), recorded(tmp_path / "run"))
+
+
+class Listening(GeneralTracker):
+    """A tracker of the user's own, as Accelerate documents them."""
+
+    name = "listening"
+    requires_logging_directory = False
+    tracker = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self.ended = False
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def log(self, values: dict[str, Any], step: int | None, **kwargs: Any) -> None:
+        """Keeps the step."""
+        self.steps.append(step or 0)
+
+    def finish(self) -> None:
+        """Is over."""
+        self.ended = True
+
+
+def test_trackers_that_run_already_are_told_and_left_running() -> None:
+    own = Listening()
+    accelerator = Accelerator(log_with=own)
+    accelerator.init_trackers("mine")
+    build(epochs=1, accelerator=accelerator).fit()
+    assert own.steps == [2, 4, 5, 5]
+    assert not own.ended
+
+
+def test_without_trackers_nothing_of_them_is_written(tmp_path: Path) -> None:
+    build(epochs=1).fit(output_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "trackers").exists()
+
+
+def test_what_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^log_with: 'tensorbord' is not allowed.*the closest is tensorboard$"):
+        build().fit(output_dir=tmp_path / "run", log_with="tensorbord")
+    with pytest.raises(UserError, match=r"^log_with: tensorboard writes files: give output_dir"):
+        build().fit(log_with="tensorboard")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_installed(tmp_path: Path) -> None:
+    packages = {"tensorboard": "'feature-gan-kd[trackers]'", "wandb": "wandb", "comet_ml": "comet_ml"}
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys(['tensorboardX', *{list(packages)}]))\n"
+        "from feature_gan_kd.cli import main\n"
+        f"for name in {list(packages)}:\n"
+        "    try:\n"
+        "        main(['train', '--epochs', '1', '--output-dir', 'run', '--log-with', name])\n"
+        "    except SystemExit as stop:\n"
+        "        print(stop.code)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert result.stdout.splitlines()[-1] == "2"
+    assert result.stderr.splitlines() == [
+        f"feature-gan-kd: error: --log-with: {name} is not installed: pip install {package}"
+        for name, package in packages.items()
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are in the run's folder, not where the command was typed."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    build(epochs=1).fit(output_dir=tmp_path / "run", log_with="wandb")
+    (log,) = (tmp_path / "run" / "trackers" / "wandb").glob("offline-run-*/*.wandb")
+    assert log.stat().st_size > 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,0 +1,265 @@
+"""Settings, files and arguments of any kind give what they should, or one line: never another exception."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from feature_gan_kd import DistillConfig, UserError
+from feature_gan_kd.cli.main import COMMANDS, DEMO, parse
+from feature_gan_kd.report import read_run, table
+from feature_gan_kd.training import checkpoint
+from feature_gan_kd.training.callbacks import JsonLines, read_records
+from feature_gan_kd.training.checkpoint import Checkpoint
+from feature_gan_kd.training.history import History
+
+SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_classes": 3, "config": {"lr": 0.1}}
+STATE = Checkpoint(
+    {
+        "network-0": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)},
+        "optimizer-logit": {"0.momentum_buffer": torch.ones(2, 3)},
+    },
+    {"step": 7, "history": {"epochs": [{"accuracy": [1.0, 2.0]}]}, "lesson": None},
+)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, -1])
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
+NAMES = [spec.name for spec in dataclasses.fields(DistillConfig)]
+# The folders of this module are put back as they were by each example.
+SHARED = [HealthCheck.function_scoped_fixture]
+
+
+def fuzz(examples: int) -> Callable[[Any], Any]:
+    """The same examples at every run, however long one takes."""
+    return settings(derandomize=True, deadline=None, max_examples=examples, database=None, suppress_health_check=SHARED)
+
+
+def one_line(error: UserError) -> None:
+    """What the user sees."""
+    assert str(error)
+    assert "\n" not in str(error)
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """A byte changed, bytes cut out or off, or bytes put in, anywhere."""
+    kind = draw(st.sampled_from(["flip", "cut off", "cut out", "insert"]))
+    place, other = draw(st.floats(0, 1, exclude_max=True)), draw(st.integers(1, 255))
+    inserted = draw(st.binary(min_size=1, max_size=9))
+
+    def damage(data: bytes) -> bytes:
+        at = int(place * len(data))
+        if kind == "flip":
+            return data[:at] + bytes([data[at] ^ other]) + data[at + 1 :]
+        return data[:at] + {"cut off": b"", "cut out": data[at + other :], "insert": inserted + data[at:]}[kind]
+
+    return damage
+
+
+# Settings.
+
+
+@fuzz(200)
+@given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=12), JSON, max_size=4) | JSON)
+def test_settings(values: Any) -> None:
+    try:
+        config = DistillConfig.from_dict(values)
+    except UserError as error:
+        one_line(error)
+    else:
+        assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+# Checkpoints.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("fuzz") / "step-7"
+    checkpoint.save(STATE, place, SIGNATURE)
+    return place
+
+
+@contextlib.contextmanager
+def changed(path: Path, data: bytes) -> Any:
+    """A file with other content for a moment."""
+    before = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def whole_or_refused(folder: Path) -> bool:
+    """Loads what was written, or refuses it in one line; says which."""
+    for signature in (None, SIGNATURE):
+        try:
+            loaded = checkpoint.load(folder, signature)
+        except UserError as error:
+            one_line(error)
+            return False
+        assert loaded.meta == STATE.meta
+        assert loaded.tensors.keys() == STATE.tensors.keys()
+        for name, tensors in STATE.tensors.items():
+            assert loaded.tensors[name].keys() == tensors.keys()
+            for key, value in tensors.items():
+                assert loaded.tensors[name][key].dtype is value.dtype
+                assert torch.equal(loaded.tensors[name][key], value)
+    return True
+
+
+def test_an_unharmed_checkpoint_is_loaded(folder: Path) -> None:
+    assert whole_or_refused(folder)
+
+
+@fuzz(500)
+@given(
+    st.sampled_from(["manifest.json", "state.json", "network-0.safetensors", "optimizer-logit.safetensors"]), damages()
+)
+def test_a_damaged_checkpoint(folder: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    path = folder / name
+    with changed(path, damage(path.read_bytes())):
+        whole_or_refused(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "network-0.safetensors"])
+def test_every_byte_counts(folder: Path, name: str) -> None:
+    """But those of the name of the manifest's digest, without which a manifest is one of the first versions."""
+    data = (folder / name).read_bytes()
+    for at in range(len(data)):
+        with changed(folder / name, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]):
+            loaded = whole_or_refused(folder)
+        assert not loaded or b"digest" in data[at - 5 : at + 6]
+
+
+@fuzz(200)
+@given(st.dictionaries(st.sampled_from(["format", "signature", "files", "digest", "x"]), JSON | st.just(1)) | JSON)
+def test_any_manifest(folder: Path, values: Any) -> None:
+    with changed(folder / "manifest.json", json.dumps(values).encode()):
+        for read in (checkpoint.signature_of, lambda place: checkpoint.check_signature(place, SIGNATURE)):
+            with contextlib.suppress(UserError):
+                read(folder)
+        try:
+            loaded = checkpoint.load(folder, None)
+        except UserError as error:
+            one_line(error)
+        else:  # one that names fewer files
+            assert loaded.tensors.keys() < STATE.tensors.keys()
+
+
+@fuzz(100)
+@given(st.binary(max_size=200))
+def test_any_bytes_for_a_manifest(folder: Path, data: bytes) -> None:
+    with changed(folder / "manifest.json", data):
+        assert not whole_or_refused(folder)
+
+
+# Records.
+
+
+RECORD = {"step": 1, "epoch": 1, "metrics": {"cross_entropy/0": 1.0}, "lr": {"logit": 0.1}, "images_per_second": 9.0}
+EPOCH = {
+    **RECORD,
+    "epochs": 2,
+    "accuracy": [1.0, 2.0],
+    "loss": [1.0, 2.0],
+    "ensemble": 3.0,
+    "images": 4,
+    "seconds": 1.0,
+    "seconds_left": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("run")
+    lines = [{"event": "step", **RECORD}, {"event": "epoch", **EPOCH}, {"event": "step", **RECORD, "step": 2}]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = DistillConfig(epochs=2).to_dict()
+    about = {"models": [{"name": "a"}, {"name": "b"}], "config": config, "edges": [[0, 1], [1, 0]], "frozen": []}
+    (place / "config.json").write_text(json.dumps(about))
+    return place
+
+
+def shown_or_refused(run: Path, scratch: Path) -> None:
+    """The records are read, the run's table is drawn or refused, and a run that goes on may add to the file."""
+    for record in read_records(run / "metrics.jsonl"):
+        assert record["event"] in ("step", "epoch")
+        assert type(record["step"]) is int
+    try:
+        table(read_run(run))
+    except UserError as error:
+        one_line(error)
+    copy = scratch / "metrics.jsonl"
+    shutil.copy(run / "metrics.jsonl", copy)
+    JsonLines(copy).on_start(1, 2, History())
+    assert all(record["step"] <= 1 for record in read_records(copy))
+
+
+def test_unharmed_records_are_shown(run: Path) -> None:
+    assert len(read_records(run / "metrics.jsonl")) == 3
+    assert "2.00" in table(read_run(run))
+
+
+@fuzz(200)
+@given(damages(), damages())
+def test_damaged_records(
+    run: Path, tmp_path: Path, one: Callable[[bytes], bytes], two: Callable[[bytes], bytes]
+) -> None:
+    data = one((run / "metrics.jsonl").read_bytes())
+    with changed(run / "metrics.jsonl", two(data) if data else data):
+        shown_or_refused(run, tmp_path)
+
+
+@fuzz(100)
+@given(st.lists(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20), max_size=4))
+def test_any_lines_for_records(run: Path, tmp_path: Path, lines: list[bytes]) -> None:
+    with changed(run / "metrics.jsonl", b"\n".join(lines)):
+        shown_or_refused(run, tmp_path)
+
+
+# Arguments.
+
+OPTIONS = [f"--{name.replace('_', '-')}" for name in NAMES] + [word for word in DEMO if word.startswith("--")]
+OPTIONS += ["--data", "--output-dir", "--resume", "--no-resume", "--frozen", "--feature-layers", "--which", "--json"]
+VALUES = ["run", "1", "-1", "nan", "1e3", "None", "true", "0.5", "cosine", "[]", "{}", "--", "=", "", "a b", "é", "\0"]
+OPTION = st.sampled_from(OPTIONS)
+VALUE = st.sampled_from([*VALUES, *COMMANDS]) | st.text(max_size=8)
+WORDS = (
+    st.tuples(OPTION)
+    | st.tuples(VALUE)
+    | st.tuples(OPTION, VALUE)
+    | st.builds("{}={}".format, OPTION, VALUE).map(lambda word: (word,))
+)
+
+
+@fuzz(300)
+@given(st.sampled_from([*COMMANDS, *VALUES]), st.lists(WORDS, max_size=4))
+def test_arguments(name: str, words: list[tuple[str, ...]]) -> None:
+    status: object = None
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            assert callable(parse([name, *(word for group in words for word in group)]))
+        except UserError as error:
+            one_line(error)
+        except SystemExit as stop:
+            status = stop.code
+    assert not status  # --help, wherever it stands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_right_arguments_are_commands(name: str) -> None:
+    words = {"train": ["--output-dir", "run"], "inspect": ["--models", "a", "b"], "evaluate": ["run"]}
+    words["schema"] = []
+    assert callable(parse([name, *words.get(name, ["run", "out"])]))
