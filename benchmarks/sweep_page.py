@@ -36,7 +36,7 @@ def outcomes(wired: Results) -> list[str]:
         f"| failed | {failed} |",
         "",
         f"Layouts met: {', '.join(f'{layout} {count}' for layout, count in layouts.most_common())}; "
-        f"{prefixed} networks carry class or register tokens.",
+        f"{prefixed} models carry class or register tokens.",
     ]
 
 

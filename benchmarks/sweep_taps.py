@@ -1,12 +1,12 @@
-"""The tap of every timm class under every way to run a network: does it deliver the same map, with gradient?
+"""The tap of every timm class under every way to run a model: does it deliver the same map, with gradient?
 
     python -m benchmarks.sweep_taps --json benchmarks/results/sweep_taps.json
 
 The smallest architecture of each class, with random weights, is tapped and run plainly; then in channels-last memory
 order, with gradient checkpointing, and compiled (by AOTAutograd without code generation: hooks and graph are what is
-in question): in training mode and float64, where rounding cannot hide a difference, or in float32 where a network has
+in question): in training mode and float64, where rounding cannot hide a difference, or in float32 where a model has
 float32 parts. Under bf16 autocast it is compared in evaluation mode. Stage -2 is compared with timm's own
-`forward_intermediates`. Results are written after each network, and networks that stand in the file as good are not
+`forward_intermediates`. Results are written after each model, and models that stand in the file as good are not
 tried again.
 """
 
@@ -32,22 +32,22 @@ from feature_gan_kd import UserError
 from feature_gan_kd.models.build import memory_format_for
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.discovery import find_taps
-from feature_gan_kd.models.taps import TappedNetwork
+from feature_gan_kd.models.taps import TappedModel
 
-# bf16 has 8 bits of mantissa. How far deep networks add their rounding up is theirs: where it is more than this, the
+# bf16 has 8 bits of mantissa. How far deep models add their rounding up is theirs: where it is more than this, the
 # map must be, bit for bit, what timm's own `forward_features` gives under autocast.
 TOLERANCES = {"channels_last": 1e-6, "checkpointing": 1e-6, "compile": 1e-6, "stage": 0.0, "bf16": 0.05}
 FLOAT32_TOLERANCE = 1e-3
 MOST_IN_FLOAT64 = 100_000_000  # parameters
 
 
-def measured(network: nn.Module, images: Tensor, layers: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
+def measured(model: nn.Module, images: Tensor, layers: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
     """The map, and the gradient of a fixed sum over it by every parameter, in training mode with a fixed seed."""
-    tapped = TappedNetwork(network, find_taps(network, images, "it", layers), "it")
+    tapped = TappedModel(model, find_taps(model, images, "it", layers), "it")
     return _map_and_gradient(tapped, images)
 
 
-def _map_and_gradient(tapped: TappedNetwork, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _map_and_gradient(tapped: TappedModel, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     tapped.train()
     torch.manual_seed(1)
     _, (feature_map,) = tapped(images)
@@ -93,19 +93,19 @@ def tried(name: str, image_size: int | None) -> dict[str, Any]:
         return copy.deepcopy(original)
 
     def channels_last() -> tuple[Tensor, list[Tensor]]:
-        network = fresh()
-        order = memory_format_for(network, images.device, channels_last=True)
-        return measured(network.to(memory_format=order), images.contiguous(memory_format=order))
+        model = fresh()
+        order = memory_format_for(model, images.device, channels_last=True)
+        return measured(model.to(memory_format=order), images.contiguous(memory_format=order))
 
     def checkpointing() -> tuple[Tensor, list[Tensor]]:
-        network: Any = fresh()
-        network.set_grad_checkpointing(True)
-        return measured(network, images)
+        model: Any = fresh()
+        model.set_grad_checkpointing(True)
+        return measured(model, images)
 
     def compiled() -> tuple[Tensor, list[Tensor]]:
         torch._dynamo.reset()
-        network = fresh()
-        tapped = TappedNetwork(network, find_taps(network, images, "it"), "it")
+        model = fresh()
+        tapped = TappedModel(model, find_taps(model, images, "it"), "it")
         tapped.compile_forward(Compiler("aot_eager"))
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="compile: ")  # that it goes on without
@@ -123,42 +123,42 @@ def tried(name: str, image_size: int | None) -> dict[str, Any]:
             result["differences"][way] = apart(plain, run())
         except UserError as error:
             result["refused"][way] = str(error)
-        except AssertionError as error:  # timm's own, of networks without gradient checkpointing
+        except AssertionError as error:  # timm's own, of models without gradient checkpointing
             if way != "checkpointing":
                 raise
             result["refused"][way] = f"timm: {' '.join(str(error).split())}"
     result["differences"]["bf16"] = low_precision
-    network: Any = fresh().eval()
+    model: Any = fresh().eval()
     try:
-        tapped = TappedNetwork(network, find_taps(network, images, "it", [-2]), "it")
+        tapped = TappedModel(model, find_taps(model, images, "it", [-2]), "it")
         with torch.no_grad():
-            expected = network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)[-2]
+            expected = model.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)[-2]
             logits, (feature_map,) = tapped(images)
-            result["differences"]["stage"] = _relative(expected, feature_map) + _relative(network(images), logits)
+            result["differences"]["stage"] = _relative(expected, feature_map) + _relative(model(images), logits)
     except UserError as error:
         result["refused"]["stage"] = str(error)
     over = [way for way, value in result["differences"].items() if not value <= _tolerance(way, images.dtype)]
     if is_own and "bf16" in over:
         over.remove("bf16")
-        result["rounding"] = "bf16: the network's own"
+        result["rounding"] = "bf16: the model's own"
     if over:
         result["failed"] = ", ".join(f"{way} {result['differences'][way]:.2g}" for way in over)
     result["differences"] = {way: float(f"{value:.2g}") for way, value in result["differences"].items()}
     return result
 
 
-def _bf16(network: Any, images: Tensor) -> tuple[float, bool]:
+def _bf16(model: Any, images: Tensor) -> tuple[float, bool]:
     """How far the map under autocast is from that without; if far, whether it is what timm's own pass gives there."""
-    network.eval()
-    (tap,) = find_taps(network, images, "it")
-    tapped = TappedNetwork(network, [tap], "it")
+    model.eval()
+    (tap,) = find_taps(model, images, "it")
+    tapped = TappedModel(model, [tap], "it")
     with torch.no_grad():
         expected = tapped(images)[1][0]
         with torch.autocast("cpu", torch.bfloat16):
             found = tapped(images)[1][0]
             difference = _relative(expected, found.float())
             far = difference > TOLERANCES["bf16"]
-            return difference, far and torch.equal(tap.to_map(network.forward_features(images)), found)
+            return difference, far and torch.equal(tap.to_map(model.forward_features(images)), found)
 
 
 def _tolerance(way: str, dtype: torch.dtype) -> float:
@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="results, kept from run to run")
     parser.add_argument("--only", nargs="+", help="these architectures alone")
-    parser.add_argument("--image-size", type=int, help="side in pixels [the network's own]")
+    parser.add_argument("--image-size", type=int, help="side in pixels [the model's own]")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: per way the networks that agree, the largest difference, and those refused."""
+    """Markdown: per way the models that agree, the largest difference, and those refused."""
     lines = ["| way | same map and gradient | largest relative difference | refused |", "|---|---|---|---|"]
     for way in TOLERANCES:
         values = [result["differences"][way] for result in results.values() if way in result.get("differences", ())]

@@ -6,7 +6,7 @@
     python -m benchmarks.sweep_timm train --torchvision --json benchmarks/results/sweep_torchvision_train.json
 
 With `--torchvision` the architectures are torchvision's own classifiers, given as modules, named `torchvision:NAME`.
-Results are written after each network, and networks that stand in the file as good are not tried again.
+Results are written after each model, and models that stand in the file as good are not tried again.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
-from feature_gan_kd.method.build import wire
+from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import build_edges
-from feature_gan_kd.models.build import build_networks
+from feature_gan_kd.models.build import build_models
 
 CLASSES = 7
 RESULTS = Path(__file__).parent / "results"
@@ -73,20 +73,22 @@ def wired(name: str, partner: str = "resnet18") -> dict[str, Any]:
     channels, side = input_of(name)
     model = model_of(name, empty=True)
     with torch.device("meta"):
-        networks = build_networks(
+        models = build_models(
             [model, partner], num_classes=CLASSES, in_chans=channels, pretrained=False, image_size=side, seed=0
         )
-        wiring = wire(networks, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=channels)
-    tap = wiring.tapped[0].taps[0]
+        modules = build_modules(models, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=channels)
+    tap = modules.tapped[0].taps[0]
     return {
-        "class": type(networks[0].module).__name__,
+        "class": type(models[0].module).__name__,
         "layer": tap.title,
         "layout": tap.layout.name,
         "map": list(tap.shape),
         "prefix_tokens": tap.prefix_tokens,
-        "extractor_parameters": sum(parameter.numel() for parameter in wiring.extractors[0]),
-        "parameters": sum(parameter.numel() for parameter in networks[0].module.parameters()),
-        "links": [[str(link.edge), *link.source_shape[:1], *link.grid] for link in wiring.links],
+        "extractor_parameters": sum(parameter.numel() for parameter in modules.extractors[0]),
+        "parameters": sum(parameter.numel() for parameter in models[0].module.parameters()),
+        "links": [
+            [str(connection.edge), *connection.source_shape[:1], *connection.grid] for connection in modules.connections
+        ],
     }
 
 
@@ -106,49 +108,49 @@ def trained(name: str, image_size: int | None = None) -> dict[str, Any]:
         lr=1e-3,
     )
     side = distiller.image_size
-    network = distiller.models[0]
+    model = distiller.models[0]
     images = torch.randn(2, channels, side, side)
     labels = torch.tensor([1, 5])
     problems = []
-    network.eval()
+    model.eval()
     with torch.no_grad():
-        wrapped = distiller.step.networks[0]
-        if not torch.equal(network(wrapped.adapter(images)), wrapped(images)[0]):
+        wrapped = distiller.step.models[0]
+        if not torch.equal(model(wrapped.adapter(images)), wrapped(images)[0]):
             problems.append("logits differ with the wrapper")
-    expected = _touched_by_plain_training(network, images, labels)
-    network.train()
+    expected = _touched_by_plain_training(model, images, labels)
+    model.train()
     gradients: dict[str, list[Any]] = {}
     distiller.step.gradients(images, labels, torch.tensor(2.0), gradients.__setitem__)
-    pairs = zip(distiller.step.logit_update.parameters, gradients["logit"], strict=True)
+    pairs = zip(distiller.step.logit_group.parameters, gradients["logit"], strict=True)
     reached = {id(parameter) for parameter, gradient in pairs if gradient is not None}
-    missed = sorted(key for key, value in network.named_parameters() if key in expected and id(value) not in reached)
+    missed = sorted(key for key, value in model.named_parameters() if key in expected and id(value) not in reached)
     if missed:
         problems.append(f"{len(missed)} parameters get no gradient, as {missed[0]}")
     metrics = distiller.training_step(images, labels)
     if not all(bool(value.isfinite()) for value in metrics.values()):
         problems.append("a loss is not finite")
-    if any(module._forward_hooks for module in network.modules()):
+    if any(module._forward_hooks for module in model.modules()):
         problems.append("hooks are left")
-    network.eval()
+    model.eval()
     with torch.no_grad():
-        logits = network(images)
-        twins: list[nn.Module] = [copy.deepcopy(network), pickle.load(io.BytesIO(pickle.dumps(network)))]
+        logits = model(images)
+        twins: list[nn.Module] = [copy.deepcopy(model), pickle.load(io.BytesIO(pickle.dumps(model)))]
         if not all(torch.equal(twin(images), logits) for twin in twins):
             problems.append("a copy gives other logits")
     return {
-        "class": type(network).__name__,
+        "class": type(model).__name__,
         "partner": partner,
         "image_size": side,
-        "layer": distiller.step.networks[0].taps[0].title,
-        "map": list(distiller.step.networks[0].taps[0].shape),
+        "layer": distiller.step.models[0].taps[0].title,
+        "map": list(distiller.step.models[0].taps[0].shape),
         "losses": {key: round(float(value), 4) for key, value in metrics.items()},
         "problems": problems,
     }
 
 
-def _touched_by_plain_training(network: nn.Module, images: Tensor, labels: Tensor) -> set[str]:
+def _touched_by_plain_training(model: nn.Module, images: Tensor, labels: Tensor) -> set[str]:
     """Names of the parameters that cross-entropy alone gives a gradient."""
-    twin = copy.deepcopy(network).train()
+    twin = copy.deepcopy(model).train()
     output = twin(images)
     logits = output[0] if isinstance(output, (tuple, list)) else output
     torch.nn.functional.cross_entropy(logits, labels).backward()
@@ -158,8 +160,8 @@ def _touched_by_plain_training(network: nn.Module, images: Tensor, labels: Tenso
 def smallest_of_each_class(library: str = "timm") -> list[str]:
     """The architecture with the fewest parameters of every model class, by the committed sweep."""
     best: dict[str, tuple[int, str]] = {}
-    sweep = RESULTS / ("sweep_torchvision_wire.json" if library == "torchvision" else "sweep_wire.json")
-    for name, result in json.loads(sweep.read_text()).items():
+    remove_leftovers = RESULTS / ("sweep_torchvision_wire.json" if library == "torchvision" else "sweep_wire.json")
+    for name, result in json.loads(remove_leftovers.read_text()).items():
         if "class" in result:
             found = (result["parameters"], name)
             best[result["class"]] = min(best.get(result["class"], found), found)
@@ -169,11 +171,11 @@ def smallest_of_each_class(library: str = "timm") -> list[str]:
 def main() -> None:
     """Tries what is not in the file yet, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("wire", "train"))
+    parser.add_argument("what", choices=("build_modules", "train"))
     parser.add_argument("--json", type=Path, required=True, help="results, kept from run to run")
     parser.add_argument("--only", nargs="+", help="these architectures alone")
     parser.add_argument("--torchvision", action="store_const", const="torchvision", default="timm", dest="library")
-    parser.add_argument("--image-size", type=int, help="train: side in pixels [the network's own]")
+    parser.add_argument("--image-size", type=int, help="train: side in pixels [the model's own]")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
@@ -191,7 +193,7 @@ def main() -> None:
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
-    """Writes results as JSON, a line for each network."""
+    """Writes results as JSON, a line for each model."""
     lines = [f"{json.dumps(name)}: {json.dumps(result)}" for name, result in sorted(results.items())]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -44,6 +44,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are tiny
+    torch.set_num_threads(1)  # the models are tiny
     yield tmp_path
     torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import DistillConfig, Edge, OnlineAdversarialDistiller, UserError
-from tests.helpers.small_networks import GroupNormNetwork
+from tests.helpers.small_models import GroupNormModel
 
 TINY: dict[str, Any] = {"image_size": 32, "batch_size": 8, "epochs": 1, "lr": 0.01}
 
@@ -36,8 +36,8 @@ def image_dataset(count: int = 12, size: int = 32) -> datasets.Dataset:
 
 
 def test_attributes() -> None:
-    own = GroupNormNetwork(4)
-    distiller = OnlineAdversarialDistiller([own, GroupNormNetwork(6)], image_size=8)
+    own = GroupNormModel(4)
+    distiller = OnlineAdversarialDistiller([own, GroupNormModel(6)], image_size=8)
     assert distiller.models[0] is own
     assert distiller.edges == (Edge(0, 1), Edge(1, 0))
     assert len(distiller.discriminators) == len(distiller.transfers) == 2
@@ -46,7 +46,7 @@ def test_attributes() -> None:
     assert distiller.num_classes == 5
 
 
-def test_summary_names_networks_layers_maps_and_lessons() -> None:
+def test_summary_names_models_layers_maps_and_lessons() -> None:
     text = tiny().summary()
     assert "layer4" in text
     assert "96x1x1" in text
@@ -98,26 +98,26 @@ def test_a_restored_distiller_is_the_same(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     tiny().save_checkpoint(tmp_path / "saved")
-    (tmp_path / "saved" / "link-0.safetensors").unlink()
-    with pytest.raises(UserError, match=r"link-0.safetensors: is missing"):
+    (tmp_path / "saved" / "connection-0.safetensors").unlink()
+    with pytest.raises(UserError, match=r"connection-0.safetensors: is missing"):
         OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved")
 
 
 def test_own_modules_are_restored_into_modules_that_are_given(tmp_path: Path) -> None:
-    networks = [GroupNormNetwork(4), GroupNormNetwork(6)]
-    OnlineAdversarialDistiller(networks, image_size=8).save_checkpoint(tmp_path / "saved")
-    fresh = [GroupNormNetwork(4), GroupNormNetwork(6)]
+    models = [GroupNormModel(4), GroupNormModel(6)]
+    OnlineAdversarialDistiller(models, image_size=8).save_checkpoint(tmp_path / "saved")
+    fresh = [GroupNormModel(4), GroupNormModel(6)]
     OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved", models=fresh)
-    assert torch.equal(fresh[1].head.weight, networks[1].head.weight)
+    assert torch.equal(fresh[1].head.weight, models[1].head.weight)
     with pytest.raises(UserError, match="models"):
         OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved", models=fresh[::-1])
-    with pytest.raises(UserError, match="GroupNormNetwork"):
+    with pytest.raises(UserError, match="GroupNormModel"):
         OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved")
 
 
 def test_user_modules_stay_as_they_are() -> None:
-    own = GroupNormNetwork(4)
-    distiller = OnlineAdversarialDistiller([own, GroupNormNetwork(6)], image_size=8)
+    own = GroupNormModel(4)
+    distiller = OnlineAdversarialDistiller([own, GroupNormModel(6)], image_size=8)
     distiller.training_step(torch.randn(4, 3, 8, 8), torch.arange(4))
     assert not any(module._forward_hooks for module in own.modules())
     images = torch.randn(2, 3, 8, 8)
@@ -127,7 +127,7 @@ def test_user_modules_stay_as_they_are() -> None:
     assert all(parameter.grad is None for parameter in own.parameters())
 
 
-def test_frozen_network_only_teaches() -> None:
+def test_frozen_model_only_teaches() -> None:
     distiller = tiny(frozen=[0], method="afd")
     assert distiller.edges == (Edge(0, 1),)
     assert len(distiller.discriminators) == 1
@@ -166,17 +166,17 @@ def test_the_recipe_follows_the_weights_that_the_learners_begin_with(tmp_path: P
     assert recipe(published, published, recipe="paper") == "paper"
 
 
-@pytest.mark.parametrize("network", [2, -1, "0", True])
-def test_only_a_network_that_is_there_is_pushed(network: Any) -> None:
-    with pytest.raises(UserError, match=r"^network: .* is not allowed, expected a position: 0 \(test_resnet\), 1"):
-        tiny().push_to_hub("me/net", network=network)
+@pytest.mark.parametrize("model", [2, -1, "0", True])
+def test_only_a_model_that_is_there_is_pushed(model: Any) -> None:
+    with pytest.raises(UserError, match=r"^model: .* is not allowed, expected a position: 0 \(test_resnet\), 1"):
+        tiny().push_to_hub("me/net", model=model)
 
 
-def test_a_network_timm_cannot_rebuild_is_saved_bare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    distiller = OnlineAdversarialDistiller([GroupNormNetwork(4), GroupNormNetwork(6)], image_size=8)
+def test_a_model_timm_cannot_rebuild_is_saved_bare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distiller = OnlineAdversarialDistiller([GroupNormModel(4), GroupNormModel(6)], image_size=8)
     folder = distiller.save_pretrained(tmp_path)[0]
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.safetensors"]
-    assert "timm cannot rebuild GroupNormNetwork" in capsys.readouterr().err
+    assert "timm cannot rebuild GroupNormModel" in capsys.readouterr().err
 
 
 def test_gradient_checkpointing_and_bf16() -> None:
@@ -195,7 +195,7 @@ class TwoHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = GroupNormNetwork(4)
+        self.inner = GroupNormModel(4)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Logits and something else."""
@@ -203,7 +203,7 @@ class TwoHeads(nn.Module):
 
 
 def test_logits_in_a_mapping() -> None:
-    distiller = OnlineAdversarialDistiller([TwoHeads(), GroupNormNetwork(4)], image_size=8)
+    distiller = OnlineAdversarialDistiller([TwoHeads(), GroupNormModel(4)], image_size=8)
     assert distiller.training_step(torch.randn(4, 3, 8, 8), torch.arange(4))["cross_entropy/0"] > 0
 
 
@@ -215,8 +215,8 @@ def test_logits_in_a_mapping() -> None:
         ({"feature_layers": "layer9"}, "no layer 'layer9', the nearest are layer"),
         ({"learning_rate": 1}, "no setting 'learning_rate'"),
         ({"config": {"lr": 0.1}}, "config: dict is not allowed"),
-        ({"topology": [(0, 1)]}, "nobody teaches network 0"),
-        ({"frozen": [5]}, "no network 5"),
+        ({"topology": [(0, 1)]}, "nobody teaches model 0"),
+        ({"frozen": [5]}, "no model 5"),
         ({"feature_layers": {0: ["layer3", "layer4"]}}, "tapped layers"),
     ],
 )
@@ -227,13 +227,13 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_networks_of_other_class_counts() -> None:
+def test_models_of_other_class_counts() -> None:
     with pytest.raises(UserError, match=r"\[5, 3\] classes"):
-        OnlineAdversarialDistiller([GroupNormNetwork(4), timm.create_model("test_resnet", num_classes=3)], **TINY)
+        OnlineAdversarialDistiller([GroupNormModel(4), timm.create_model("test_resnet", num_classes=3)], **TINY)
 
 
 def test_data_of_another_class_count() -> None:
-    with pytest.raises(UserError, match="has 3 classes, the networks have 7: build them with num_classes=3"):
+    with pytest.raises(UserError, match="has 3 classes, the models have 7: build them with num_classes=3"):
         OnlineAdversarialDistiller(["test_resnet", "test_vit"], num_classes=7, **TINY).fit(image_dataset())
 
 
@@ -301,8 +301,8 @@ def test_several_taps_have_a_discriminator_each_and_their_losses_are_averaged() 
     both = tiny(feature_layers={0: ["layer3", "layer4"], 1: [-2, -1]})
     assert len(both.discriminators) == 4
     # the same discriminators, so that the losses can be compared
-    for link in both.links:
-        link.load_state_dict((one, other)[link.tap].links[link.edge.source].state_dict())
+    for connection in both.connections:
+        connection.load_state_dict((one, other)[connection.tap].connections[connection.edge.source].state_dict())
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 3
     first, second, mean = (d.training_step(images, labels) for d in (one, other, both))
     for key in ("adversarial/0", "discriminator/1", "real/0->1", "fake/1->0"):
@@ -312,7 +312,7 @@ def test_several_taps_have_a_discriminator_each_and_their_losses_are_averaged() 
 @pytest.mark.parametrize("topology", ["cycle", "complete", "star"])
 def test_topologies_of_three(topology: str) -> None:
     distiller = OnlineAdversarialDistiller(
-        [GroupNormNetwork(4), GroupNormNetwork(6), GroupNormNetwork(4)],
+        [GroupNormModel(4), GroupNormModel(6), GroupNormModel(4)],
         image_size=8,
         topology=topology,  # type: ignore[arg-type]
     )
@@ -322,21 +322,21 @@ def test_topologies_of_three(topology: str) -> None:
 
 
 def test_peers_that_share_a_parameter_are_refused() -> None:
-    first, second = GroupNormNetwork(4), GroupNormNetwork(4)
+    first, second = GroupNormModel(4), GroupNormModel(4)
     second.head = first.head
-    with pytest.raises(UserError, match=r"networks 0 and 1 share 'head.weight'"):
+    with pytest.raises(UserError, match=r"models 0 and 1 share 'head.weight'"):
         OnlineAdversarialDistiller([first, second], image_size=8)
     norm = nn.BatchNorm2d(4, affine=False)
     first, second = (nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Flatten(), nn.Linear(256, 5)) for _ in range(2))
-    with pytest.raises(UserError, match=r"networks 0 and 1 share '1.running_mean'"):
+    with pytest.raises(UserError, match=r"models 0 and 1 share '1.running_mean'"):
         OnlineAdversarialDistiller([first, second], image_size=8)
     with pytest.raises(UserError, match="the same module stands twice"):
         OnlineAdversarialDistiller([first, first], image_size=8)
 
 
 def test_data_parallel_wrappers_are_taken_off() -> None:
-    own = GroupNormNetwork(4)
-    distiller = OnlineAdversarialDistiller([nn.DataParallel(own), GroupNormNetwork(4)], image_size=8)
+    own = GroupNormModel(4)
+    distiller = OnlineAdversarialDistiller([nn.DataParallel(own), GroupNormModel(4)], image_size=8)
     assert distiller.models[0] is own
 
 
@@ -354,22 +354,22 @@ def test_a_vector_is_a_map_only_where_one_asks() -> None:
     with pytest.raises(UserError, match=r"layer 'fc_norm' gives \(2, 64\), which has no grid"):
         tiny(feature_layers={0: "layer4", 1: "fc_norm"})
     distiller = tiny(feature_layers={0: "layer4", 1: "fc_norm"}, vectors_as_maps=True)
-    assert [link.source_shape for link in distiller.links] == [(96, 1, 1), (64, 1, 1)]
+    assert [connection.source_shape for connection in distiller.connections] == [(96, 1, 1), (64, 1, 1)]
     metrics = distiller.training_step(torch.randn(4, 3, 32, 32), torch.arange(4) % 3)
     assert all(value.isfinite() for value in metrics.values())
 
 
-def test_networks_that_are_nowhere_or_in_two_places() -> None:
+def test_models_that_are_nowhere_or_in_two_places() -> None:
     with torch.device("meta"):
-        nowhere = GroupNormNetwork(4)
-    with pytest.raises(UserError, match=r"network 0 .GroupNormNetwork. is on the meta device"):
-        OnlineAdversarialDistiller([nowhere, GroupNormNetwork(4)], image_size=8)
-    split = GroupNormNetwork(4)
+        nowhere = GroupNormModel(4)
+    with pytest.raises(UserError, match=r"model 0 .GroupNormModel. is on the meta device"):
+        OnlineAdversarialDistiller([nowhere, GroupNormModel(4)], image_size=8)
+    split = GroupNormModel(4)
     split.head.to("meta")
-    with pytest.raises(UserError, match=r"network 1 .* has parameters on cpu and meta"):
-        OnlineAdversarialDistiller([GroupNormNetwork(4), split], image_size=8)
+    with pytest.raises(UserError, match=r"model 1 .* has parameters on cpu and meta"):
+        OnlineAdversarialDistiller([GroupNormModel(4), split], image_size=8)
 
 
 def test_another_number_of_channels() -> None:
     with pytest.raises(UserError, match=r"it fails on images of 1x8x8 .*see to image_size and in_chans"):
-        OnlineAdversarialDistiller([GroupNormNetwork(4), GroupNormNetwork(4)], image_size=8, in_chans=1)
+        OnlineAdversarialDistiller([GroupNormModel(4), GroupNormModel(4)], image_size=8, in_chans=1)

@@ -70,7 +70,7 @@ def environment(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["wheel", "folder"])
 def test_a_fresh_environment(what: str, wheel: Path, source: Path, tmp_path: Path) -> None:
-    """`pip install` resolves what the metadata ask for; a run, its page and its networks need nothing else."""
+    """`pip install` resolves what the metadata ask for; a run, its page and its models need nothing else."""
     programs = environment(tmp_path / "venv")
     given = wheel if what == "wheel" else source
     run(programs / "python", "-m", "pip", "install", "--disable-pip-version-check", given, at=tmp_path)

@@ -25,7 +25,7 @@ INK, GREY, PALE = "#222222", "#666666", "#9a9a9a"
 DASHES = ("-", "--", ":", "-.")
 SMALL, NORMAL, LARGE = 7.5, 8.5, 12.0  # points
 WIDTH, ABOVE, BELOW = 11.0, 1.0, 0.8  # inches
-ROW, EPOCHS_TALL = 0.17, 2.1  # of one network of one method; of the axes of the epochs
+ROW, EPOCHS_TALL = 0.17, 2.1  # of one model of one method; of the axes of the epochs
 MARKERS = {MEAN: "s", ENSEMBLE: "D"}  # besides the colour
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": SMALL}
 
@@ -61,8 +61,8 @@ def draw(comparison: Comparison) -> Figure:
     figure.text(0.25 / WIDTH, 1 - 0.15 / height, heading, size=LARGE, weight="bold", color=INK, va="top")
     methods = figure.add_axes((1.45 / WIDTH, BELOW / height, 3.9 / WIDTH, tall / height))
     _draw_methods(methods, comparison, whose)
-    networks = methods.get_legend_handles_labels()[0]
-    figure.legend(handles=networks, loc="lower left", bbox_to_anchor=(1.35 / WIDTH, 0), ncols=len(whose), **LEGEND)
+    models = methods.get_legend_handles_labels()[0]
+    figure.legend(handles=models, loc="lower left", bbox_to_anchor=(1.35 / WIDTH, 0), ncols=len(whose), **LEGEND)
     shown = MEAN if MEAN in whose else whose[0]
     means = {method: _mean_curve(comparison.curves(method, shown).values()) for method in comparison.results}
     means = {method: mean for method, mean in means.items() if mean}

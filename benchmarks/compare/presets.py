@@ -8,7 +8,7 @@ from dataclasses import dataclass
 Options = Mapping[str, str | tuple[str, ...]]
 
 # Every method by its options; only these differ between two runs of one pair and seed.
-# The frozen network of an offline method is as the vanilla run of the same pair and seed left it.
+# The frozen model of an offline method is as the vanilla run of the same pair and seed left it.
 METHODS: dict[str, Options] = {
     "vanilla": {"method": "vanilla"},
     "logit": {"method": "logit"},
@@ -83,7 +83,7 @@ class Preset:
         about: one line on what it is for.
         options: of every run.
         pairs: by their names in `PAIRS`; those that end in `-complete` are wired completely.
-        methods: by their names in `METHODS`; the offline ones are for pairs of two networks.
+        methods: by their names in `METHODS`; the offline ones are for pairs of two models.
         seeds: one run each.
         data: name of the data set on the hub, where the command gives none.
         more: methods that are run only where `--only` names them.
@@ -126,7 +126,7 @@ PRESETS: dict[str, Preset] = {
         "CIFAR-100's first 2,000 training images at 16 pixels, 60 epochs, all 10,000 test images: 3 hours of one core",
         {
             **{"epochs": "60", "batch-size": "64", "max-train-samples": "2000", "evaluate-every": "15"},
-            **{"recipe": "paper", "scheduler": "cosine", "warmup": "0.1", "mixed-precision": "bf16"},
+            **{"recipe": "paper", "scheduler": "cosine", "warmup_fraction": "0.1", "mixed-precision": "bf16"},
             **{"image-size": "16", "label-column": "fine_label"},
             **_SHORT_RATES,
         },
@@ -149,7 +149,7 @@ PRESETS: dict[str, Preset] = {
         "ImageNet, ResNet-18 with ResNet-34, for several GPUs (--launch)",
         {
             **{"epochs": "90", "batch-size": "256", "milestones": ("0.3333", "0.6667"), "recipe": "paper"},
-            **{"mixed-precision": "bf16", "compile": (), "workers": "8"},
+            **{"mixed-precision": "bf16", "compile": (), "num_workers": "8"},
         },
         ("r18+r34",),
         ("vanilla", "logit", "dml", "l1", "afd", "zero-gradient"),

@@ -14,7 +14,7 @@ from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.utils.errors import UserError
 
 DATA = ("fingerprint", "train_images", "evaluation_images")  # what tells one data set from another
-ENSEMBLE, MEAN = "ensemble", "mean of the networks"
+ENSEMBLE, MEAN = "ensemble", "mean of the models"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Result:
 
     Attributes:
         preset: name of its preset.
-        pair: name of its networks.
+        pair: name of its models.
         method: name of its method.
         seed: of its weights and data.
         schedule: everything else that decides what it gives, by name: settings and data.
@@ -45,9 +45,9 @@ class Result:
         return [epoch["epoch"] for epoch in self.epochs]
 
     def curves(self) -> dict[str, list[float]]:
-        """Top-1 % by evaluation, of every network that learned, of their mean and of the ensemble.
+        """Top-1 % by evaluation, of every model that learned, of their mean and of the ensemble.
 
-        A run with a frozen network has no mean: it would be that of fewer networks than in other runs.
+        A run with a frozen model has no mean: it would be that of fewer models than in other runs.
         """
         curves = {
             f"{k} {name}": [epoch["accuracy"][k] for epoch in self.epochs]
@@ -65,7 +65,7 @@ class Comparison:
 
     Attributes:
         preset: name of their preset.
-        pair: name of their networks.
+        pair: name of their models.
         differing: what tells their schedule from those of other comparisons of the same preset and pair, by name.
         results: theirs, by method and seed; the methods in the order of `METHODS`, the seeds rising.
     """
@@ -141,7 +141,7 @@ def _read(path: Path) -> Result:
         if about[key] not in known[key]:
             raise UserError(f"foreign: there is no {key} {about[key]!r} here")
     if tuple(about["models"]) != PAIRS[about["pair"]]:
-        raise UserError(f"foreign: its networks are {' and '.join(map(str, about['models']))}, not {about['pair']}'s")
+        raise UserError(f"foreign: its models are {' and '.join(map(str, about['models']))}, not {about['pair']}'s")
     if "--output-dir" not in about["command"] or not all(isinstance(word, str) for word in about["command"]):
         raise UserError("foreign: it does not say its command")
     for name in DATA:
@@ -151,7 +151,7 @@ def _read(path: Path) -> Result:
     due = [
         epoch
         for epoch in range(1, schedule["epochs"] + 1)
-        if epoch % schedule["evaluate_every"] == 0 or epoch == schedule["epochs"]
+        if epoch % schedule["evaluate_every_epochs"] == 0 or epoch == schedule["epochs"]
     ]
     _check_epochs(about["epochs"], len(about["models"]), due)
     names = ("preset", "pair", "method", "seed")
@@ -190,7 +190,7 @@ def _says(option: Any, found: Any) -> bool:
     return str(found) == option or (isinstance(found, float) and found == float(option))
 
 
-def _check_epochs(epochs: list[Any], networks: int, due: list[int]) -> None:
+def _check_epochs(epochs: list[Any], models: int, due: list[int]) -> None:
     """Args: `due` are the epochs after which the run has to be evaluated."""
     for number, epoch in enumerate(epochs, 1):
         try:
@@ -201,8 +201,8 @@ def _check_epochs(epochs: list[Any], networks: int, due: list[int]) -> None:
         expected = due[min(number, len(due)) - 1]
         if number > len(due):
             raise UserError(f"damaged: {len(epochs)} evaluations, its settings say {len(due)}")
-        if not whole or len(values) != networks + 1 or place != expected:
-            raise UserError(f"damaged: record {number} is not that of epoch {expected} of {networks} networks")
+        if not whole or len(values) != models + 1 or place != expected:
+            raise UserError(f"damaged: record {number} is not that of epoch {expected} of {models} models")
     if len(epochs) < len(due):
         raise UserError(f"unfinished: {epochs[-1]['epoch'] if epochs else 0} of {due[-1]} epochs")
 

@@ -26,7 +26,7 @@ class Run:
 
     Attributes:
         preset: name of its preset.
-        pair: name of its networks.
+        pair: name of its models.
         method: name of its method.
         seed: of its weights and data.
         folder: of the whole comparison.
@@ -60,21 +60,21 @@ class Run:
 
     @property
     def teacher(self) -> Run | None:
-        """The run whose last network is this one's frozen source, if it has one."""
+        """The run whose last model is this one's frozen source, if it has one."""
         offline = "frozen" in METHODS[self.method]
         return Run(self.preset, self.pair, "vanilla", self.seed, self.folder) if offline else None
 
     @property
-    def teachers_network(self) -> Path | None:
-        """The folder of the frozen network, as the vanilla run leaves it."""
+    def teachers_model(self) -> Path | None:
+        """The folder of the frozen model, as the vanilla run leaves it."""
         models = PAIRS[self.pair]
         return self.teacher and self.teacher.place / "networks" / f"{len(models) - 1}-{models[-1]}"
 
     def command(self, data: str | None) -> list[str]:
         """The arguments of `feature-gan-kd`; `data` takes the place of the preset's."""
         preset, models = PRESETS[self.preset], list(PAIRS[self.pair])
-        if self.teachers_network is not None:
-            models[-1] = f"local-dir:{self.teachers_network}"
+        if self.teachers_model is not None:
+            models[-1] = f"local-dir:{self.teachers_model}"
         data = data or preset.data
         words = ["train", "--models", *models, "--seed", str(self.seed)]
         words += ["--data", data] if data else []
@@ -157,11 +157,11 @@ def begin(run: Run, data: str | None, machine: Machine, gpu: int | None = None) 
         None where the run is finished, or another comparison or a process that a killed one left carries it out.
 
     Raises:
-        OSError: where the disk cannot hold it, or its teacher has a result but no network here.
+        OSError: where the disk cannot hold it, or its teacher has a result but no model here.
     """
-    if run.teacher is not None and run.teachers_network is not None and not run.teachers_network.is_dir():
+    if run.teacher is not None and run.teachers_model is not None and not run.teachers_model.is_dir():
         raise FileNotFoundError(
-            f"{run.teachers_network} is not there: remove {run.teacher.result}, so that its network is trained again"
+            f"{run.teachers_model} is not there: remove {run.teacher.result}, so that its model is trained again"
         )
     run.place.mkdir(parents=True, exist_ok=True)
     log = run.log.open("ab")

@@ -76,7 +76,7 @@ def _special(comparison: Comparison) -> list[str]:
     for method in comparison.results:
         options = METHODS[method]
         if options != {"method": method}:
-            source = ", the last network as the vanilla run of the seed left it" if "frozen" in options else ""
+            source = ", the last model as the vanilla run of the seed left it" if "frozen" in options else ""
             words = " ".join(f"--{name} {value}" for name, value in options.items())
             lines.append(f"- `{method}`: `{words}`{source}")
     return [*lines, ""] if lines else []
@@ -96,7 +96,7 @@ def _table(comparison: Comparison, *, best: bool) -> str:
     order = list(METHODS)
     references = [name for name in ("vanilla", "logit") if name in comparison.results]
     zero_gradient = any(ZERO_GRADIENT.get(method) in comparison.results for method in comparison.results)
-    header = ["network", "method", "seeds", "top-1 %", *(f"vs {name}" for name in references)]
+    header = ["model", "method", "seeds", "top-1 %", *(f"vs {name}" for name in references)]
     rows = [[*header, *(["vs zero-gradient"] if zero_gradient else [])]]
     for whose in comparison.whose():
         for method in comparison.results:

@@ -1,7 +1,7 @@
-"""The least that the exact method costs: one forward and two backward passes of every network, both optimisers.
+"""The least that the exact method costs: one forward and two backward passes of every model, both optimisers.
 
 No discriminator, no distillation term, no metric: the adversarial gradient is stood in for by that of the mean of the
-map, which costs the networks the same.
+map, which costs the models the same.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from torch import Tensor, nn
 
 
 class Floor:
-    """Two gradients of one forward pass per network.
+    """Two gradients of one forward pass per model.
 
     Args:
-        networks: to train; each gives logits and its map (batch, channels, height, width).
-        extractors: per network the parameters that its map comes from.
+        models: to train; each gives logits and its map (batch, channels, height, width).
+        extractors: per model the parameters that its map comes from.
         precision: `bf16` runs the forward passes under autocast.
         batched: both gradients are taken in one backward pass that torch vectorises.
     """
 
     def __init__(
         self,
-        networks: Sequence[nn.Module],
+        models: Sequence[nn.Module],
         extractors: Sequence[list[nn.Parameter]],
         precision: str,
         *,
         batched: bool = False,
     ) -> None:
-        self.networks = networks
+        self.models = models
         self.extractors = extractors
         self.bf16 = precision == "bf16"
         self.batched = batched
-        self.parameters = [[p for p in network.parameters() if p.requires_grad] for network in networks]
+        self.parameters = [[p for p in model.parameters() if p.requires_grad] for model in models]
         self.sgd = torch.optim.SGD(
             [p for own in self.parameters for p in own], lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
         )
         self.adam = torch.optim.Adam([p for own in extractors for p in own], lr=2e-5, weight_decay=0.1, fused=True)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update of every network."""
+        """One update of every model."""
         seconds = []
-        for network, parameters, extractor in zip(self.networks, self.parameters, self.extractors, strict=True):
+        for model, parameters, extractor in zip(self.models, self.parameters, self.extractors, strict=True):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-                logits, feature_map = network(images)
+                logits, feature_map = model(images)
             losses = F.cross_entropy(logits.float(), labels), feature_map.float().mean()
             first, second = (_batched if self.batched else _one_by_one)(losses, parameters, extractor)
             for parameter, gradient in zip(parameters, first, strict=True):

@@ -14,18 +14,16 @@ class MutualLearning:
     """One epoch of its `DMLTrainer` over a list of one batch is one update.
 
     Args:
-        networks: to train.
-        optimizers: one per network; None takes its default, Adam.
+        models: to train.
+        optimizers: one per model; None takes its default, Adam.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], optimizers: list[torch.optim.Optimizer] | None) -> None:
+    def __init__(self, models: Sequence[nn.Module], optimizers: list[torch.optim.Optimizer] | None) -> None:
         from pydml import DMLTrainer
 
-        self.trainer = DMLTrainer(
-            list(networks), device=str(next(networks[0].parameters()).device), optimizers=optimizers
-        )
+        self.trainer = DMLTrainer(list(models), device=str(next(models[0].parameters()).device), optimizers=optimizers)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update of every network, without what it prints."""
+        """One update of every model, without what it prints."""
         with contextlib.redirect_stderr(io.StringIO()):
             self.trainer.train_epoch([(images, labels)], epoch=1)

@@ -1,4 +1,4 @@
-"""Every network trained alone: the price of no distillation at all."""
+"""Every model trained alone: the price of no distillation at all."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 
 
 class PlainTraining:
-    """Cross-entropy and SGD for each network by itself, in one program.
+    """Cross-entropy and SGD for each model by itself, in one program.
 
     Args:
-        networks: to train.
+        models: to train.
         precision: `bf16` runs the forward passes under autocast.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], precision: str) -> None:
-        self.networks = networks
+    def __init__(self, models: Sequence[nn.Module], precision: str) -> None:
+        self.models = models
         self.bf16 = precision == "bf16"
         self.optimizers = [
-            torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True) for one in networks
+            torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True) for one in models
         ]
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update of every network."""
-        for network, optimizer in zip(self.networks, self.optimizers, strict=True):
+        """One update of every model."""
+        for model, optimizer in zip(self.models, self.optimizers, strict=True):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-                logits = network(images)
+                logits = model(images)
             loss = F.cross_entropy(logits.float(), labels)
             loss.backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""The method as a textbook loop: two forward passes per network and batch, losses read in every step."""
+"""The method as a textbook loop: two forward passes per model and batch, losses read in every step."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ class TextbookLoop:
     """Online adversarial distillation of a pair, written plainly.
 
     Args:
-        networks: two; each gives logits and its map (batch, channels, height, width).
-        extractors: per network the parameters that its map comes from.
-        transfers: per network what brings its map into its peer's space.
-        discriminators: per network the one that it has to fool.
+        models: two; each gives logits and its map (batch, channels, height, width).
+        extractors: per model the parameters that its map comes from.
+        transfers: per model what brings its map into its peer's space.
+        discriminators: per model the one that it has to fool.
         precision: `bf16` runs the forward passes under autocast.
     """
 
     def __init__(
         self,
-        networks: Sequence[nn.Module],
+        models: Sequence[nn.Module],
         extractors: Sequence[list[nn.Parameter]],
         transfers: Sequence[nn.Module],
         discriminators: Sequence[nn.Module],
         precision: str,
     ) -> None:
-        self.networks, self.transfers, self.discriminators = networks, transfers, discriminators
+        self.models, self.transfers, self.discriminators = models, transfers, discriminators
         self.bf16 = precision == "bf16"
-        self.sgd = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for one in networks]
+        self.sgd = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for one in models]
         self.adam = [
             torch.optim.Adam([*extractor, *transfer.parameters()], lr=2e-5, weight_decay=0.1)
             for extractor, transfer in zip(extractors, transfers, strict=True)
@@ -41,10 +41,10 @@ class TextbookLoop:
         self.history: list[float] = []
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update of both networks and discriminators."""
+        """One update of both models and discriminators."""
         autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16)
         with autocast:
-            logits = [network(images)[0].float() for network in self.networks]
+            logits = [model(images)[0].float() for model in self.models]
         for learner in (0, 1):
             loss = F.cross_entropy(logits[learner], labels)
             loss = loss + TEMPERATURE**2 * F.kl_div(
@@ -57,7 +57,7 @@ class TextbookLoop:
             self.sgd[learner].step()
             self.history.append(loss.item())
         with autocast:
-            maps = [network(images)[1] for network in self.networks]
+            maps = [model(images)[1] for model in self.models]
         for learner in (0, 1):
             with autocast:
                 fake = self.transfers[learner](maps[learner])

@@ -1,8 +1,8 @@
-"""What more networks and more processes cost.
+"""What more models and more processes cost.
 
     python -m benchmarks.scale --json benchmarks/results/scale.json
 
-Networks: a cycle of 2 to 8, time of one update divided by their number, on the clock of the processor with one thread.
+Models: a cycle of 2 to 8, time of one update divided by their number, on the clock of the processor with one thread.
 Processes: one with two threads, then two and three on gloo with one thread each, in wall time; and how long the first
 exchange of gradients ran while the second backward pass did, from a profile. Run it on a machine at rest.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.scale.model import prediction
-from benchmarks.scale.worker import BATCH, measure_networks
+from benchmarks.scale.worker import BATCH, measure_models
 from feature_gan_kd.utils.memory import keep_freed_memory
 
 COUNTS = (2, 3, 4, 6, 8)
@@ -42,8 +42,8 @@ def main() -> None:
     if options.only != "processes":
         torch.set_num_threads(1)
         keep_freed_memory()  # as `feature-gan-kd train` does
-        results["networks"] = {str(k): one for k, one in measure_networks(COUNTS, options.rounds).items()}
-        print(networks_table(results["networks"]))
+        results["networks"] = {str(k): one for k, one in measure_models(COUNTS, options.rounds).items()}
+        print(models_table(results["networks"]))
     if options.only != "networks":
         runs: dict[str, list[dict[str, float]]] = {"1x2": [], "1x1": [], "2x1": [], "3x1": []}
         for _ in range(options.rounds):
@@ -66,11 +66,11 @@ def launch(processes: int, threads: int) -> dict[str, float]:
     return found
 
 
-def networks_table(networks: dict[str, list[float]]) -> str:
-    """Time of one update, and that by network."""
-    lines = ["| networks in the cycle | ms per update | ms per network | against 2 |", "|---|---|---|---|"]
-    base = statistics.median(networks["2"]) / 2
-    for count, seconds in networks.items():
+def models_table(models: dict[str, list[float]]) -> str:
+    """Time of one update, and that by model."""
+    lines = ["| models in the cycle | ms per update | ms per model | against 2 |", "|---|---|---|---|"]
+    base = statistics.median(models["2"]) / 2
+    for count, seconds in models.items():
         each = statistics.median(seconds) / int(count)
         lines.append(f"| {count} | {1e3 * each * int(count):.1f} | {1e3 * each:.1f} | {each / base:.2f} |")
     return "\n".join(lines)

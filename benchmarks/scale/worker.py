@@ -1,4 +1,4 @@
-"""One of several processes that measure the update of a pair; or one alone that measures cycles of networks."""
+"""One of several processes that measure the update of a pair; or one alone that measures cycles of models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.distributed.collectives import begin_reduction, process_count, process_index, sum_over_processes
+from feature_gan_kd.distributed.collectives import all_reduce_async, all_reduce_sum, process_index, world_size
 from feature_gan_kd.utils.memory import keep_freed_memory
 
 BATCH = 96
@@ -33,8 +33,8 @@ def images(count: int) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 3, 32, 32, generator=generator), torch.randint(0, 100, (count,), generator=generator)
 
 
-def measure_networks(counts: Sequence[int], rounds: int) -> dict[int, list[float]]:
-    """Processor seconds of one update by number of networks, one figure per round; they take turns."""
+def measure_models(counts: Sequence[int], rounds: int) -> dict[int, list[float]]:
+    """Processor seconds of one update by number of models, one figure per round; they take turns."""
     built = {count: distiller(count) for count in counts}
     batch = images(64)
     for one in built.values():
@@ -52,8 +52,8 @@ def measure() -> dict[str, float]:
     """Seconds of one update and of its parts, and how far the first exchange ran beside the second backward pass."""
     built = distiller(2)
     step = built.step
-    assert step.feature_update is not None
-    batch = images(BATCH // process_count())
+    assert step.feature_group is not None
+    batch = images(BATCH // world_size())
     for _ in range(2):
         built.training_step(*batch)
     found = {"step": _seconds(lambda: built.training_step(*batch))}
@@ -70,9 +70,9 @@ def measure() -> dict[str, float]:
     found["fixed"] = _seconds(lambda: step.apply(dict(gradients), metrics))
     moved = {kind: sum(one.nbytes for one in values if one is not None) for kind, values in gradients.items()}
     found["bytes"] = float(sum(moved.values()))
-    found["bare exchange"] = _seconds(lambda: begin_reduction(gradients["logit"])())
-    sum_over_processes(torch.zeros(1))
-    if process_count() > 1:
+    found["bare exchange"] = _seconds(lambda: all_reduce_async(gradients["logit"])())
+    all_reduce_sum(torch.zeros(1))
+    if world_size() > 1:
         found |= _overlap(built, batch)
     return found
 
@@ -92,7 +92,7 @@ def _overlap(built: OnlineAdversarialDistiller, batch: tuple[Tensor, Tensor]) ->
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
         events = [one for one in json.loads(path.read_text())["traceEvents"] if one.get("ph") == "X"]
-    size = sum(parameter.numel() for parameter in built.step.logit_update.parameters)
+    size = sum(parameter.numel() for parameter in built.step.logit_group.parameters)
     exchange = next(
         one for one in events if one["name"] == "gloo:all_reduce" and str(size) in str(one["args"].get("Input Dims"))
     )

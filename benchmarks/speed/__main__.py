@@ -134,7 +134,7 @@ def _is_for(row: str, case: Case, *, quick: bool) -> bool:
         return case.image_size == 32 and not quick
     if row == "floor-batched" and quick:  # no way to do it, but one that was tried
         return False
-    # pytorch-dml asks every network with an image of 32 pixels first, which a ViT for other images refuses.
+    # pytorch-dml asks every model with an image of 32 pixels first, which a ViT for other images refuses.
     return row not in MUTUAL or case.image_size == 32 or not any(name.startswith("vit") for name in case.models)
 
 

@@ -45,7 +45,7 @@ def fit_and_bare(case: Case, rounds: int) -> dict[str, list[float]]:
         "train": noise(case.batch * UPDATES * (rounds + 1), case.image_size),
         "test": noise(CLASSES, case.image_size),
     }
-    built = distiller(case, method="afd", epochs=1, batch_size=case.batch, log_every=UPDATES)
+    built = distiller(case, method="afd", epochs=1, batch_size=case.batch, log_every_steps=UPDATES)
     turns = TakingTurns(built, case)
     built.fit(datasets.DatasetDict(data), callbacks=[turns])
     return turns.seconds

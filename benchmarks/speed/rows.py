@@ -1,4 +1,4 @@
-"""What is timed: one update of a pair, in every way to do it. Each row builds networks of its own."""
+"""What is timed: one update of a pair, in every way to do it. Each row builds models of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Case:
         device: `cpu` or `cuda`.
         precision: `bf16` or `fp32`.
         channels_last: the memory order of images and convolutions.
-        compile: networks go through torch.compile.
+        compile: models go through torch.compile.
         clock: what is measured: `wall` time, or time of the `processor`.
     """
 
@@ -65,7 +65,7 @@ def distiller(case: Case, **settings: object) -> OnlineAdversarialDistiller:
 
 
 class WithMap(nn.Module):
-    """Logits and the one map of a tapped network."""
+    """Logits and the one map of a tapped model."""
 
     def __init__(self, tapped: nn.Module) -> None:
         super().__init__()
@@ -78,10 +78,10 @@ class WithMap(nn.Module):
 
 
 def plain(case: Case) -> Step:
-    """(a) Every network alone."""
+    """(a) Every model alone."""
     built = distiller(replace(case, compile=False), method="vanilla")
-    networks = [torch.compile(one) if case.compile else one for one in built.models]
-    return PlainTraining(networks, case.precision).step
+    models = [torch.compile(one) if case.compile else one for one in built.models]
+    return PlainTraining(models, case.precision).step
 
 
 def floor(*, batched: bool) -> Callable[[Case], Step]:
@@ -89,8 +89,8 @@ def floor(*, batched: bool) -> Callable[[Case], Step]:
 
     def build(case: Case) -> Step:
         built = distiller(case)
-        networks = [WithMap(one) for one in built.step.networks]
-        return Floor(networks, extractors_of(built), case.precision, batched=batched).step
+        models = [WithMap(one) for one in built.step.models]
+        return Floor(models, extractors_of(built), case.precision, batched=batched).step
 
     return build
 
@@ -103,12 +103,12 @@ def ours(**settings: object) -> Callable[[Case], Step]:
 def textbook(case: Case) -> Step:
     """(f) The method as a textbook loop."""
     built = distiller(case)
-    links = sorted(built.links, key=lambda link: link.edge.learner)
+    connections = sorted(built.connections, key=lambda connection: connection.edge.learner)
     return TextbookLoop(
-        [WithMap(one) for one in built.step.networks],
+        [WithMap(one) for one in built.step.models],
         extractors_of(built),
-        [link.transfer for link in links],
-        [link.discriminator for link in links if link.discriminator is not None],
+        [connection.transfer for connection in connections],
+        [connection.discriminator for connection in connections if connection.discriminator is not None],
         case.precision,
     ).step
 
@@ -117,8 +117,8 @@ def lessons(case: Case) -> Step:
     """(j) What the step does with maps once it has them: both losses, and the gradients of maps and discriminators."""
     built = distiller(case)
     step = built.step
-    assert step.discriminator_update is not None
-    judging = step.discriminator_update.parameters
+    assert step.discriminator_group is not None
+    judging = step.discriminator_group.parameters
     with torch.no_grad(), step.autocast():
         forward = step._forward(case.images()[0])
     maps = [[one.clone().requires_grad_() for one in own] for own in forward.maps]
@@ -138,18 +138,18 @@ def mutual(*, defaults: bool) -> Callable[[Case], Step]:
     """(g) pytorch-dml's trainer: with its default optimisers, or with SGD as ours."""
 
     def build(case: Case) -> Step:
-        networks = distiller(case, method="vanilla").models
-        sgd = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for one in networks]
-        return MutualLearning(networks, None if defaults else list(sgd)).step
+        models = distiller(case, method="vanilla").models
+        sgd = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for one in models]
+        return MutualLearning(models, None if defaults else list(sgd)).step
 
     return build
 
 
 def extractors_of(built: OnlineAdversarialDistiller) -> list[list[nn.Parameter]]:
-    """Per network the parameters that its map comes from."""
-    assert built.step.feature_update is not None
-    learnt = {id(parameter) for parameter in built.step.feature_update.parameters}
-    return [[p for p in network.parameters() if id(p) in learnt] for network in built.models]
+    """Per model the parameters that its map comes from."""
+    assert built.step.feature_group is not None
+    learnt = {id(parameter) for parameter in built.step.feature_group.parameters}
+    return [[p for p in model.parameters() if id(p) in learnt] for model in built.models]
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ ROWS: dict[str, Row] = {
     "floor-batched": Row("the same with both gradients in one vectorised pass", floor(batched=True)),
     "exact": Row("ours, exact", ours(method="afd")),
     "interval-4": Row("ours, maps in every 4th update", ours(method="afd", adversarial_interval=4), cycle=4),
-    "single": Row("ours, single backward pass", ours(method="afd", single_backward=True)),
+    "single": Row("ours, single backward pass", ours(method="afd", joint_backward=True)),
     "logit": Row("ours, logit only", ours(method="logit")),
     "lessons": Row("discriminators and transfers alone, on ready maps", lessons),
     "textbook": Row("textbook loop, same precision and memory order", textbook),

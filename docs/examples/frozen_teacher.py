@@ -4,7 +4,7 @@ import torch
 
 from feature_gan_kd import OnlineAdversarialDistiller
 
-# Any trained network will do; here one is trained without a lesson.
+# Any trained model will do; here one is trained without a lesson.
 first = OnlineAdversarialDistiller(
     ["test_resnet", "test_resnet"], num_classes=10, image_size=32, max_train_samples=256, method="vanilla"
 )

@@ -1,4 +1,4 @@
-"""A training loop of one's own: `training_step` is the whole update of networks, discriminators and transfer layers."""
+"""A training loop of one's own: `training_step` is the whole update of models, discriminators and transfer layers."""
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,7 +14,7 @@ for epoch in range(3):
         metrics = distiller.training_step(images, labels)  # tensors on the device: reading them waits for it
     print(epoch, {name: round(float(value), 3) for name, value in metrics.items()})
 
-# The networks are plain modules: evaluate, save or schedule them as you are used to. Learning rates are those of
+# The models are plain modules: evaluate, save or schedule them as you are used to. Learning rates are those of
 # `distiller.step.updates[KIND].optimizer`; `fit` schedules them, a loop of one's own has to.
 with torch.no_grad():
     logits = distiller.models[0].eval()(data.tensors[0])

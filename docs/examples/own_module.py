@@ -1,11 +1,11 @@
-"""A module of one's own as a peer of a timm network."""
+"""A module of one's own as a peer of a timm model."""
 
 from torch import Tensor, nn
 
 from feature_gan_kd import OnlineAdversarialDistiller
 
 
-class SmallNetwork(nn.Module):
+class SmallModel(nn.Module):
     """Any module that takes images and gives logits; its last map before pooling is found by itself."""
 
     def __init__(self, classes: int) -> None:
@@ -20,7 +20,7 @@ class SmallNetwork(nn.Module):
         return self.classifier(self.features(images).mean((2, 3)))
 
 
-mine = SmallNetwork(10)
+mine = SmallModel(10)
 distiller = OnlineAdversarialDistiller([mine, "test_resnet"], num_classes=10, image_size=32, max_train_samples=256)
 print(distiller.summary())
 distiller.fit(epochs=1, output_dir="runs/own-module")
@@ -30,4 +30,4 @@ print(distiller.models[0] is mine, sorted(mine.state_dict())[:2])
 
 # A checkpoint holds weights, not code: to go on from one, the module is given again.
 distiller.save_checkpoint("checkpoint")
-again = OnlineAdversarialDistiller.from_checkpoint("checkpoint", models=[SmallNetwork(10), distiller.models[1]])
+again = OnlineAdversarialDistiller.from_checkpoint("checkpoint", models=[SmallModel(10), distiller.models[1]])

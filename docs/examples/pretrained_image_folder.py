@@ -1,8 +1,8 @@
-"""Two pretrained networks learn from each other on an image folder of one's own, and are published.
+"""Two pretrained models learn from each other on an image folder of one's own, and are published.
 
 An image folder is `FOLDER/train/CLASS/*.png` and, where there are images to test on, `FOLDER/test/CLASS/*.png`.
-This file draws one, and trains two small networks on the bundled digits to have pretrained ones; with your own images
-and networks of the hub the second part is all you need.
+This file draws one, and trains two small models on the bundled digits to have pretrained ones; with your own images
+and models of the hub the second part is all you need.
 """
 
 from pathlib import Path
@@ -27,12 +27,12 @@ for split, count in (("train", 24), ("test", 8)):
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
 
-# Two trained networks, published as folders.
+# Two trained models, published as folders.
 first = OnlineAdversarialDistiller(["test_resnet", "test_vit"], num_classes=10, image_size=32, lr=0.02)
 first.fit(epochs=1)
 teachers = first.save_pretrained("pretrained", license="cc-by-4.0")
 
-# Their weights, with a new classifier for the folder's classes. `hf-hub:owner/name` takes a network of the hub, and a
+# Their weights, with a new classifier for the folder's classes. `hf-hub:owner/name` takes a model of the hub, and a
 # plain timm name its weights there.
 distiller = OnlineAdversarialDistiller(
     [f"local-dir:{folder}" for folder in teachers], num_classes=3, pretrained=True, batch_size=24, lr=0.02
@@ -41,5 +41,5 @@ history = distiller.fit("shapes", epochs=3, output_dir="runs/shapes")
 published = distiller.save_pretrained("published")
 
 # What plain timm makes of the first of them.
-network = timm.create_model(f"local-dir:{published[0]}", pretrained=True)
-print(history.last["accuracy"], network.num_classes, network.pretrained_cfg["label_names"])
+model = timm.create_model(f"local-dir:{published[0]}", pretrained=True)
+print(history.last["accuracy"], model.num_classes, model.pretrained_cfg["label_names"])

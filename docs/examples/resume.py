@@ -17,7 +17,7 @@ class Stop(Callback):
 
 
 def build() -> OnlineAdversarialDistiller:
-    """The same networks and settings each time."""
+    """The same models and settings each time."""
     return OnlineAdversarialDistiller(
         ["test_resnet", "test_vit"], num_classes=10, image_size=32, max_train_samples=96, batch_size=32, epochs=2
     )

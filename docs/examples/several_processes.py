@@ -15,7 +15,7 @@ distiller = OnlineAdversarialDistiller(
     num_classes=10,
     image_size=32,
     max_train_samples=128,
-    sync_batchnorm=True,  # networks with batch normalisation: statistics of the whole batch
+    sync_batchnorm=True,  # models with batch normalisation: statistics of the whole batch
 )
 history = distiller.fit(epochs=1, batch_size=64, output_dir="runs/several-processes")
 

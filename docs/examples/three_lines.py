@@ -1,4 +1,4 @@
-"""Two networks that teach each other, in three lines; without data they train on the bundled digits."""
+"""Two models that teach each other, in three lines; without data they train on the bundled digits."""
 
 from feature_gan_kd import OnlineAdversarialDistiller
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from feature_gan_kd.analysis.summary import table
-from feature_gan_kd.method.connection import Link
-from feature_gan_kd.models.taps import TappedNetwork, evaluating
+from feature_gan_kd.method.connection import Connection
+from feature_gan_kd.models.taps import TappedModel, evaluating
 
 # Float32 numbers that a trained parameter needs beside itself: the gradient of the logit loss and SGD's momentum;
 # in an extractor also the gradient of the feature loss and Adam's two averages.
@@ -35,35 +35,37 @@ class Cost:
     parameters: int
 
 
-def network_cost(network: TappedNetwork, images: Tensor) -> Cost:
-    """The cost of a network, measured on `images` (batch, channels, height, width), best on the meta device."""
-    return _measure(network, images)
+def model_cost(model: TappedModel, images: Tensor) -> Cost:
+    """The cost of a model, measured on `images` (batch, channels, height, width), best on the meta device."""
+    return _measure(model, images)
 
 
-def link_cost(link: Link, device: torch.device) -> Cost:
+def connection_cost(connection: Connection, device: torch.device) -> Cost:
     """The cost of a transfer layer and a discriminator that is asked twice, for the real and for the fake map."""
-    learner, source = (torch.zeros(2, *shape, device=device) for shape in (link.learner_shape, link.source_shape))
+    learner, source = (
+        torch.zeros(2, *shape, device=device) for shape in (connection.learner_shape, connection.source_shape)
+    )
 
-    class Lesson(nn.Module):
+    class ConnectionPass(nn.Module):
         """What an update asks of a link."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.link = link
+            self.connection = connection
 
         def forward(self, learner_map: Tensor) -> Any:
             """Answers to the fake and to the real map."""
-            fake, real = self.link.maps(learner_map, source)
-            judge = self.link.discriminator
+            fake, real = self.connection.maps(learner_map, source)
+            judge = self.connection.discriminator
             return fake if judge is None else (judge(fake), judge(real))
 
-    return _measure(Lesson(), learner)
+    return _measure(ConnectionPass(), learner)
 
 
 def price_list(
     names: Sequence[str],
-    networks: Sequence[TappedNetwork],
-    links: Sequence[Link],
+    models: Sequence[TappedModel],
+    connections: Sequence[Connection],
     extractors: Sequence[set[nn.Parameter]],
     images: Tensor,
     batch_size: int,
@@ -71,31 +73,31 @@ def price_list(
     """A table of what a step costs.
 
     Args:
-        names: of the networks.
-        networks: with their taps.
+        names: of the models.
+        models: with their taps.
         links: transfers and discriminators.
-        extractors: per network the parameters that its maps come from.
-        images: (batch, channels, height, width) on the networks' device.
+        extractors: per model the parameters that its maps come from.
+        images: (batch, channels, height, width) on the models' device.
         batch_size: images of one update, for the memory.
     """
-    costs = [network_cost(network, images) for network in networks]
-    lessons = [link_cost(link, images.device) for link in links]
+    costs = [model_cost(model, images) for model in models]
+    connection_costs = [connection_cost(connection, images.device) for connection in connections]
     forward = sum(cost.flops for cost in costs)
-    rows = [("cost", "forward FLOPs an image", "of the networks'", f"activations at batch {batch_size}")]
+    rows = [("cost", "forward FLOPs an image", "of the models'", f"activations at batch {batch_size}")]
     for k, cost in enumerate(costs):
         rows.append((f"{names[k]} ({k})", _flops(cost.flops), "", _bytes(cost.activations * batch_size)))
-    for link, cost in zip(links, lessons, strict=True):
+    for connection, cost in zip(connections, connection_costs, strict=True):
         share = f"{100 * cost.flops / forward:.2f} %"
-        rows.append((f"lesson {link.edge}", _flops(cost.flops), share, _bytes(cost.activations * batch_size)))
-    parts = [*costs, *lessons]
-    share = f"{100 * sum(cost.flops for cost in lessons) / forward:.2f} % lessons"
+        rows.append((f"connection {connection.edge}", _flops(cost.flops), share, _bytes(cost.activations * batch_size)))
+    parts = [*costs, *connection_costs]
+    share = f"{100 * sum(cost.flops for cost in connection_costs) / forward:.2f} % connections"
     rows.append(("together", _flops(sum(cost.flops for cost in parts)), share, ""))
     activations = sum(cost.activations for cost in parts) * batch_size
     trained = sum(parameter.numel() for extractor in extractors for parameter in extractor)
     state = 4 * (
         sum(cost.parameters for cost in costs) * (1 + _BESIDE_LOGIT)
         + trained * _BESIDE_FEATURE
-        + sum(cost.parameters for cost in lessons) * (1 + _BESIDE_FEATURE)
+        + sum(cost.parameters for cost in connection_costs) * (1 + _BESIDE_FEATURE)
     )
     lines = table(rows)
     lines.append(f"memory of a step at batch {batch_size}, float32: about {_bytes(activations + state)}")

@@ -1,4 +1,4 @@
-"""Grad-CAM: where in an image a network sees a class (Selvaraju et al. 2017), by pytorch-grad-cam."""
+"""Grad-CAM: where in an image a model sees a class (Selvaraju et al. 2017), by pytorch-grad-cam."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedNetwork, evaluating, logits_of
+from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedModel, evaluating, logits_of
 from feature_gan_kd.utils.errors import UserError, not_installed
 
 Pixels = NDArray[np.uint8]
@@ -22,8 +22,8 @@ SIDE = 160
 
 
 @dataclass(frozen=True)
-class Sight:
-    """Where one network sees a class in each of some images.
+class GradCamHeatmaps:
+    """Where one model sees a class in each of some images.
 
     Attributes:
         tap: the map that was asked.
@@ -37,15 +37,15 @@ class Sight:
     probabilities: Tensor
 
 
-def see(network: TappedNetwork, images: Tensor, classes: Tensor) -> Sight:
-    """Where a network sees the class of each image.
+def see(model: TappedModel, images: Tensor, classes: Tensor) -> GradCamHeatmaps:
+    """Where a model sees the class of each image.
 
     At the map that is taught; where the logits do not depend on it, as on the patches behind the last block of a
     vision transformer that reads its class token, at the last map before it on which they do.
 
     Args:
-        network: with at least one tap, of which the last is taken.
-        images: (batch, channels, height, width), in the size and normalisation that all networks share.
+        model: with at least one tap, of which the last is taken.
+        images: (batch, channels, height, width), in the size and normalisation that all models share.
         classes: (batch,) indices.
 
     Raises:
@@ -56,38 +56,38 @@ def see(network: TappedNetwork, images: Tensor, classes: Tensor) -> Sight:
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
         raise not_installed("grad_cam", error, "analysis") from None
-    adapted = network.adapter(images)
-    with evaluating(network):
-        tap = visible(network, adapted)
-        layer = network.network.get_submodule(tap.layer)
-        model = _Logits(network.network, network.name)
-        with GradCAM(model, [layer], tap.to_map) as cam:
-            # Gradient of the images, too: else there is none in a network whose parameters are all fixed.
+    adapted = model.adapter(images)
+    with evaluating(model):
+        tap = visible(model, adapted)
+        layer = model.module.get_submodule(tap.layer)
+        logits_only = _Logits(model.module, model.name)
+        with GradCAM(logits_only, [layer], tap.to_map) as cam:
+            # Gradient of the images, too: else there is none in a model whose parameters are all fixed.
             cam.compute_input_gradient = True
             heat = torch.from_numpy(cam(adapted, [ClassifierOutputTarget(int(one)) for one in classes]))
             probabilities = cam.outputs.detach().float().softmax(1).cpu()
-    network.zero_grad()
+    logits_only.zero_grad()
     side = max(SIDE, *images.shape[2:])
     large = F.interpolate(heat[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
-    return Sight(tap, large, probabilities)
+    return GradCamHeatmaps(tap, large, probabilities)
 
 
-def visible(network: TappedNetwork, images: Tensor) -> Tap:
-    """The network's last tap, or the last map of its form before it on which the logits depend.
+def visible(model: TappedModel, images: Tensor) -> Tap:
+    """The model's last tap, or the last map of its form before it on which the logits depend.
 
     Args:
-        network: in evaluation mode.
-        images: (batch, channels, height, width) in the size and normalisation of this network.
+        model: in evaluation mode.
+        images: (batch, channels, height, width) in the size and normalisation of this model.
 
     Raises:
         UserError: where there is none.
     """
-    tap = network.taps[-1]
-    for here, gradient in reversed(_gradients(network.network, tap, images)):
+    tap = model.taps[-1]
+    for here, gradient in reversed(_gradients(model.module, tap, images)):
         if bool((here.to_map(gradient) != 0).any()):
             return here
     raise UserError(
-        f"{network.name}: Grad-CAM finds no module whose output is the map of {tap.title} and moves the logits: name "
+        f"{model.name}: Grad-CAM finds no module whose output is the map of {tap.title} and moves the logits: name "
         "another layer with feature_layers when training"
     )
 
@@ -118,23 +118,23 @@ def overlay(image: Tensor, heat: Tensor) -> Pixels:
 
 
 class _Logits(nn.Module):
-    """A network that gives its logits alone."""
+    """A model that gives its logits alone."""
 
-    def __init__(self, network: nn.Module, name: str) -> None:
+    def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
-        self.network = network
+        self.model = model
         self.name = name
 
     def forward(self, images: Tensor) -> Tensor:
-        return logits_of(self.network(images), self.name)
+        return logits_of(self.model(images), self.name)
 
 
-def _gradients(network: nn.Module, tap: Tap, images: Tensor) -> list[tuple[Tap, Tensor]]:
+def _gradients(model: nn.Module, tap: Tap, images: Tensor) -> list[tuple[Tap, Tensor]]:
     """The gradient of the largest logits by every output of the map's form, with a tap there.
 
     In the order of computation, up to the tap's own layer; without modules that are called more than once.
     """
-    forms = {_shape(form): form for form in _forms(network, tap)}
+    forms = {_shape(form): form for form in _forms(model, tap)}
     fired: dict[str, list[Any]] = {}
 
     def keep(name: str) -> Any:
@@ -144,10 +144,10 @@ def _gradients(network: nn.Module, tap: Tap, images: Tensor) -> list[tuple[Tap, 
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name]
+    handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
     try:
         with torch.enable_grad():
-            logits = logits_of(network(images.detach().requires_grad_()), tap.title)
+            logits = logits_of(model(images.detach().requires_grad_()), tap.title)
     finally:
         for handle in handles:
             handle.remove()
@@ -160,12 +160,12 @@ def _gradients(network: nn.Module, tap: Tap, images: Tensor) -> list[tuple[Tap, 
     return [(here, one) for here, one in zip(taps, gradients, strict=True) if one is not None]
 
 
-def _forms(network: nn.Module, tap: Tap) -> list[Tap]:
+def _forms(model: nn.Module, tap: Tap) -> list[Tap]:
     """The forms in which a module may give the map of a tap; a stage's is brought to one form by timm."""
     alone = dataclasses.replace(tap, element=0, origin=Origin.MODULE)
     if tap.origin is not Origin.STAGE:
         return [alone]
-    prefixes = {0, int(getattr(network, "num_prefix_tokens", 0))}
+    prefixes = {0, int(getattr(model, "num_prefix_tokens", 0))}
     tokens = [dataclasses.replace(alone, layout=Layout.NLC, prefix_tokens=prefix) for prefix in prefixes]
     return [*tokens, dataclasses.replace(alone, layout=Layout.NHWC), alone]
 

@@ -1,4 +1,4 @@
-"""The wiring of networks and its price, without weights and without training."""
+"""The wiring of models and its price, without weights and without training."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from feature_gan_kd.analysis.cost import price_list
 from feature_gan_kd.analysis.summary import draw
 from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.method.build import wire
+from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
-from feature_gan_kd.models.build import build_networks
+from feature_gan_kd.models.build import build_models
 
 
-def inspect_networks(
+def inspect_models(
     models: Sequence[str],
     *,
     num_classes: int | None,
@@ -29,7 +29,7 @@ def inspect_networks(
     """Who would teach whom through what, and what a step would cost.
 
     Architectures of timm's are built on the meta device: nothing is computed and no weights are loaded. Published
-    networks (`local-dir:`, `hf-hub:`) are read.
+    models (`local-dir:`, `hf-hub:`) are read.
 
     Args:
         models: names.
@@ -37,7 +37,7 @@ def inspect_networks(
         in_chans: channels of the images.
         feature_layers: in the user's notation, see `OnlineAdversarialDistiller`.
         topology: likewise.
-        frozen: positions of networks that only teach.
+        frozen: positions of models that only teach.
         config: every other setting.
 
     Raises:
@@ -45,7 +45,7 @@ def inspect_networks(
     """
     published = any(":" in name for name in models)
     with contextlib.nullcontext() if published else torch.device("meta"):
-        networks = build_networks(
+        peers = build_models(
             models,
             num_classes=num_classes,
             in_chans=in_chans,
@@ -53,17 +53,17 @@ def inspect_networks(
             image_size=config.image_size,
             seed=config.seed,
         )
-        edges = build_edges(topology, len(networks), frozen)
-        wiring = wire(networks, edges, frozen, feature_layers, config, in_chans=in_chans)
-        side = max(network.image_size for network in networks)
+        edges = build_edges(topology, len(peers), frozen)
+        modules = build_modules(peers, edges, frozen, feature_layers, config, in_chans=in_chans)
+        side = max(model.image_size for model in peers)
         prices = price_list(
-            [network.name for network in networks],
-            wiring.tapped,
-            wiring.links,
-            wiring.extractors,
+            [model.name for model in peers],
+            modules.tapped,
+            modules.connections,
+            modules.extractors,
             torch.zeros(2, in_chans, side, side),
             config.batch_size,
         )
-    names = [network.name for network in networks]
-    drawing = draw(names, wiring.tapped, wiring.links, edges, frozen, logits=config.objective.logit_weight > 0)
+    names = [model.name for model in peers]
+    drawing = draw(names, modules.tapped, modules.connections, edges, frozen, logits=config.loss_weights.kl_weight > 0)
     return f"{drawing}\n\n{prices}"

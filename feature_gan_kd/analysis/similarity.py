@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.taps import TappedNetwork, evaluating
+from feature_gan_kd.models.taps import TappedModel, evaluating
 from feature_gan_kd.utils.errors import UserError
 
 FEWEST_IMAGES = 4  # that unbiased CKA is defined for
@@ -19,7 +19,7 @@ FEWEST_IMAGES = 4  # that unbiased CKA is defined for
 
 @dataclass(frozen=True)
 class Representation:
-    """What the measures need of one network's map over a set of images.
+    """What the measures need of one model's map over a set of images.
 
     Attributes:
         gram: (images, images) of the flattened maps, U-centred, float64.
@@ -60,7 +60,7 @@ def mean_cosine(first: Representation, second: Representation) -> Tensor:
 
 
 def measure(
-    networks: Sequence[TappedNetwork],
+    models: Sequence[TappedModel],
     edges: Iterable[Edge],
     batches: Iterable[tuple[Tensor, Tensor]],
     images: int,
@@ -71,8 +71,8 @@ def measure(
     """How alike the maps of each source and its learner are, in evaluation mode.
 
     Args:
-        networks: with as many taps each.
-        edges: who teaches whom. Both measures are symmetric: of two edges between the same networks the first is
+        models: with as many taps each.
+        edges: who teaches whom. Both measures are symmetric: of two edges between the same models the first is
             measured.
         batches: images (batch, channels, height, width) and labels.
         images: how many of them to take, from the first on.
@@ -86,17 +86,17 @@ def measure(
     Raises:
         UserError: where there are fewer than four images.
     """
-    # Networks of their own: a compiled one would be compiled again for evaluation.
-    tapped = [TappedNetwork(one.network, one.taps, one.name, one.adapter) for one in networks]
-    maps: list[list[list[Tensor]]] = [[[] for _ in network.taps] for network in tapped]
+    # Models of their own: a compiled one would be compiled again for evaluation.
+    tapped = [TappedModel(one.module, one.taps, one.name, one.adapter) for one in models]
+    maps: list[list[list[Tensor]]] = [[[] for _ in model.taps] for model in tapped]
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        for network in tapped:
-            stack.enter_context(evaluating(network))
+        for model in tapped:
+            stack.enter_context(evaluating(model))
         for chosen in _first(images, batches):
-            for k, network in enumerate(tapped):
+            for k, model in enumerate(tapped):
                 with autocast():
-                    own = network(chosen)[1]
+                    own = model(chosen)[1]
                 for tap, one in enumerate(own):
                     maps[k][tap].append(one)
             between()
@@ -120,7 +120,7 @@ def check_images(count: int) -> None:
     """
     if count < FEWEST_IMAGES:
         raise UserError(
-            f"record_similarity: {count} evaluation images, at least {FEWEST_IMAGES} are needed: give more, or leave "
+            f"similarity_images: {count} evaluation images, at least {FEWEST_IMAGES} are needed: give more, or leave "
             "it out"
         )
 
@@ -135,7 +135,7 @@ def _first(images: int, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Te
 
 
 def _once(edges: Iterable[Edge]) -> list[Edge]:
-    """One edge for each two networks: the first."""
+    """One edge for each two models: the first."""
     firsts: dict[frozenset[int], Edge] = {}
     for edge in edges:
         firsts.setdefault(frozenset((edge.source, edge.learner)), edge)

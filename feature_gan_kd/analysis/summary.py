@@ -7,67 +7,67 @@ from typing import Any
 
 from torch import nn
 
-from feature_gan_kd.method.connection import Link
+from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.taps import TappedNetwork
+from feature_gan_kd.models.taps import TappedModel
 
 
 def draw(
     names: Sequence[str],
-    networks: Sequence[TappedNetwork],
-    links: Sequence[Link],
+    models: Sequence[TappedModel],
+    connections: Sequence[Connection],
     edges: Sequence[Edge],
     frozen: Collection[int],
     *,
     logits: bool,
 ) -> str:
-    """A table of the networks and one of the edges.
+    """A table of the models and one of the edges.
 
     Args:
-        names: of the networks.
-        networks: with their taps.
+        names: of the models.
+        models: with their taps.
         links: transfers and discriminators.
         edges: who teaches whom.
-        frozen: networks that only teach.
+        frozen: models that only teach.
         logits: whether the method teaches them.
     """
-    rows = [("network", "", "parameters", "tapped layer", "map", "")]
-    for k, network in enumerate(networks):
-        for position, tap in enumerate(network.taps or (None,)):
-            own = (str(k), names[k], f"{_count(network):,}") if position == 0 else ("", "", "")
-            where = ("-", "-") if tap is None else (tap.title, f"{_shape(tap.shape)} at {network.adapter.size} px")
+    rows = [("model", "", "parameters", "tapped layer", "map", "")]
+    for k, model in enumerate(models):
+        for position, tap in enumerate(model.taps or (None,)):
+            own = (str(k), names[k], f"{_count(model):,}") if position == 0 else ("", "", "")
+            where = ("-", "-") if tap is None else (tap.title, f"{_shape(tap.shape)} at {model.adapter.size} px")
             rows.append((*own, *where, "frozen" if k in frozen else ""))
     lines = table(rows)
-    rows = [("lesson", "logits", "transfer", "discriminator", "judges", "")]
+    rows = [("connection", "logits", "transfer", "discriminator", "judges", "")]
     for edge in edges:
-        own_links = [link for link in links if link.edge == edge]
-        for position, link in enumerate(own_links or (None,)):
+        own_connections = [connection for connection in connections if connection.edge == edge]
+        for position, connection in enumerate(own_connections or (None,)):
             start = (
                 f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})",
                 "yes" if logits else "no",
             )
-            rows.append((*(start if position == 0 else ("", "")), *_link(link), ""))
+            rows.append((*(start if position == 0 else ("", "")), *_cells_of(connection), ""))
     return "\n".join([*lines, "", *table(rows)])
 
 
-def describe(networks: Sequence[TappedNetwork]) -> list[dict[str, Any]]:
-    """Per network its `parameters` and its `maps` (`layer` and `shape`: channels, height, width), as JSON values."""
+def describe(models: Sequence[TappedModel]) -> list[dict[str, Any]]:
+    """Per model its `parameters` and its `maps` (`layer` and `shape`: channels, height, width), as JSON values."""
     return [
         {
-            "parameters": _count(network),
-            "maps": [{"layer": tap.title, "shape": list(tap.shape)} for tap in network.taps],
+            "parameters": _count(model),
+            "maps": [{"layer": tap.title, "shape": list(tap.shape)} for tap in model.taps],
         }
-        for network in networks
+        for model in models
     ]
 
 
-def _link(link: Link | None) -> tuple[str, str, str]:
-    if link is None:
+def _cells_of(connection: Connection | None) -> tuple[str, str, str]:
+    if connection is None:
         return "-", "-", "-"
-    transfer = _count(link.transfer)
-    judge = "-" if link.discriminator is None else f"{_count(link.discriminator):,} parameters"
-    shape = (link.source_shape[0], *link.grid)
-    channels = f"{link.learner_shape[0]} -> {link.source_shape[0]} channels" if transfer else "none"
+    transfer = _count(connection.transfer)
+    judge = "-" if connection.discriminator is None else f"{_count(connection.discriminator):,} parameters"
+    shape = (connection.source_shape[0], *connection.grid)
+    channels = f"{connection.learner_shape[0]} -> {connection.source_shape[0]} channels" if transfer else "none"
     return channels, judge, _shape(shape)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from feature_gan_kd.utils.errors import closest
 
 
-def mistake(command: str, function: Callable[..., None], args: Sequence[str]) -> str:
+def explain_parse_error(command: str, function: Callable[..., None], args: Sequence[str]) -> str:
     """One line on the first mistake in arguments that tyro refused.
 
     Args:

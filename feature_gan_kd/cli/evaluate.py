@@ -18,7 +18,7 @@ def evaluate(
     skip_bad_images: bool = False,
     json: bool = False,
 ) -> None:
-    """Evaluate the networks of a run, and their ensemble, as its newest checkpoint has them.
+    """Evaluate the models of a run, and their ensemble, as its newest checkpoint has them.
 
     Args:
         run: Folder of the run.

@@ -21,18 +21,18 @@ def export(
     license: str | None = None,
     json: bool = False,
 ) -> None:
-    """Publish the networks of a run, one folder each.
+    """Publish the models of a run, one folder each.
 
     Args:
         run: Folder of the run.
         output_dir: Where the folders go.
-        which: Weights of the last checkpoint or of each network's best epoch.
+        which: Weights of the last checkpoint or of each model's best epoch.
         format: Weights for timm, or a graph that runs without it; labels and preprocessing come with each.
         license: Licence of the weights, as the hub writes it.
         json: Print the folders as one line of JSON.
     """
     if output_dir.resolve() == (run / "networks").resolve():
-        raise UserError(f"{output_dir}: holds the run's own networks: name another folder")
+        raise UserError(f"{output_dir}: holds the run's own models: name another folder")
     distiller = restored(run)
     if which == "best":
         distiller.load_best(run)

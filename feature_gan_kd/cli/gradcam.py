@@ -1,4 +1,4 @@
-"""Grad-CAM pictures of a run's networks, into its folder, where the report finds them."""
+"""Grad-CAM pictures of a run's models, into its folder, where the report finds them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from feature_gan_kd.utils.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from feature_gan_kd.analysis.gradcam import Sight
+    from feature_gan_kd.analysis.gradcam import GradCamHeatmaps
     from feature_gan_kd.data import ImageSource
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
-    from feature_gan_kd.models.taps import TappedNetwork
+    from feature_gan_kd.models.taps import TappedModel
 
 
 def draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
-    """Draws where the networks of a run, each as its best epoch left it, see the right class of some images.
+    """Draws where the models of a run, each as its best epoch left it, see the right class of some images.
 
     Args:
         run: its folder; it may still be going on.
@@ -29,19 +29,19 @@ def draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
         data: images in place of those that the run was evaluated on.
 
     Raises:
-        UserError: where no network is published yet, the images are not there, or the pictures cannot be drawn or
+        UserError: where no model is published yet, the images are not there, or the pictures cannot be drawn or
             written.
     """
     published = run / "networks"
     if not list(published.glob("*-best")):
-        raise UserError(f"grad_cam: there is no network in {published} yet: wait for the run's first evaluation")
+        raise UserError(f"grad_cam: there is no model in {published} yet: wait for the run's first evaluation")
     distiller = restored(run)
     distiller.load_best(run)
     numbers = list(dict.fromkeys(numbers))
     images, labels = _chosen(distiller.evaluation_images(data), numbers, distiller)
     from feature_gan_kd.analysis.gradcam import see
 
-    sights = [see(network, images, labels) for network in _tapped(distiller)]
+    sights = [see(model, images, labels) for model in _tapped(distiller)]
     try:
         _write(run / "grad-cam", distiller, numbers, images, labels, sights)
     except OSError as error:
@@ -69,22 +69,22 @@ def _chosen(
     return torch.stack([found[number][0] for number in numbers]), torch.stack([found[number][1] for number in numbers])
 
 
-def _tapped(distiller: OnlineAdversarialDistiller) -> list[TappedNetwork]:
-    """The networks with a tap each, also where the run's method did not look at maps."""
+def _tapped(distiller: OnlineAdversarialDistiller) -> list[TappedModel]:
+    """The models with a tap each, also where the run's method did not look at maps."""
     import torch
 
     from feature_gan_kd.models.discovery import find_taps, layers_of
-    from feature_gan_kd.models.taps import TappedNetwork
+    from feature_gan_kd.models.taps import TappedModel
 
     size, found = distiller.image_size, []
-    for k, network in enumerate(distiller.tapped):
+    for k, model in enumerate(distiller.tapped):
         with torch.no_grad():
-            trial = network.adapter(torch.zeros(2, distiller.in_chans, size, size, device=distiller.accelerator.device))
+            trial = model.adapter(torch.zeros(2, distiller.in_chans, size, size, device=distiller.accelerator.device))
         layers = layers_of(distiller.feature_layers, k)
-        taps = network.taps or find_taps(
-            network.network, trial, network.name, layers, vectors=distiller.config.vectors_as_maps
+        taps = model.taps or find_taps(
+            model.module, trial, model.name, layers, vectors=distiller.config.vectors_as_maps
         )
-        found.append(TappedNetwork(network.network, taps, network.name, network.adapter))
+        found.append(TappedModel(model.module, taps, model.name, model.adapter))
     return found
 
 
@@ -94,13 +94,13 @@ def _write(
     numbers: Sequence[int],
     images: Tensor,
     labels: Tensor,
-    sights: Sequence[Sight],
+    sights: Sequence[GradCamHeatmaps],
 ) -> None:
     """Writes the pictures and what is to be said of them, in the place of those that are there."""
     from PIL import Image
 
     from feature_gan_kd.analysis.gradcam import overlay, picture
-    from feature_gan_kd.utils.files import take_place, writing
+    from feature_gan_kd.utils.files import move_into_place, writing
 
     temporary = writing(folder)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -119,9 +119,9 @@ def _write(
         described.append({"number": number, "label": _name(distiller, label), "networks": answers})
     layers = [{"layer": sight.tap.layer, "grid": list(sight.tap.shape[1:])} for sight in sights]
     (temporary / "grad-cam.json").write_text(json.dumps({"layers": layers, "images": described}, indent=1) + "\n")
-    take_place(temporary, folder)
+    move_into_place(temporary, folder)
 
 
 def _name(distiller: OnlineAdversarialDistiller, index: int) -> str:
-    names = distiller.lesson.class_names if distiller.lesson else None
+    names = distiller.provenance.class_names if distiller.provenance else None
     return str(names[index]) if names else f"class {index}"

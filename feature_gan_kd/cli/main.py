@@ -18,11 +18,11 @@ from typing import Any
 import tyro
 
 from feature_gan_kd.cli import command_line
-from feature_gan_kd.cli.argument_errors import mistake, option
+from feature_gan_kd.cli.argument_errors import explain_parse_error, option
 from feature_gan_kd.cli.evaluate import evaluate
 from feature_gan_kd.cli.export import export
 from feature_gan_kd.cli.inspect import inspect
-from feature_gan_kd.cli.options import Networks
+from feature_gan_kd.cli.options import ModelOptions
 from feature_gan_kd.cli.predict import predict
 from feature_gan_kd.cli.report import report
 from feature_gan_kd.cli.schema import schema
@@ -88,9 +88,9 @@ def _first_to_say(line: str) -> bool:
     """Whether no other process of the same launch has said this: most mistakes are found by all of them."""
     if "LOCAL_RANK" not in os.environ:
         return True
-    from feature_gan_kd.distributed.launch import first_to_say
+    from feature_gan_kd.distributed.launch import is_first_to_report
 
-    return first_to_say(line)
+    return is_first_to_report(line)
 
 
 def _one_line_warning(
@@ -131,7 +131,7 @@ def parse(args: list[str]) -> Callable[[], None]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_own_message(stop) or mistake(name, COMMANDS[name], given)) from None
+        raise UserError(_own_message(stop) or explain_parse_error(name, COMMANDS[name], given)) from None
     return command
 
 
@@ -156,5 +156,5 @@ def _own_message(stop: SystemExit) -> str | None:
 def _as_option(message: str) -> str:
     """A line that begins with a setting's name begins with its option instead."""
     name, colon, rest = message.partition(":")
-    known = {spec.name for cls in (DistillConfig, Networks, Run) for spec in dataclasses.fields(cls)}
+    known = {spec.name for cls in (DistillConfig, ModelOptions, Run) for spec in dataclasses.fields(cls)}
     return f"{option(name)}:{rest}" if colon and name in known else message

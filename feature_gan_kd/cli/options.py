@@ -1,4 +1,4 @@
-"""The networks of a command: those that its options name, or those of a run."""
+"""The models of a command: those that its options name, or those of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Networks:
-    """Networks, their wiring and their data."""
+class ModelOptions:
+    """Models, their wiring and their data."""
 
     models: tuple[str, ...] = ()
-    """At least two networks: timm names, `local-dir:` or `hf-hub:` names [a demo pair, with settings of its own]."""
+    """At least two models: timm names, `local-dir:` or `hf-hub:` names [a demo pair, with settings of its own]."""
     data: str | None = None
     """Hub name, local folder or file [the bundled digits]."""
     num_classes: int | None = None
@@ -28,65 +28,65 @@ class Networks:
     in_chans: Literal[1, 3] = 3
     """Channels of the images."""
     pretrained: bool = False
-    """Start from trained weights, with the recipe for that; `local-dir:` and `hf-hub:` networks always have theirs."""
+    """Start from trained weights, with the recipe for that; `local-dir:` and `hf-hub:` models always have theirs."""
     feature_layers: tuple[str, ...] = ()
-    """Layers whose output is taught: names, or numbers of timm's stages (0, 1, ..., -1), in every network; K:LAYER is
-    for network K alone [the last map before pooling]."""
+    """Layers whose output is taught: names, or numbers of timm's stages (0, 1, ..., -1), in every model; K:LAYER is
+    for model K alone [the last map before pooling]."""
     topology: TopologyName = "cycle"
     """Who teaches whom."""
     frozen: tuple[int, ...] = ()
-    """Positions of networks that only teach."""
+    """Positions of models that only teach."""
 
 
-def build(networks: Networks, config: DistillConfig) -> OnlineAdversarialDistiller:
+def build(models: ModelOptions, config: DistillConfig) -> OnlineAdversarialDistiller:
     """The distiller that a command's options describe.
 
     Raises:
-        UserError: for networks, layers or data that cannot be used.
+        UserError: for models, layers or data that cannot be used.
     """
     from feature_gan_kd.data import count_classes
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
 
     return OnlineAdversarialDistiller(
-        peers(networks),
-        num_classes=count_classes(networks.data, config) if networks.num_classes is None else networks.num_classes,
-        in_chans=networks.in_chans,
-        pretrained=networks.pretrained,
-        feature_layers=layers(networks),
-        topology=networks.topology,
-        frozen=networks.frozen,
+        peers(models),
+        num_classes=count_classes(models.data, config) if models.num_classes is None else models.num_classes,
+        in_chans=models.in_chans,
+        pretrained=models.pretrained,
+        feature_layers=layers(models),
+        topology=models.topology,
+        frozen=models.frozen,
         config=config,
     )
 
 
-def peers(networks: Networks) -> tuple[str, ...]:
-    """The names of the networks.
+def peers(models: ModelOptions) -> tuple[str, ...]:
+    """The names of the models.
 
     Raises:
         UserError: for fewer than two.
     """
-    if len(networks.models) < 2:
+    if len(models.models) < 2:
         raise UserError(
-            f"models: {len(networks.models)} named, at least 2 are needed: name a network and its peer, with a space "
+            f"models: {len(models.models)} named, at least 2 are needed: name a model and its peer, with a space "
             "between"
         )
-    return networks.models
+    return models.models
 
 
-def layers(networks: Networks) -> list[str | int] | dict[int, list[str | int]] | None:
-    """The layers as the distiller takes them; `K:LAYER` is for network K alone.
+def layers(models: ModelOptions) -> list[str | int] | dict[int, list[str | int]] | None:
+    """The layers as the distiller takes them; `K:LAYER` is for model K alone.
 
     Raises:
-        UserError: where some are for all networks and others for one.
+        UserError: where some are for all models and others for one.
     """
     common: list[str | int] = []
     own: dict[int, list[str | int]] = {}
-    for word in networks.feature_layers:
-        network, colon, layer = word.rpartition(":")
-        target = own.setdefault(int(network), []) if colon and network.isdigit() else common
+    for word in models.feature_layers:
+        model, colon, layer = word.rpartition(":")
+        target = own.setdefault(int(model), []) if colon and model.isdigit() else common
         target.append(int(layer) if re.fullmatch(r"-?\d+", layer) else layer)
     if own and common:
-        raise UserError(f"feature_layers: {common[0]!r} is for all networks and others for one: say all as K:LAYER")
+        raise UserError(f"feature_layers: {common[0]!r} is for all models and others for one: say all as K:LAYER")
     return own or common or None
 
 

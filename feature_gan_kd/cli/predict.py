@@ -26,7 +26,7 @@ def predict(
     """Print the most probable classes of images.
 
     Args:
-        model_dir: Folder of a published network, of any format of `export`; `local-dir:` may stand before it.
+        model_dir: Folder of a published model, of any format of `export`; `local-dir:` may stand before it.
         image: Image file.
         images: More of them.
         top: How many classes of each.
@@ -35,9 +35,9 @@ def predict(
     """
     if top < 1:
         raise UserError(f"--top: {top} is not allowed, expected a whole number of at least 1")
-    from feature_gan_kd.export.predictor import Classifier, read_image
+    from feature_gan_kd.export.predictor import Predictor, read_image
 
-    classifier = Classifier(Path(str(model_dir).removeprefix("local-dir:")), trust_code=trust_code)
+    classifier = Predictor(Path(str(model_dir).removeprefix("local-dir:")), trust_code=trust_code)
     paths = [image, *images]
     for first in range(0, len(paths), BATCH):
         part = paths[first : first + BATCH]

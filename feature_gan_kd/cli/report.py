@@ -26,7 +26,7 @@ def report(
         run: Folder of the run; it may still be going on.
         others: Folders of runs to compare with it.
         output: The file [report.html in the first run's folder].
-        grad_cam: Evaluation images, by number from 0, on which to draw where each network sees the right class; the
+        grad_cam: Evaluation images, by number from 0, on which to draw where each model sees the right class; the
             pictures stay in the run's folder, and in later reports.
         data: Images that --grad-cam takes [those the run was evaluated on].
         json: Print where the file is as one line of JSON.

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from tyro.conf import OmitArgPrefixes
 
 from feature_gan_kd.cli.command_line import own_command
-from feature_gan_kd.cli.options import Networks, build
+from feature_gan_kd.cli.options import ModelOptions, build
 from feature_gan_kd.config.settings import DistillConfig
 
 if TYPE_CHECKING:
     from feature_gan_kd.training.history import History
 
-# What `train` runs when neither networks nor data are named: a CNN and a transformer of timm's own on the bundled
-# digits, with rates that suit such networks and a run of some 450 steps.
+# What `train` runs when neither models nor data are named: a CNN and a transformer of timm's own on the bundled
+# digits, with rates that suit such models and a run of some 450 steps.
 DEMO = (
     *("--models", "test_resnet", "test_vit", "--image-size", "32", "--epochs", "20", "--batch-size", "64"),
-    *("--optimizer", "adamw", "--lr", "2e-3", "--scheduler", "cosine", "--warmup", "0.1"),
+    *("--optimizer", "adamw", "--lr", "2e-3", "--scheduler", "cosine", "--warmup-fraction", "0.1"),
     *("--adversarial-lr", "2e-4", "--adversarial-weight-decay", "0"),
     *("--discriminator-lr", "1e-3", "--discriminator-weight-decay", "0"),
 )
@@ -54,24 +54,24 @@ class Output:
 
 
 def train(
-    networks: OmitArgPrefixes[Networks],
+    models: OmitArgPrefixes[ModelOptions],
     run: OmitArgPrefixes[Run],
     output: OmitArgPrefixes[Output],
     config: OmitArgPrefixes[DistillConfig],
 ) -> None:
-    """Train networks together and publish them."""
+    """Train models together and publish them."""
     from feature_gan_kd.training.callbacks import JsonPrinter
-    from feature_gan_kd.training.run_folder import usable_folder
+    from feature_gan_kd.training.run_folder import check_run_folder
     from feature_gan_kd.utils.memory import keep_freed_memory
 
     keep_freed_memory()
-    usable_folder(run.output_dir, run.resume)
-    distiller = build(networks, config)
+    check_run_folder(run.output_dir, run.resume)
+    distiller = build(models, config)
     main_process = distiller.accelerator.is_main_process
     if main_process and not output.quiet:
         print(distiller.summary(), end="\n\n", file=sys.stderr if output.json else sys.stdout, flush=True)
     history = distiller.fit(
-        networks.data,
+        models.data,
         run.eval_data,
         output_dir=run.output_dir,
         resume=run.resume,
@@ -81,7 +81,7 @@ def train(
         license=run.license,
     )
     if main_process:
-        _finish(run.output_dir, history, output, licensed=run.license is not None or networks.pretrained)
+        _finish(run.output_dir, history, output, licensed=run.license is not None or models.pretrained)
 
 
 def _finish(folder: Path, history: History, output: Output, *, licensed: bool) -> None:
@@ -97,7 +97,7 @@ def _finish(folder: Path, history: History, output: Output, *, licensed: bool) -
         places = {"networks": str(folder / "networks"), "curves": str(curves)}
         print(dumps({"event": "end", "epoch": last["epoch"], **results, **places, "commands": commands}))
     elif not output.quiet:
-        print(f"\n{table(finished)}\n\nnetworks: {folder / 'networks'}\ncurves:   {curves}")
+        print(f"\n{table(finished)}\n\nnetworks: {folder / 'models'}\ncurves:   {curves}")
         print(*(f"{name + ':':<9} {command}" for name, command in commands.items()), sep="\n")
 
 

@@ -24,12 +24,12 @@ class Recipe:
     weight_decay: float = 1e-4
     scheduler: SchedulerName = "multistep"
     milestones: tuple[float, ...] = (0.5, 0.75)
-    warmup: float = 0.0
+    warmup_fraction: float = 0.0
     adversarial_optimizer: Literal["adam", "adamw"] = "adam"
     adversarial_lr: float = 2e-5
     adversarial_weight_decay: float = 0.1
     adversarial_milestones: tuple[float, ...] = (0.25, 0.5)
-    adversarial_warmup: float = 0.0
+    adversarial_warmup_fraction: float = 0.0
     discriminator_lr: float = 2e-5
     discriminator_weight_decay: float = 0.1
 
@@ -37,5 +37,5 @@ class Recipe:
 RECIPES: dict[RecipeName, Recipe] = {
     "paper": Recipe(),
     # Ours: pretrained weights are kept close, so no coupled decay pulls them to zero and the steps are small.
-    "finetune": Recipe(lr=0.01, scheduler="cosine", warmup=0.05, adversarial_weight_decay=0.0),
+    "finetune": Recipe(lr=0.01, scheduler="cosine", warmup_fraction=0.05, adversarial_weight_decay=0.0),
 }

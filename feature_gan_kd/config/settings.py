@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from feature_gan_kd.config.methods import METHODS, AdversarialLoss, MethodName, Objective
+from feature_gan_kd.config.methods import METHODS, AdversarialLoss, LossWeights, MethodName
 from feature_gan_kd.config.recipes import RECIPES, Recipe, RecipeName, SchedulerName
 from feature_gan_kd.config.validation import check, coerce, show
 from feature_gan_kd.utils.errors import UserError, closest
@@ -38,7 +38,7 @@ class DistillConfig:
     zero-gradient (KL, and the adversarial Adam with its decay but no gradient)."""
     temperature: float | None = _bounded(None, above=0)
     """T of the logit term [method's: 3, dml 1]."""
-    logit_weight: float | None = _bounded(None, at_least=0)
+    kl_weight: float | None = _bounded(None, at_least=0)
     """Weight of the logit term [method's]."""
     adversarial_weight: float | None = _bounded(None, at_least=0)
     """Weight of the adversarial term [method's]."""
@@ -54,7 +54,7 @@ class DistillConfig:
     """Passes over the training images."""
     batch_size: int = _bounded(128, at_least=2)
     """Images in one update, over all processes and accumulation steps together."""
-    accumulation_steps: int = _bounded(1, at_least=1)
+    grad_accum_steps: int = _bounded(1, at_least=1)
     """Parts that a process divides its share of a batch into, to fit memory."""
     seed: int = _bounded(0, at_least=0, at_most=2**31 - 1)
     """Seed of the weights, the order of the images, their augmentation and dropout."""
@@ -73,7 +73,7 @@ class DistillConfig:
     """Its schedule [paper multistep, finetune cosine]."""
     milestones: tuple[float, ...] | None = _bounded(None, above=0, at_most=1)
     """Fractions of the run at which multistep multiplies the rate by 0.1 [0.5 0.75]."""
-    warmup: float | None = _bounded(None, at_least=0, at_most=0.9)
+    warmup_fraction: float | None = _bounded(None, at_least=0, at_most=0.9)
     """Fraction of the run over which the rate rises from zero [paper 0, finetune 0.05]."""
     adversarial_optimizer: Literal["adam", "adamw"] | None = None
     """Optimiser of extractors and discriminators; adam couples the decay (L2), adamw decouples it [adam]."""
@@ -83,7 +83,7 @@ class DistillConfig:
     """Its weight decay [paper 0.1, finetune 0]."""
     adversarial_milestones: tuple[float, ...] | None = _bounded(None, above=0, at_most=1)
     """Fractions of the run at which both adversarial rates are multiplied by 0.1 [0.25 0.5]."""
-    adversarial_warmup: float | None = _bounded(None, at_least=0, at_most=0.9)
+    adversarial_warmup_fraction: float | None = _bounded(None, at_least=0, at_most=0.9)
     """Fraction of the run over which the extractors' adversarial rate rises from zero, while discriminators learn at
     theirs [0]."""
     discriminator_lr: float | None = _bounded(None, above=0)
@@ -96,12 +96,12 @@ class DistillConfig:
     adversarial_interval: int = _bounded(1, at_least=1)
     """Only every so-many-th update, the first among them, compares maps and steps extractors and discriminators:
     cheaper, and another algorithm [1: every one, the paper's]."""
-    single_backward: bool = False
+    joint_backward: bool = False
     """Add the gradient of the feature loss to that of the logit loss, in one backward pass and one optimiser: cheaper,
     and another algorithm; adversarial_weight then decides how much it counts."""
     clip_grad: float | None = _bounded(None, above=0)
-    """Largest norm of a network's logit gradient [no clipping]."""
-    max_skipped: int = _bounded(20, at_least=1)
+    """Largest norm of a model's logit gradient [no clipping]."""
+    max_nonfinite_steps: int = _bounded(20, at_least=1)
     """Updates in a row that may be skipped, because a loss or a gradient is not finite, before training ends."""
 
     vectors_as_maps: bool = False
@@ -123,7 +123,7 @@ class DistillConfig:
     """Discriminators are stepped in every so-many-th of the updates that compare maps [1]."""
 
     image_size: int | None = _bounded(None, at_least=8)
-    """Side of the square images in pixels [the networks' own]."""
+    """Side of the square images in pixels [the models' own]."""
     augmentation: Augmentation = "auto"
     """Training augmentation [auto: crop-flip up to 96 pixels (padding 1/8 of the side), above it resized-crop with
     flip; crop for the bundled digits, which flipping would change]."""
@@ -149,39 +149,39 @@ class DistillConfig:
     """Use only the first so many evaluation images."""
     skip_bad_images: bool = False
     """Pass over images that cannot be decoded, and say how many they are."""
-    workers: int = _bounded(0, at_least=0)
+    num_workers: int = _bounded(0, at_least=0)
     """Processes that decode images, where the data set is not held in memory."""
 
     sync_batchnorm: bool = False
-    """Batch normalisation inside the networks takes its statistics over all processes; without it, over each one's
+    """Batch normalisation inside the models takes its statistics over all processes; without it, over each one's
     share of the batch."""
     check_processes: bool = False
     """Check after every update that all processes hold the same weights, and end the run where they do not."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Arithmetic of the forward and backward passes."""
     compile: bool = False
-    """Compile the networks with torch.compile."""
+    """Compile the models with torch.compile."""
     cuda_graphs: bool = False
-    """Record whole updates as CUDA graphs and replay them: for small networks on one GPU, whose kernels end sooner than
+    """Record whole updates as CUDA graphs and replay them: for small models on one GPU, whose kernels end sooner than
     they can be launched."""
     channels_last: bool = True
     """Keep images and convolutions in channels-last memory order."""
-    evaluate_every: int = _bounded(1, at_least=1)
+    evaluate_every_epochs: int = _bounded(1, at_least=1)
     """Epochs between two evaluations; the last epoch always has one."""
     early_stopping_patience: int | None = _bounded(None, at_least=1)
-    """End the run after so many evaluations in a row in which neither a network nor the ensemble reached a new best
+    """End the run after so many evaluations in a row in which neither a model nor the ensemble reached a new best
     accuracy [never]."""
-    log_every: int = _bounded(50, at_least=1)
+    log_every_steps: int = _bounded(50, at_least=1)
     """Steps between two lines of metrics."""
-    record_similarity: int | None = _bounded(None, at_least=4)
+    similarity_images: int | None = _bounded(None, at_least=4)
     """Record at each evaluation how alike the maps of source and learner are, on the first so many evaluation images
     [not recorded]."""
-    record_gradients: bool = False
-    """Record, of one update in log_every, the norms of gradients, decay and updates and what they have in common, and
-    how many answers of the discriminators are right."""
-    checkpoint_every: int | None = _bounded(None, at_least=1)
+    log_gradients: bool = False
+    """Record, of one update in log_every_steps, the norms of gradients, decay and updates and what they have in common,
+    and how many answers of the discriminators are right."""
+    checkpoint_every_steps: int | None = _bounded(None, at_least=1)
     """Steps between two checkpoints, besides the one at the end of each epoch [that one alone]."""
-    keep_last: int = _bounded(2, at_least=1)
+    keep_checkpoints: int = _bounded(2, at_least=1)
     """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
@@ -194,20 +194,20 @@ class DistillConfig:
             value = getattr(self, name)
             if value is not None and list(value) != sorted(set(value)):
                 raise UserError(f"{name}: {show(value)} is not allowed, expected rising fractions of the run")
-        if self.accumulation_steps > self.batch_size:
+        if self.grad_accum_steps > self.batch_size:
             raise UserError(
-                f"accumulation_steps: {self.accumulation_steps} parts of a batch of {self.batch_size} images: "
+                f"grad_accum_steps: {self.grad_accum_steps} parts of a batch of {self.batch_size} images: "
                 "at most one part per image"
             )
-        if self.single_backward and self.objective.feature_update:
+        if self.joint_backward and self.loss_weights.decay_only_update:
             raise UserError(
-                f"single_backward: method {self.method} has a feature update without a gradient: leave one of them out"
+                f"joint_backward: method {self.method} has a feature update without a gradient: leave one of them out"
             )
         if self.sync_batchnorm and self.compile:
             raise UserError("sync_batchnorm: does not go together with compile: leave one of them out")
 
     @property
-    def objective(self) -> Objective:
+    def loss_weights(self) -> LossWeights:
         """The method's loss weights with this config's own in their place."""
         return _overridden(METHODS[self.method], self)
 
@@ -234,9 +234,9 @@ class DistillConfig:
         """The settings as JSON values."""
         return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(self))))
 
-    def in_full(self) -> dict[str, Any]:
+    def resolved(self) -> dict[str, Any]:
         """The settings as JSON values, with what the method and the recipe choose in the place of None."""
-        chosen = {**dataclasses.asdict(self.objective), **dataclasses.asdict(self.recipe_settings)}
+        chosen = {**dataclasses.asdict(self.loss_weights), **dataclasses.asdict(self.recipe_settings)}
         full = {key: chosen.get(key, value) for key, value in self.to_dict().items()}
         return typing.cast("dict[str, Any]", json.loads(json.dumps(full)))
 
@@ -261,20 +261,20 @@ class DistillConfig:
 
 # Settings that may change between the parts of one run.
 _RUNTIME = (
-    "workers",
-    "max_skipped",
+    "num_workers",
+    "max_nonfinite_steps",
     "skip_bad_images",
-    "log_every",
-    "record_similarity",
-    "record_gradients",
-    "checkpoint_every",
-    "keep_last",
+    "log_every_steps",
+    "similarity_images",
+    "log_gradients",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
     "compile",
     "cuda_graphs",
     "check_processes",
 )
 
-Settings = typing.TypeVar("Settings", Objective, Recipe)
+Settings = typing.TypeVar("Settings", LossWeights, Recipe)
 
 
 def _overridden(base: Settings, config: DistillConfig) -> Settings:

@@ -46,7 +46,7 @@ def with_channels(image: Image, channels: int) -> Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def fitted(image: Image, size: int) -> Image:
+def center_crop_resize(image: Image, size: int) -> Image:
     """The largest centred square of the image, resized (bicubic) to `size` pixels where it has another size."""
     import PIL.Image
     import PIL.ImageOps
@@ -110,7 +110,7 @@ def decode_all(
     Args:
         values: undecoded images, in lists of any length, N in all.
         names: N names for errors.
-        size: side in pixels, see `fitted`.
+        size: side in pixels, see `center_crop_resize`.
         channels: 1 or 3.
         skip: leave out images that cannot be decoded.
 
@@ -135,7 +135,7 @@ def decode_all(
                 bad.append(index)
                 continue
             others += image.size != (size, size)
-            pixels[index] = as_pixels(fitted(image, size), channels)
+            pixels[index] = as_pixels(center_crop_resize(image, size), channels)
         return others
 
     begin = resized = 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from feature_gan_kd.data.decode import ImageError, as_pixels, decode, fitted, undecodable, with_channels
+from feature_gan_kd.data.decode import ImageError, as_pixels, center_crop_resize, decode, undecodable, with_channels
 from feature_gan_kd.data.rng import seeded
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.utils.errors import UserError
@@ -25,7 +25,7 @@ Item = tuple[Tensor, int] | UserError
 
 
 @dataclass(frozen=True)
-class Views:
+class ImageTransform:
     """A PIL image as pixels of one size, uint8 `(size, size, channels)`.
 
     Attributes:
@@ -43,7 +43,7 @@ class Views:
         """An RGB or L image as its pixels; draws from the global generators where `train`."""
         if self.resized_crop:
             image = _transforms(self.size, train)(image)
-        return torch.from_numpy(as_pixels(fitted(image, self.size), self.channels))
+        return torch.from_numpy(as_pixels(center_crop_resize(image, self.size), self.channels))
 
 
 @functools.lru_cache(maxsize=4)
@@ -83,7 +83,7 @@ class TableItems:
     """Images of a `Table`, decoded when they are asked for."""
 
     table: Table
-    views: Views
+    views: ImageTransform
 
     def __len__(self) -> int:
         return len(self.table)
@@ -123,7 +123,7 @@ class TorchItems:
     """
 
     data: Any
-    views: Views
+    views: ImageTransform
     class_names: list[str] | None
     num_classes: int | None
     bound: int | None

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_bounds, count_steps, share
 from feature_gan_kd.data.decode import ImageError, fingerprint, passed_over, statistics
-from feature_gan_kd.data.items import Item, Items, Key, Views
+from feature_gan_kd.data.items import ImageTransform, Item, Items, Key
 from feature_gan_kd.data.rng import item_seeds, permutation
 from feature_gan_kd.utils.errors import UserError
 
@@ -82,7 +82,7 @@ def _collate(found: list[Found]) -> Read | UserError:
     return images, labels, [bad for _, bad in found if bad is not None]
 
 
-class DecodedAsRead:
+class DecodedImages:
     """What sources have in common that decode their images anew in every epoch.
 
     Args:
@@ -93,7 +93,7 @@ class DecodedAsRead:
         normalise: applied last; to be set to what the run normalises with.
     """
 
-    def __init__(self, views: Views, augment: CropFlip | None) -> None:
+    def __init__(self, views: ImageTransform, augment: CropFlip | None) -> None:
         self.views = views
         self.augment = augment
         self.normalise = PixelNormaliser.identity(views.channels)
@@ -140,8 +140,8 @@ class DecodedAsRead:
         return self.normalise(images)
 
 
-class StreamedImages(DecodedAsRead):
-    """Images read item by item, in `workers` processes, in this process where that is 0.
+class LazyImages(DecodedImages):
+    """Images read item by item, in `num_workers` processes, in this process where that is 0.
 
     Args:
         items: the images.
@@ -152,12 +152,12 @@ class StreamedImages(DecodedAsRead):
     """
 
     def __init__(
-        self, items: Items, views: Views, augment: CropFlip | None, workers: int, *, skip: bool = False
+        self, items: Items, views: ImageTransform, augment: CropFlip | None, num_workers: int, *, skip: bool = False
     ) -> None:
         super().__init__(views, augment)
         self.items = items
         self.reader = Reader(items, skip)
-        self.workers = workers
+        self.num_workers = num_workers
         self._told = False
 
     def __len__(self) -> int:
@@ -194,7 +194,7 @@ class StreamedImages(DecodedAsRead):
         loader: DataLoader[Any] = DataLoader(
             self.reader,  # type: ignore[arg-type]
             batch_sampler=[[(places[k], seeds[k]) for k in span] for span in spans],
-            num_workers=self.workers,
+            num_workers=self.num_workers,
             collate_fn=_collate,
             worker_init_fn=_ignore_signals,
             pin_memory=torch.device(device).type == "cuda",

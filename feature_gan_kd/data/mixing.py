@@ -11,7 +11,7 @@ from feature_gan_kd.data.batches import Batch
 from feature_gan_kd.data.rng import MIX, item_seeds, seeded
 
 
-class Mixing:
+class MixupCutmix:
     """Blends neighbours of a batch and their labels: the images 0 and 1, 2 and 3, and so on.
 
     The order of the images is shuffled, so a neighbour is any other image. One ratio holds for a whole step, on all
@@ -47,8 +47,8 @@ class Mixing:
         return mixed, soft
 
 
-def mixing_of(config: DistillConfig, num_classes: int) -> Mixing | None:
+def build_mixup_cutmix(config: DistillConfig, num_classes: int) -> MixupCutmix | None:
     """The mixing that the settings ask for, if any."""
     if config.mixup == config.cutmix == 0:
         return None
-    return Mixing(config.mixup, config.cutmix, num_classes, config.seed)
+    return MixupCutmix(config.mixup, config.cutmix, num_classes, config.seed)

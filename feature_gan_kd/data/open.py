@@ -13,13 +13,13 @@ from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
 from feature_gan_kd.data.batches import ImageSource
 from feature_gan_kd.data.decode import decode_all, passed_over
 from feature_gan_kd.data.in_memory import MemoryImages
-from feature_gan_kd.data.items import TableItems, TorchItems, Views
-from feature_gan_kd.data.lazy import StreamedImages
+from feature_gan_kd.data.items import ImageTransform, TableItems, TorchItems
+from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.data.sources import Part, choose_evaluation, choose_parts, is_of_datasets, is_stream
-from feature_gan_kd.data.streaming import Stream, StreamedRows, read_stream
+from feature_gan_kd.data.streaming import IterableImages, Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table
-from feature_gan_kd.data.user_loader import LoaderBatches
+from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 
 # Decoded images that are held in memory, at most, per split.
@@ -27,9 +27,9 @@ MEMORY_LIMIT = 4 * 2**30
 # Larger images are cropped at random sizes, as is usual for ImageNet.
 SMALL = 96
 
-Labelled = Table | Stream | TorchItems | LoaderBatches
+Labelled = Table | Stream | TorchItems | UserLoader
 """What a part is after its columns are found and before its images are decoded."""
-Source = MemoryImages | StreamedImages | StreamedRows | LoaderBatches
+Source = MemoryImages | LazyImages | IterableImages | UserLoader
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Form:
     """How images are to come out."""
 
     config: DistillConfig
-    views: Views
+    views: ImageTransform
     augment: CropFlip | None
 
 
@@ -104,7 +104,7 @@ def open_data(
         in_chans: 3 (RGB) or 1 (grey).
         mean: per channel, of pixels in [0, 1]; None for the training images' own.
         std: likewise.
-        num_classes: classes of the networks; bounds the labels where the data do not say how many they have.
+        num_classes: classes of the models; bounds the labels where the data do not say how many they have.
 
     Raises:
         UserError: for data, columns, splits, labels or images that cannot be used; the line says which and where.
@@ -161,22 +161,22 @@ def open_evaluation(
     """Opens images to evaluate on, without opening training images.
 
     Args:
-        eval_data: as for `open_data`; None is the bundled digits, on which some networks were trained.
+        eval_data: as for `open_data`; None is the bundled digits, on which some models were trained.
         config: as for `open_data`.
         image_size: side in pixels.
         in_chans: 3 or 1.
-        mean: what the networks' images are normalised with, per channel, of pixels in [0, 1].
+        mean: what the models' images are normalised with, per channel, of pixels in [0, 1].
         std: likewise.
-        class_names: of the networks, by class index, where they are known.
-        num_classes: of the networks.
-        trained_on: whether the networks were trained on `eval_data`: where these have no split for evaluation, the
+        class_names: of the models, by class index, where they are known.
+        num_classes: of the models.
+        trained_on: whether the models were trained on `eval_data`: where these have no split for evaluation, the
             fifth is taken that training holds out.
 
     Returns:
         The images, and lines that tell the user what was chosen.
 
     Raises:
-        UserError: as `open_data`; also for classes other than the networks'.
+        UserError: as `open_data`; also for classes other than the models'.
     """
     _check_channels(in_chans)
     notes: list[str] = []
@@ -196,7 +196,7 @@ def open_evaluation(
 
 def _check_channels(channels: int) -> None:
     if channels not in (1, 3):
-        raise UserError(f"in_chans: images have 1 or 3 channels, the networks take {channels}")
+        raise UserError(f"in_chans: images have 1 or 3 channels, the models take {channels}")
 
 
 def _form(config: DistillConfig, size: int, channels: int, *, flip: bool) -> _Form:
@@ -204,7 +204,7 @@ def _form(config: DistillConfig, size: int, channels: int, *, flip: bool) -> _Fo
     if kind == "auto":
         kind = "resized-crop" if size > SMALL else "crop-flip" if flip else "crop"
     augment = CropFlip(size // 8, flip=kind == "crop-flip") if kind in ("crop", "crop-flip") else None
-    return _Form(config, Views(size, channels, resized_crop=kind == "resized-crop"), augment)
+    return _Form(config, ImageTransform(size, channels, resized_crop=kind == "resized-crop"), augment)
 
 
 def _labelled(part: Part, form: _Form, notes: list[str], classes: int | None, train: Classes | None = None) -> Labelled:
@@ -221,7 +221,7 @@ def _labelled(part: Part, form: _Form, notes: list[str], classes: int | None, tr
         if form.config.skip_bad_images:
             raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
         notes.append(f"split {part.split!r}: batches as the DataLoader gives them; batch_size is not used")
-        return LoaderBatches(part.data, form.views.channels, names, known, bound, part.split)
+        return UserLoader(part.data, form.views.channels, names, known, bound, part.split)
     if not hasattr(part.data, "__len__"):
         raise UserError(f"data: the {type(part.data).__name__} of split {part.split!r} has no length")
     if len(part.data) == 0:
@@ -240,7 +240,7 @@ def _declared_names(data: Any) -> list[str] | None:
 
 def _held_out(train: Labelled, notes: list[str]) -> tuple[Labelled, Labelled]:
     """A fixed fifth of the training images for evaluation, of each class alike where the labels are known."""
-    if isinstance(train, LoaderBatches):
+    if isinstance(train, UserLoader):
         raise UserError("eval_data: a DataLoader has no other split: give images to evaluate on")
     if isinstance(train, Stream):
         raise UserError(f"eval_data: the stream has no split but {train.split!r}: give images to evaluate on")
@@ -258,7 +258,7 @@ def _held_out(train: Labelled, notes: list[str]) -> tuple[Labelled, Labelled]:
 def _limited(part: Labelled, limit: int | None, option: str) -> Labelled:
     if limit is None or limit >= len(part) or isinstance(part, Stream):  # a stream knows its limit
         return part
-    if isinstance(part, LoaderBatches):
+    if isinstance(part, UserLoader):
         raise UserError(f"{option}: a DataLoader is used as it is: limit its data set instead")
     return part.select(torch.arange(limit))
 
@@ -286,18 +286,20 @@ def _note_missing_classes(train: Labelled, notes: list[str]) -> None:
 
 
 def _source(part: Labelled, form: _Form, notes: list[str]) -> Source:
-    if isinstance(part, LoaderBatches):
+    if isinstance(part, UserLoader):
         return part
-    views, workers, skip = form.views, form.config.workers, form.config.skip_bad_images
+    views, num_workers, skip = form.views, form.config.num_workers, form.config.skip_bad_images
     if isinstance(part, Stream):
-        return StreamedRows(part, views, form.augment, skip=skip)
+        return IterableImages(part, views, form.augment, skip=skip)
     if isinstance(part, TorchItems):
-        return StreamedImages(part, views, form.augment if part.holds_pictures() else None, workers, skip=skip)
+        return LazyImages(part, views, form.augment if part.holds_pictures() else None, num_workers, skip=skip)
     if views.resized_crop or len(part) * views.size**2 * views.channels > MEMORY_LIMIT:
-        where = f"in {workers} worker processes" if workers else "in the training process (more with --workers)"
+        where = (
+            f"in {num_workers} worker processes" if num_workers else "in the training process (more with --num-workers)"
+        )
         note = f"split {part.split!r}: decoded as it is read, {where}"
         notes.extend([note] if note not in notes else [])  # what is held out is of the same split
-        return StreamedImages(TableItems(part, views), views, form.augment, workers, skip=skip)
+        return LazyImages(TableItems(part, views), views, form.augment, num_workers, skip=skip)
     names = [part.where(row) for row in range(len(part))]
     pixels, bad, resized = decode_all(part.undecoded(), names, views.size, views.channels, skip=skip)
     note = f"images resized to {views.size} x {views.size} (largest centred square, bicubic)"

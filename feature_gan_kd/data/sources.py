@@ -15,7 +15,7 @@ import torch.utils.data
 
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.utils.errors import UserError, reason
-from feature_gan_kd.utils.offline import offline_without_network
+from feature_gan_kd.utils.offline import offline_without_internet
 
 BUNDLED = Path(__file__).parent / "bundled" / "digits.parquet"
 _EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
@@ -190,7 +190,7 @@ def _fetched(name: str, streaming: bool) -> Any:
     if not _HUB_NAME.fullmatch(name) or ".." in name or Path(name).suffix in _FILES:
         raise UserError(f"data: there is no file or folder {name!r}")
     try:
-        with offline_without_network():
+        with offline_without_internet():
             if "/" not in name and _is_of_a_folder(name):
                 raise FileNotFoundError(name)
             return datasets.load_dataset(name, streaming=streaming)
@@ -198,8 +198,8 @@ def _fetched(name: str, streaming: bool) -> Any:
         raise UserError(f"data: {name!r} is neither a local folder nor a data set of the hub") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"data: {name!r} is no local folder and could not be fetched (no network?): name a local folder, or "
-            f"download it first where there is one with: hf download {name} --repo-type dataset --local-dir DIR"
+            f"data: {name!r} is no local folder and could not be fetched (no internet access?): name a local folder, "
+            f"or download it first where there is one with: hf download {name} --repo-type dataset --local-dir DIR"
         ) from error
     except Exception as error:
         raise UserError(f"data: {name!r} could not be read ({_origin(error)})") from error

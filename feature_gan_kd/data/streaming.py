@@ -13,8 +13,8 @@ import torch
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data.augment import CropFlip
 from feature_gan_kd.data.batches import Batch, batch_bounds, share
-from feature_gan_kd.data.items import TableItems, Views
-from feature_gan_kd.data.lazy import DecodedAsRead, Reader, collate
+from feature_gan_kd.data.items import ImageTransform, TableItems
+from feature_gan_kd.data.lazy import DecodedImages, Reader, collate
 from feature_gan_kd.data.rng import item_seeds
 from feature_gan_kd.data.sources import Part
 from feature_gan_kd.data.table import Classes, Table, class_names_of, encoded, image_column, label_column
@@ -122,7 +122,7 @@ def _length(stream: Any, split: str, config: DistillConfig, *, training: bool) -
     return min(number for number in (known, limit) if number is not None)
 
 
-class StreamedRows(DecodedAsRead):
+class IterableImages(DecodedImages):
     """The images of a `Stream`, shuffled in training within a buffer, and split among the processes (ours).
 
     In training each process reads shards of its own where their number is a multiple of that of the processes, else
@@ -140,7 +140,7 @@ class StreamedRows(DecodedAsRead):
             batch takes its place.
     """
 
-    def __init__(self, stream: Stream, views: Views, augment: CropFlip | None, *, skip: bool) -> None:
+    def __init__(self, stream: Stream, views: ImageTransform, augment: CropFlip | None, *, skip: bool) -> None:
         super().__init__(views, augment)
         self.stream = stream
         self.skip = skip

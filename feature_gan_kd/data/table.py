@@ -147,7 +147,7 @@ def read_table(
     )
 
 
-# Plain numbers are class indices; a larger one is an identifier, for which no network could have the logits.
+# Plain numbers are class indices; a larger one is an identifier, for which no model could have the logits.
 MOST_CLASSES = 1_000_000
 
 

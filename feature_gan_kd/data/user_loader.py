@@ -16,7 +16,7 @@ from feature_gan_kd.data.rng import item_seeds, seeded
 from feature_gan_kd.utils.errors import UserError
 
 
-class LoaderBatches:
+class UserLoader:
     """The batches of a torch `DataLoader`; each process takes its contiguous share of every batch.
 
     The loader decides the size of the batches and their order. While it works, the global generators are seeded

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from feature_gan_kd.utils.errors import UserError
 
 
-def process_count() -> int:
+def world_size() -> int:
     """The number of processes that train together."""
     return torch.distributed.get_world_size() if _several() else 1
 
@@ -25,20 +25,20 @@ def _several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def sum_over_processes(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """A tensor of any shape added up over all processes, in place.
 
     Raises:
         UserError: where another process is gone.
     """
-    if process_count() > 1:
-        with exchanging():
+    if world_size() > 1:
+        with explain_lost_process():
             torch.distributed.all_reduce(value)
     return value
 
 
 @contextmanager
-def exchanging() -> Iterator[None]:
+def explain_lost_process() -> Iterator[None]:
     """Around an exchange between processes: where another one is gone, the error says so in one line.
 
     Raises:
@@ -49,12 +49,12 @@ def exchanging() -> Iterator[None]:
     except RuntimeError as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         raise UserError(
-            f"processes: another of the {process_count()} processes ended or cannot be reached ({reason}): see what "
+            f"processes: another of the {world_size()} processes ended or cannot be reached ({reason}): see what "
             "it said, then launch the run again with --resume"
         ) from error
 
 
-def parts_of_batch(images: int, parts: int, device: torch.device) -> list[slice]:
+def microbatches(images: int, parts: int, device: torch.device) -> list[slice]:
     """Where this process's images of each part of a batch stand among its own.
 
     A part is every so-many-th image of the whole batch, counted on through the processes: the same images whatever
@@ -71,15 +71,15 @@ def parts_of_batch(images: int, parts: int, device: torch.device) -> list[slice]
     if parts == 1:
         return [slice(None)]
     shares = [images]
-    if process_count() > 1:
-        sizes = torch.zeros(process_count(), dtype=torch.int64, device=device)
+    if world_size() > 1:
+        sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
         sizes[process_index()] = images
-        shares = sum_over_processes(sizes).tolist()
+        shares = all_reduce_sum(sizes).tolist()
     before, parts = sum(shares[: process_index()]), min(parts, sum(shares))
     return [slice((part - before) % parts, None, parts) for part in range(parts)]
 
 
-def begin_reduction(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
+def all_reduce_async(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
     """Begins to add gradients of any shape up over all processes, as one flat bucket per type, without waiting.
 
     The project reduces by itself because `DistributedDataParallel` is silent and wrong about a second gradient of
@@ -91,17 +91,17 @@ def begin_reduction(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
     Raises:
         UserError: there and here, where another process is gone.
     """
-    present = [gradient for gradient in gradients if gradient is not None] if process_count() > 1 else []
+    present = [gradient for gradient in gradients if gradient is not None] if world_size() > 1 else []
     buckets = []
     for dtype in sorted({gradient.dtype for gradient in present}, key=str):
         bucket = [gradient for gradient in present if gradient.dtype is dtype]
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        with exchanging():
+        with explain_lost_process():
             buckets.append((bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
 
     def finish() -> None:
         for bucket, flat, work in buckets:
-            with exchanging():
+            with explain_lost_process():
                 work.wait()
             pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
             for gradient, summed in zip(bucket, pieces, strict=True):
@@ -110,35 +110,35 @@ def begin_reduction(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
     return finish
 
 
-def average_buffers(networks: Iterable[nn.Module]) -> None:
+def average_buffers(models: Iterable[nn.Module]) -> None:
     """Makes floating-point buffers (batch normalisation's running statistics) equal: their mean over processes.
 
     Raises:
         UserError: where another process is gone.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         return
-    for network in networks:
-        for buffer in network.buffers():
+    for model in models:
+        for buffer in model.buffers():
             if buffer.is_floating_point():
-                sum_over_processes(buffer).div_(process_count())
+                all_reduce_sum(buffer).div_(world_size())
 
 
-def copy_from_first(modules: Iterable[nn.Module]) -> None:
+def broadcast_parameters(modules: Iterable[nn.Module]) -> None:
     """Gives every process the first one's parameters and buffers.
 
     Raises:
         UserError: where another process is gone.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         return
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
-            with exchanging():
+            with explain_lost_process():
                 torch.distributed.broadcast(tensor.data, src=0)
 
 
-def same_everywhere(values: Tensor) -> list[bool]:
+def all_ranks_equal(values: Tensor) -> list[bool]:
     """Which of the whole numbers (n,) are the same on every process.
 
     Raises:
@@ -146,14 +146,14 @@ def same_everywhere(values: Tensor) -> list[bool]:
     """
     # The largest of the complements is the complement of the smallest.
     both = torch.stack([values, ~values])
-    if process_count() > 1:
-        with exchanging():
+    if world_size() > 1:
+        with explain_lost_process():
             torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
     same: list[bool] = (both[0] == ~both[1]).tolist()
     return same
 
 
-def check_equal(modules: Mapping[str, nn.Module]) -> None:
+def check_ranks_equal(modules: Mapping[str, nn.Module]) -> None:
     """Compares the parameters of all processes by a checksum each: one small all-reduce.
 
     Args:
@@ -162,13 +162,13 @@ def check_equal(modules: Mapping[str, nn.Module]) -> None:
     Raises:
         UserError: on every process, naming the first module whose parameters are not the same bits everywhere.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         return
-    same = same_everywhere(torch.stack([_checksum(module) for module in modules.values()]))
+    same = all_ranks_equal(torch.stack([_checksum(module) for module in modules.values()]))
     unequal = [name for name, equal in zip(modules, same, strict=True) if not equal]
     if unequal:
         raise UserError(
-            f"processes: the weights of {unequal[0]} are not the same on all {process_count()} processes after this "
+            f"processes: the weights of {unequal[0]} are not the same on all {world_size()} processes after this "
             "step: the run ended here; go on from its last checkpoint"
         )
 
@@ -180,22 +180,22 @@ def _checksum(module: nn.Module) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def on_first(write: Callable[[], object]) -> None:
+def on_main_process(write: Callable[[], object]) -> None:
     """Has the first process write; where it cannot, all processes end with its error and none waits for it.
 
     Raises:
         UserError: on every process, where `write` raised it on the first.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         write()
         return
     error: list[str | None] = [None]
     if process_index() == 0:
         try:
             write()
-        except UserError as mistake:
-            error = [str(mistake)]
-    with exchanging():
+        except UserError as explain_parse_error:
+            error = [str(explain_parse_error)]
+    with explain_lost_process():
         torch.distributed.broadcast_object_list(error)
     if error[0] is not None:
         raise UserError(error[0])

@@ -17,7 +17,7 @@ from feature_gan_kd.utils.errors import UserError, reason
 _UNFIT = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
-def first_to_say(line: str) -> bool:
+def is_first_to_report(line: str) -> bool:
     """Whether no other process of this launch has said this line before; also where they cannot be asked.
 
     What stands in brackets, such as the address of another process, may differ between them.

@@ -1,6 +1,6 @@
 """Batch normalisation by the statistics of a whole batch that is spread over processes.
 
-`nn.SyncBatchNorm` does the same on GPUs alone, and would take the place of modules in the user's networks.
+`nn.SyncBatchNorm` does the same on GPUs alone, and would take the place of modules in the user's models.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from feature_gan_kd.distributed.collectives import process_count, process_index, sum_over_processes
+from feature_gan_kd.distributed.collectives import all_reduce_sum, process_index, world_size
 from feature_gan_kd.utils.errors import UserError
 
-# Whether the images that this process shows its networks only stand in for those it has not.
-_standing_in = False
+# Whether the images that this process shows its models only stand in for those it has not.
+_dummy_batch = False
 
 
 @contextmanager
-def taking_part(
-    images: Tensor, labels: Tensor, networks: Sequence[nn.Module], *, synchronised: bool
+def with_dummy_batch(
+    images: Tensor, labels: Tensor, models: Sequence[nn.Module], *, synchronised: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a process shows its networks, forward and backward, so that they exchange what all processes exchange.
+    """What a process shows its models, forward and backward, so that they exchange what all processes exchange.
 
-    That are its images. A process that has none shows two made-up ones, since networks in general fail on an empty
-    batch: they count in no statistics and leave the networks' buffers as they were; the caller must weigh their
+    That are its images. A process that has none shows two made-up ones, since models in general fail on an empty
+    batch: they count in no statistics and leave the models' buffers as they were; the caller must weigh their
     losses with zero.
 
     Args:
         images: (part, channels, height, width), this process's share, which may be empty.
         labels: (part,) or (part, classes).
-        networks: that they are shown to.
-        synchronised: the batch normalisations of the networks take their statistics over all processes; it holds for
+        models: that they are shown to.
+        synchronised: the batch normalisations of the models take their statistics over all processes; it holds for
             what a gradient checkpoint repeats in the backward pass, too. The modules are not edited: their `forward`
             is overridden inside alone.
 
@@ -45,46 +45,46 @@ def taking_part(
         Images and labels to show.
 
     Raises:
-        UserError: where a network cannot train on one image alone.
+        UserError: where a model cannot train on one image alone.
     """
-    global _standing_in
-    together = synchronised and process_count() > 1
+    global _dummy_batch
+    together = synchronised and world_size() > 1
     with ExitStack() as stack:
         if together:
-            for norm in _norms(networks):
+            for norm in _norms(models):
                 stack.enter_context(_synchronised(norm))
         if len(images):
             with _alone() if len(images) == 1 else nullcontext():
                 yield images, labels
             return
-        kept = [(buffer, buffer.clone()) for buffer in _own_buffers(networks, together)]
+        kept = [(buffer, buffer.clone()) for buffer in _own_buffers(models, together)]
         size = (2, *images.shape[1:])
         shown = torch.linspace(-1, 1, math.prod(size))  # not constant: norms of constants have no gradient
-        _standing_in = True
+        _dummy_batch = True
         try:
             yield shown.to(images).view(size), labels.new_zeros((2, *labels.shape[1:]))
         finally:
-            _standing_in = False
+            _dummy_batch = False
             for buffer, value in kept:
                 buffer.data.copy_(value)  # through .data: the backward pass may have saved it
 
 
-def check_parts(networks: Sequence[nn.Module], images: int, *, synchronised: bool) -> None:
+def check_batchnorm_batches(models: Sequence[nn.Module], images: int, *, synchronised: bool) -> None:
     """Looks before training whether batch normalisation will have a batch.
 
     Args:
-        networks: that are to be trained.
+        models: that are to be trained.
         images: that a process shows them at a time.
         synchronised: the statistics are taken over all processes.
 
     Raises:
         UserError: where it would normalise one image by itself.
     """
-    together = synchronised and process_count() > 1
-    if images < 2 and not together and any(isinstance(m, _BatchNorm) for one in networks for m in one.modules()):
+    together = synchronised and world_size() > 1
+    if images < 2 and not together and any(isinstance(m, _BatchNorm) for one in models for m in one.modules()):
         raise UserError(
             "batch_size: it leaves one image at a time for a process, and batch normalisation cannot train on one: "
-            "take a larger size, fewer accumulation_steps, or sync_batchnorm on several processes"
+            "take a larger size, fewer grad_accum_steps, or sync_batchnorm on several processes"
         )
 
 
@@ -97,7 +97,7 @@ def _alone() -> Iterator[None]:
     except ValueError as error:  # torch's batch normalisation, of a map of 1x1
         raise UserError(
             f"batch_size: a process has one image of this batch or of this part of it, which is too few ({error}): "
-            "take another size, fewer accumulation_steps, or sync_batchnorm"
+            "take another size, fewer grad_accum_steps, or sync_batchnorm"
         ) from error
 
 
@@ -139,10 +139,10 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (channels,) of the whole batch, and its number of values per channel (a scalar)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, _all_but_channels(x), correction=0)
-    count = mean.new_full((1,), 0 if _standing_in else x.numel() // x.shape[1])
-    every = mean.new_zeros(process_count(), 1 + 2 * len(mean))
+    count = mean.new_full((1,), 0 if _dummy_batch else x.numel() // x.shape[1])
+    every = mean.new_zeros(world_size(), 1 + 2 * len(mean))
     every[process_index()] = torch.cat([count, mean, variance])
-    counts, means, variances = torch.split(sum_over_processes(every), [1, len(mean), len(mean)], dim=1)
+    counts, means, variances = torch.split(all_reduce_sum(every), [1, len(mean), len(mean)], dim=1)
     total = counts.sum()
     mean = (counts * means).sum(0) / total
     return mean, (counts * (variances + (means - mean).square())).sum(0) / total, total
@@ -156,7 +156,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, inverse: Tensor, count: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, inverse, count)
-        ctx.has_bias, ctx.standing_in = bias is not None, _standing_in
+        ctx.has_bias, ctx.dummy_batch = bias is not None, _dummy_batch
         normal = (x - _along(mean, x)) * _along(inverse if weight is None else inverse * weight, x)
         return (normal if bias is None else normal + _along(bias, x)).to(x.dtype)
 
@@ -167,8 +167,8 @@ class _Normalise(torch.autograd.Function):
         normal = (x - _along(mean, x)) * _along(inverse, x)
         axes = _all_but_channels(x)
         own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
-        shift, scale = sum_over_processes(own.clone()) / count
-        if not ctx.standing_in:
+        shift, scale = all_reduce_sum(own.clone()) / count
+        if not ctx.dummy_batch:
             gradient = gradient - _along(shift, x) - normal * _along(scale, x)
         gradient = gradient * _along(inverse if weight is None else inverse * weight, x)
         own_weight = None if weight is None else own[1].to(weight.dtype)
@@ -216,17 +216,17 @@ class _OverProcesses(TorchFunctionMode):
         return function(*args, **named)
 
 
-def _norms(networks: Sequence[nn.Module]) -> Iterator[nn.Module]:
+def _norms(models: Sequence[nn.Module]) -> Iterator[nn.Module]:
     """The batch normalisations that take the statistics of the batch."""
-    for network in networks:
-        for module in network.modules():
+    for model in models:
+        for module in model.modules():
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 yield module
 
 
-def _own_buffers(networks: Sequence[nn.Module], together: bool) -> Iterator[Tensor]:
+def _own_buffers(models: Sequence[nn.Module], together: bool) -> Iterator[Tensor]:
     """Buffers that made-up images would change: all but those of synchronised norms, which do not count them."""
-    for network in networks:
-        for module in network.modules():
+    for model in models:
+        for module in model.modules():
             if not (together and isinstance(module, _BatchNorm)):
                 yield from module.buffers(recurse=False)

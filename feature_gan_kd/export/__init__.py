@@ -1,6 +1,6 @@
 """Publishing: safetensors, timm's config and a model card, in a folder or on the Hub; and reading them back."""
 
-from feature_gan_kd.export.card import Publication as Publication
+from feature_gan_kd.export.card import ModelCardInfo as ModelCardInfo
 from feature_gan_kd.export.graph import GRAPHS as GRAPHS
 from feature_gan_kd.export.graph import Graph as Graph
 from feature_gan_kd.export.graph import load_graph as load_graph

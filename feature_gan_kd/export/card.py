@@ -1,4 +1,4 @@
-"""What a published network says of itself, and the model card that says it."""
+"""What a published model says of itself, and the model card that says it."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ TAGS = ("timm", "image-classification", "knowledge-distillation")
 
 
 @dataclass(frozen=True)
-class Publication:
-    """What a published folder says of its network.
+class ModelCardInfo:
+    """What a published folder says of its model.
 
     Attributes:
-        architecture: timm's name without a tag; the user's own where timm did not build the network.
-        index: of the network in its run, from 0.
+        architecture: timm's name without a tag; the user's own where timm did not build the model.
+        index: of the model in its run, from 0.
         num_classes: size of the logits.
         class_names: by class index, where the data have names.
         image_size: side of the square images, in pixels.
         in_chans: channels of the images.
         mean: per channel, of pixels in [0, 1]: what images are normalised with.
         std: likewise.
-        method: what the networks taught each other.
-        peers: names of the other networks of the run.
+        method: what the models taught each other.
+        peers: names of the other models of the run.
         data: what it was trained on, as the user named it.
-        accuracy: top-1 accuracy of this network on the evaluation images, in %.
+        accuracy: top-1 accuracy of this model on the evaluation images, in %.
         ensemble: that of the mean of all the run's logits, in %.
         epochs: passes over the training images that these weights have seen.
         recipe: every setting of the run, with what method and recipe chose; those that are None are left out.
         which: weights of the last epoch or of the best.
         license: given by the user.
-        pretrained: the network started from pretrained weights, whose licence it inherits.
+        pretrained: the model started from pretrained weights, whose licence it inherits.
         model_args: keyword arguments that timm needs beyond those it records itself.
 
     Raises:
@@ -80,44 +80,44 @@ class Publication:
             raise UserError(f"method: {self.method!r} is not allowed, expected {' or '.join(METHODS)}")
 
 
-def license_of(network: nn.Module, publication: Publication) -> str:
+def license_of(model: nn.Module, card_info: ModelCardInfo) -> str:
     """The user's licence, else that of the pretrained weights, else `unknown`; never a guess."""
-    stated = publication.license or _source(network, publication).get("license") or "unknown"
+    stated = card_info.license or _source(model, card_info).get("license") or "unknown"
     return str(stated).strip().lower()
 
 
 Form = Literal["timm", "bare", "onnx", "torch-export"]
 
 
-def model_card(network: nn.Module, publication: Publication, form: Form = "timm") -> str:
+def model_card(model: nn.Module, card_info: ModelCardInfo, form: Form = "timm") -> str:
     """The card in Markdown, with the Hub's YAML front matter.
 
     Args:
-        network: what is published.
+        model: what is published.
         publication: what to say of it.
         form: what the folder holds: what timm loads, weights alone, or a graph.
     """
     front = ModelCardData(
-        license=license_of(network, publication),
+        license=license_of(model, card_info),
         library_name="timm" if form == "timm" else "onnx" if form == "onnx" else None,
         pipeline_tag="image-classification",
         tags=[tag for tag in TAGS if form == "timm" or tag != "timm"],
-        datasets=[publication.data] if _is_hub_id(publication.data) else None,
-        base_model=_source(network, publication).get("hf_hub_id") or None,
+        datasets=[card_info.data] if _is_hub_id(card_info.data) else None,
+        base_model=_source(model, card_info).get("hf_hub_id") or None,
     )
     sections = [
         f"---\n{front.to_yaml()}\n---",
-        f"# {publication.architecture}",
-        f"A classifier of images of {publication.image_size} x {publication.image_size} pixels and "
-        f"{publication.in_chans} channel{'s' * (publication.in_chans > 1)} into {publication.num_classes} classes"
-        f"{_named(publication.class_names)}: network {publication.index + 1} of the {len(publication.peers) + 1} in "
-        f"its run, with the weights of its {publication.which} epoch{_epochs(publication)}.",
-        _results(publication),
-        _method(publication),
-        _usage(network, publication, form),
-        _settings(publication),
-        _license_section(network, publication),
-        f"## Citation\n\n```bibtex\n{_DML if publication.method == 'dml' else _AFD}\n```",
+        f"# {card_info.architecture}",
+        f"A classifier of images of {card_info.image_size} x {card_info.image_size} pixels and "
+        f"{card_info.in_chans} channel{'s' * (card_info.in_chans > 1)} into {card_info.num_classes} classes"
+        f"{_named(card_info.class_names)}: model {card_info.index + 1} of the {len(card_info.peers) + 1} in "
+        f"its run, with the weights of its {card_info.which} epoch{_epochs(card_info)}.",
+        _results(card_info),
+        _method(card_info),
+        _usage(model, card_info, form),
+        _settings(card_info),
+        _license_section(model, card_info),
+        f"## Citation\n\n```bibtex\n{_DML if card_info.method == 'dml' else _AFD}\n```",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -128,93 +128,93 @@ def _named(classes: list[str] | None) -> str:
     return f" ({', '.join(names)})" if 0 < len(names) <= _MOST_NAMES else ""
 
 
-def _epochs(publication: Publication) -> str:
+def _epochs(card_info: ModelCardInfo) -> str:
     """Which epoch it was, and of how many."""
-    done, planned = publication.epochs, publication.recipe.get("epochs")
+    done, planned = card_info.epochs, card_info.recipe.get("epochs")
     return "" if done is None else f" ({done} of {planned})" if planned else f" ({done})"
 
 
-def _results(publication: Publication) -> str:
-    rows = {"this network": publication.accuracy, "ensemble (mean of all logits)": publication.ensemble}
+def _results(card_info: ModelCardInfo) -> str:
+    rows = {"this model": card_info.accuracy, "ensemble (mean of all logits)": card_info.ensemble}
     cells = "\n".join(f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in rows.items())
     table = f"## Results\n\n| on the evaluation images | top-1 accuracy, % |\n|---|---|\n{cells}"
-    if publication.which == "best":
-        table += "\n\nThe epoch was chosen by this network's accuracy on these same images: the number is optimistic."
+    if card_info.which == "best":
+        table += "\n\nThe epoch was chosen by this model's accuracy on these same images: the number is optimistic."
     return table
 
 
-def _method(publication: Publication) -> str:
-    peers = ", ".join(f"`{peer}`" for peer in publication.peers) or "none"
+def _method(card_info: ModelCardInfo) -> str:
+    peers = ", ".join(f"`{peer}`" for peer in card_info.peers) or "none"
     return (
-        f"## Method\n\n`{publication.method}`: {_MEANING[publication.method]}\n\n"
-        f"- Other networks of the run: {peers}\n- Data: {_shown(publication.data)}"
+        f"## Method\n\n`{card_info.method}`: {_MEANING[card_info.method]}\n\n"
+        f"- Other models of the run: {peers}\n- Data: {_shown(card_info.data)}"
     )
 
 
-def _usage(network: nn.Module, publication: Publication, form: Form) -> str:
+def _usage(model: nn.Module, card_info: ModelCardInfo, form: Form) -> str:
     if form == "timm":
-        return _timm_usage(network, publication)
-    return _bare_usage(network, publication) if form == "bare" else _graph_usage(publication, form)
+        return _timm_usage(model, card_info)
+    return _bare_usage(model, card_info) if form == "bare" else _graph_usage(card_info, form)
 
 
-def _timm_usage(network: nn.Module, publication: Publication) -> str:
-    cfg: Any = network.pretrained_cfg
+def _timm_usage(model: nn.Module, card_info: ModelCardInfo) -> str:
+    cfg: Any = model.pretrained_cfg
     module = model_entrypoint(cfg["architecture"]).__module__
     needed = {"timm": None, "feature_gan_kd": "feature_gan_kd.models"}.get(module.split(".")[0], module)
     register = f"\nimport {needed}  # registers the architecture with timm" if needed else ""
-    mode = "RGB" if publication.in_chans == 3 else "L"
-    named = '\nname = network.pretrained_cfg["label_names"][logits.argmax()]' if publication.class_names else ""
+    mode = "RGB" if card_info.in_chans == 3 else "L"
+    named = '\nname = model.pretrained_cfg["label_names"][logits.argmax()]' if card_info.class_names else ""
     return f"""## Loading
 
 ```python
 import timm{register}
 
-network = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()  # on the Hub: "hf-hub:OWNER/NAME"
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-logits = network(transform(image).unsqueeze(0))  # image: a PIL image of mode {mode}{named}
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()  # on the Hub: "hf-hub:OWNER/NAME"
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+logits = model(transform(image).unsqueeze(0))  # image: a PIL image of mode {mode}{named}
 ```"""
 
 
-def _bare_usage(network: nn.Module, publication: Publication) -> str:
-    kind = type(network)
+def _bare_usage(model: nn.Module, card_info: ModelCardInfo) -> str:
+    kind = type(model)
     return f"""## Loading
 
-timm does not rebuild this network: these are its weights alone, for its own class.
+timm does not rebuild this model: these are its weights alone, for its own class.
 
 ```python
 from safetensors.torch import load_file
 
-network = {kind.__name__}(...)  # {kind.__module__}.{kind.__qualname__}, built as it was for training
-network.load_state_dict(load_file("model.safetensors"))
+model = {kind.__name__}(...)  # {kind.__module__}.{kind.__qualname__}, built as it was for training
+model.load_state_dict(load_file("model.safetensors"))
 ```
 
-Its input: pixels in [0, 1], minus {list(publication.mean)}, divided by {list(publication.std)}, per channel."""
+Its input: pixels in [0, 1], minus {list(card_info.mean)}, divided by {list(card_info.std)}, per channel."""
 
 
-def _graph_usage(publication: Publication, form: Form) -> str:
+def _graph_usage(card_info: ModelCardInfo, form: Form) -> str:
     read = {
         "onnx": """import onnxruntime
 
-network = onnxruntime.InferenceSession("model.onnx")
-(logits,) = network.run(None, {"images": images})  # images: float32 (n, channels, height, width)""",
+model = onnxruntime.InferenceSession("model.onnx")
+(logits,) = model.run(None, {"images": images})  # images: float32 (n, channels, height, width)""",
         "torch-export": """import torch
 
-network = torch.export.load("model.pt2").module()  # reads code: trust who gave you the file
-logits = network(images)  # images: float32 (n, channels, height, width)""",
+model = torch.export.load("model.pt2").module()  # reads code: trust who gave you the file
+logits = model(images)  # images: float32 (n, channels, height, width)""",
     }[form]
-    size = publication.image_size
+    size = card_info.image_size
     return f"""## Loading
 
 ```python
 {read}
 ```
 
-Its input: {size} x {size} pixels in [0, 1], minus {list(publication.mean)}, divided by {list(publication.std)}, per
+Its input: {size} x {size} pixels in [0, 1], minus {list(card_info.mean)}, divided by {list(card_info.std)}, per
 channel. `config.json` has this and the names of the classes, which the file carries, too."""
 
 
-def _settings(publication: Publication) -> str:
-    settings = {key: value for key, value in publication.recipe.items() if value is not None}
+def _settings(card_info: ModelCardInfo) -> str:
+    settings = {key: value for key, value in card_info.recipe.items() if value is not None}
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in settings.items())
     return f"## Settings\n\n| setting | value |\n|---|---|\n{rows}"
 
@@ -224,9 +224,9 @@ def _cell(value: Any) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _license_section(network: nn.Module, publication: Publication) -> str:
-    source = _source(network, publication)
-    known = license_of(network, publication)
+def _license_section(model: nn.Module, card_info: ModelCardInfo) -> str:
+    source = _source(model, card_info)
+    known = license_of(model, card_info)
     lines = [f"## Licence\n\n`{known}`"]
     if source:
         origin = source.get("hf_hub_id") or "pretrained weights"
@@ -236,10 +236,10 @@ def _license_section(network: nn.Module, publication: Publication) -> str:
     return "\n\n".join(lines)
 
 
-def _source(network: nn.Module, publication: Publication) -> Mapping[str, Any]:
-    """timm's record of the pretrained weights that the network started from; empty where there were none."""
-    cfg = getattr(network, "pretrained_cfg", None)
-    return cfg if publication.pretrained and isinstance(cfg, Mapping) else {}
+def _source(model: nn.Module, card_info: ModelCardInfo) -> Mapping[str, Any]:
+    """timm's record of the pretrained weights that the model started from; empty where there were none."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    return cfg if card_info.pretrained and isinstance(cfg, Mapping) else {}
 
 
 def _is_hub_id(data: str) -> bool:
@@ -252,26 +252,26 @@ def _shown(data: str) -> str:
 
 
 _MEANING: dict[MethodName, str] = {
-    "afd": "Each network learned the softened predictions of its source network (KL divergence), and its feature "
+    "afd": "Each model learned the softened predictions of its source model (KL divergence), and its feature "
     "extractor learned to make a discriminator take its last feature map for the source's. The discriminators "
     "served training alone and are not part of these weights.",
-    "logit": "Each network learned, beside the labels, the softened predictions of its source network (KL divergence "
+    "logit": "Each model learned, beside the labels, the softened predictions of its source model (KL divergence "
     "at a temperature). Feature maps were not compared.",
-    "dml": "Each network learned, beside the labels, the predictions of its source network (KL divergence at "
+    "dml": "Each model learned, beside the labels, the predictions of its source model (KL divergence at "
     "temperature 1). Feature maps were not compared.",
-    "vanilla": "Each network learned from the labels alone, by cross-entropy. The networks did not teach each other: "
+    "vanilla": "Each model learned from the labels alone, by cross-entropy. The models did not teach each other: "
     "this is the baseline of the methods in which they do.",
-    "feature": "Each network's feature extractor learned to make a discriminator take its last feature map for its "
-    "source network's. Predictions were not compared, and the discriminators are not part of these weights.",
-    "l1": "Each network learned the softened predictions of its source network (KL divergence) and was pulled to its "
+    "feature": "Each model's feature extractor learned to make a discriminator take its last feature map for its "
+    "source model's. Predictions were not compared, and the discriminators are not part of these weights.",
+    "l1": "Each model learned the softened predictions of its source model (KL divergence) and was pulled to its "
     "last feature map by the mean absolute difference. No discriminator took part.",
-    "l1-only": "Each network's last feature map was pulled to its source network's by the mean absolute difference. "
+    "l1-only": "Each model's last feature map was pulled to its source model's by the mean absolute difference. "
     "Predictions were not compared and no discriminator took part.",
-    "l2": "Each network learned the softened predictions of its source network (KL divergence) and was pulled to its "
+    "l2": "Each model learned the softened predictions of its source model (KL divergence) and was pulled to its "
     "last feature map by the mean squared difference. No discriminator took part.",
-    "l2-only": "Each network's last feature map was pulled to its source network's by the mean squared difference. "
+    "l2-only": "Each model's last feature map was pulled to its source model's by the mean squared difference. "
     "Predictions were not compared and no discriminator took part.",
-    "zero-gradient": "Each network learned the softened predictions of its source network (KL divergence), and its "
+    "zero-gradient": "Each model learned the softened predictions of its source model (KL divergence), and its "
     "feature extractor took Adam's steps on a zero gradient, so that only their weight decay acted. This is a control "
     "for adversarial distillation: no discriminator took part.",
 }

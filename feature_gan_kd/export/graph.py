@@ -1,4 +1,4 @@
-"""A network as a graph of operations, for ONNX or torch.export: it runs without timm and without its own class."""
+"""A model as a graph of operations, for ONNX or torch.export: it runs without timm and without its own class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import open_evaluation
-from feature_gan_kd.export.card import Publication, model_card
+from feature_gan_kd.export.card import ModelCardInfo, model_card
 from feature_gan_kd.export.timm_folder import CARD, CONFIG, one_line, plain_copy, pretrained_cfg, written
 from feature_gan_kd.utils.errors import UserError, not_installed
 
@@ -28,27 +28,27 @@ _TOLERANCE = 1e-4
 _TRACED, _TRIED = 2, (1, 5)
 
 
-def publish_graph(network: nn.Module, folder: Path, publication: Publication, form: GraphFormat) -> None:
-    """Writes the network as a graph, with config (labels, preprocessing) and card, proven before it returns.
+def publish_graph(model: nn.Module, folder: Path, card_info: ModelCardInfo, form: GraphFormat) -> None:
+    """Writes the model as a graph, with config (labels, preprocessing) and card, proven before it returns.
 
-    The graph takes batches of any size. What is written is read again and compared with the network on real
-    images: digits of the bundled data set, brought to the network's size and normalisation. The folder appears whole
+    The graph takes batches of any size. What is written is read again and compared with the model on real
+    images: digits of the bundled data set, brought to the model's size and normalisation. The folder appears whole
     or not at all.
 
     Args:
-        network: any module that torch.export can trace, timm's or not.
+        model: any module that torch.export can trace, timm's or not.
         folder: its place; its parents are made.
         publication: what config and card say.
         form: of the graph.
 
     Raises:
-        UserError: where the `onnx` extra is not installed, the network cannot be traced, the graph computes anything
+        UserError: where the `onnx` extra is not installed, the model cannot be traced, the graph computes anything
             else, or the folder holds other files or cannot be written.
     """
     with written(folder, GRAPHS[form]) as temporary, torch.random.fork_rng(devices=[]):
-        twin = plain_copy(network, publication).float()
-        images = _real_images(publication)
-        config = _config(network, publication)
+        twin = plain_copy(model, card_info).float()
+        images = _real_images(card_info)
+        config = _config(model, card_info)
         path = temporary / GRAPHS[form]
         try:
             with warnings.catch_warnings():
@@ -58,12 +58,12 @@ def publish_graph(network: nn.Module, folder: Path, publication: Publication, fo
             raise not_installed("export", error, "onnx") from None
         except Exception as error:  # tracing fails in every way
             raise UserError(
-                f"{folder}: {publication.architecture} cannot be traced for {form} ({one_line(error)}): export it as "
+                f"{folder}: {card_info.architecture} cannot be traced for {form} ({one_line(error)}): export it as "
                 "safetensors"
             ) from None
         (temporary / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         _check_graph(load_graph(temporary, form), twin, images, folder)
-        (temporary / CARD).write_text(model_card(network, publication, form), encoding="utf-8")
+        (temporary / CARD).write_text(model_card(model, card_info, form), encoding="utf-8")
 
 
 def load_graph(folder: Path, form: GraphFormat) -> Graph:
@@ -83,12 +83,12 @@ def load_graph(folder: Path, form: GraphFormat) -> Graph:
         raise UserError(f"{path}: cannot be read ({one_line(error)}): export it again") from None
 
 
-def _write_onnx(network: nn.Module, images: Tensor, path: Path, config: dict[str, Any]) -> None:
+def _write_onnx(model: nn.Module, images: Tensor, path: Path, config: dict[str, Any]) -> None:
     import onnxruntime  # noqa: F401  (the check needs it)
     import onnxscript  # noqa: F401  (torch needs it)
 
     program: Any = torch.onnx.export(
-        network,
+        model,
         (images,),
         dynamo=True,
         verbose=False,
@@ -109,53 +109,53 @@ def _read_onnx(path: Path) -> Graph:
     return lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])
 
 
-def _write_program(network: nn.Module, images: Tensor, path: Path, config: dict[str, Any]) -> None:
+def _write_program(model: nn.Module, images: Tensor, path: Path, config: dict[str, Any]) -> None:
     with torch.no_grad():
-        program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, path, extra_files={"config.json": json.dumps(config)})
 
 
 def _read_program(path: Path) -> Graph:
-    network = torch.export.load(path).module()
+    model = torch.export.load(path).module()
 
     def run(images: Tensor) -> Tensor:
         with torch.no_grad():
-            logits: Tensor = network(images)
+            logits: Tensor = model(images)
         return logits
 
     return run
 
 
-def _config(network: nn.Module, publication: Publication) -> dict[str, Any]:
-    """What timm's config of the network says, as far as a graph needs it."""
-    cfg = {key: value for key, value in pretrained_cfg(network, publication).items() if value is not None}
-    names = {"label_names": publication.class_names} if publication.class_names else {}
+def _config(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]:
+    """What timm's config of the model says, as far as a graph needs it."""
+    cfg = {key: value for key, value in pretrained_cfg(model, card_info).items() if value is not None}
+    names = {"label_names": card_info.class_names} if card_info.class_names else {}
     return {
         "architecture": cfg.pop("architecture"),
-        "num_classes": publication.num_classes,
+        "num_classes": card_info.num_classes,
         **names,
         "pretrained_cfg": cfg,
     }
 
 
-def _real_images(publication: Publication) -> Tensor:
-    """Some digits of the bundled data set as the network wants its images."""
+def _real_images(card_info: ModelCardInfo) -> Tensor:
+    """Some digits of the bundled data set as the model wants its images."""
     source, _ = open_evaluation(
         None,
         DistillConfig(max_eval_samples=max(_TRACED, *_TRIED)),
-        image_size=publication.image_size,
-        in_chans=publication.in_chans,
-        mean=publication.mean,
-        std=publication.std,
+        image_size=card_info.image_size,
+        in_chans=card_info.in_chans,
+        mean=card_info.mean,
+        std=card_info.std,
     )
     images, _ = next(iter(source.batches(batch_size=len(source), seed=0, epoch=0, device="cpu", train=False)))
     return images.contiguous()
 
 
-def _check_graph(graph: Graph, network: nn.Module, images: Tensor, folder: Path) -> None:
+def _check_graph(graph: Graph, model: nn.Module, images: Tensor, folder: Path) -> None:
     for count in (_TRACED, *_TRIED):
         with torch.no_grad():
-            own: Tensor = network(images[:count])
+            own: Tensor = model(images[:count])
         try:
             other = graph(images[:count])
         except Exception as error:  # both runtimes raise their own
@@ -164,6 +164,6 @@ def _check_graph(graph: Graph, network: nn.Module, images: Tensor, folder: Path)
         bound = _TOLERANCE * max(1.0, float(own.abs().max()))
         if not apart <= bound:
             raise UserError(
-                f"{folder}: the graph gives other logits than the network (apart by {apart:.2g}, allowed {bound:.2g}): "
+                f"{folder}: the graph gives other logits than the model (apart by {apart:.2g}, allowed {bound:.2g}): "
                 "export it as safetensors"
             )

@@ -1,4 +1,4 @@
-"""A published network put to use: from image files to classes, whatever format it was exported to."""
+"""A published model put to use: from image files to classes, whatever format it was exported to."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Guess:
+class Prediction:
     """One class of an image.
 
     Attributes:
-        label: its name, or its index where the network has no names.
+        label: its name, or its index where the model has no names.
         index: from 0.
         probability: in [0, 1].
     """
@@ -33,15 +33,15 @@ class Guess:
     probability: float
 
 
-class Classifier:
-    """A published network that classifies images.
+class Predictor:
+    """A published model that classifies images.
 
     Args:
         folder: what `save_pretrained` or `export` wrote, of any format.
         trust_code: read a file of torch.export, which can run code while it is read.
 
     Raises:
-        UserError: where the folder holds no network that can be read.
+        UserError: where the folder holds no model that can be read.
     """
 
     def __init__(self, folder: Path, *, trust_code: bool = False) -> None:
@@ -65,11 +65,11 @@ class Classifier:
                 f"{folder / 'config.json'}: does not say what images are wanted ({reason(error)}): export it again"
             ) from None
 
-    def __call__(self, images: Sequence[Image], top: int = 5) -> list[list[Guess]]:
+    def __call__(self, images: Sequence[Image], top: int = 5) -> list[list[Prediction]]:
         """The most probable classes of each image, the best first.
 
         Args:
-            images: of any size and mode; each is brought to what the network wants.
+            images: of any size and mode; each is brought to what the model wants.
             top: how many classes, at most.
         """
         batch = torch.stack([self.transform(with_channels(image, self.channels)) for image in images])
@@ -77,7 +77,7 @@ class Classifier:
             probabilities = self.run(batch).softmax(dim=1)
         values, indices = probabilities.topk(min(top, probabilities.shape[1]))
         return [
-            [Guess(self._label(k), k, value) for k, value in zip(of.tolist(), row.tolist(), strict=True)]
+            [Prediction(self._label(k), k, value) for k, value in zip(of.tolist(), row.tolist(), strict=True)]
             for of, row in zip(indices, values, strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""What networks were trained on and with what result: remembered in checkpoints, told on model cards."""
+"""What models were trained on and with what result: remembered in checkpoints, told on model cards."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.export import Publication, RebuildError, publish, publish_bare, publish_graph
-from feature_gan_kd.models.build import Network
+from feature_gan_kd.export import ModelCardInfo, RebuildError, publish, publish_bare, publish_graph
+from feature_gan_kd.models.build import PeerModel
 from feature_gan_kd.models.input_adapter import Normalisation
 from feature_gan_kd.training.history import History
 from feature_gan_kd.utils.errors import UserError
@@ -22,8 +22,8 @@ BUNDLED = "bundled digits"
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What the networks were last trained on, for their cards and for evaluating them again.
+class RunProvenance:
+    """What the models were last trained on, for their cards and for evaluating them again.
 
     Attributes:
         data: its name, or its type where it was given as an object.
@@ -54,7 +54,7 @@ class Lesson:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Lesson:
+    def from_dict(cls, values: Mapping[str, Any]) -> RunProvenance:
         """The inverse of `to_dict`, after JSON."""
         return cls(
             **{
@@ -91,53 +91,53 @@ def name_of(data: Any) -> str:
     return str(data) if isinstance(data, (str, Path)) else type(data).__name__
 
 
-def publication_of(
-    networks: Sequence[Network],
+def model_card_info(
+    models: Sequence[PeerModel],
     index: int,
-    lesson: Lesson | None,
+    provenance: RunProvenance | None,
     config: DistillConfig,
     *,
     num_classes: int,
     in_chans: int,
     which: Which,
     license: str | None,
-) -> Publication:
-    """What the card and the config of network `index` are to say."""
-    network = networks[index]
-    record = lesson.history.epochs[-1] if lesson and lesson.history.epochs else None
-    if record is not None and lesson is not None and which == "best":
-        best = lesson.history.best[index]["epoch"]
-        record = next(one for one in lesson.history.epochs if one["epoch"] == best)
-    normalisation = network.normalisation or (lesson.normalisation if lesson else None)
-    normalisation = normalisation or network.stated_normalisation(in_chans)
-    return Publication(
-        architecture=network.architecture,
+) -> ModelCardInfo:
+    """What the card and the config of model `index` are to say."""
+    model = models[index]
+    record = provenance.history.epochs[-1] if provenance and provenance.history.epochs else None
+    if record is not None and provenance is not None and which == "best":
+        best = provenance.history.best[index]["epoch"]
+        record = next(one for one in provenance.history.epochs if one["epoch"] == best)
+    normalisation = model.normalisation or (provenance.normalisation if provenance else None)
+    normalisation = normalisation or model.stated_normalisation(in_chans)
+    return ModelCardInfo(
+        architecture=model.architecture,
         index=index,
         num_classes=num_classes,
-        class_names=lesson.class_names if lesson else None,
-        image_size=network.image_size,
+        class_names=provenance.class_names if provenance else None,
+        image_size=model.image_size,
         in_chans=in_chans,
         mean=normalisation.mean,
         std=normalisation.std,
         method=config.method,
-        peers=[one.name for k, one in enumerate(networks) if k != index],
-        data=lesson.data if lesson else "nothing yet",
+        peers=[one.name for k, one in enumerate(models) if k != index],
+        data=provenance.data if provenance else "nothing yet",
         accuracy=record["accuracy"][index] if record else None,
         ensemble=record["ensemble"] if record else None,
         epochs=record["epoch"] if record else None,
-        recipe=config.in_full(),
+        recipe=config.resolved(),
         which=which,
-        license=license or (lesson.license if lesson else None),
-        pretrained=network.pretrained,
-        model_args=network.model_args,
+        license=license or (provenance.license if provenance else None),
+        pretrained=model.pretrained,
+        model_args=model.model_args,
     )
 
 
-def write_network(network: Network, folder: Path, publication: Publication, form: Format = "safetensors") -> None:
-    """Publishes a network; where timm cannot rebuild it from safetensors, says why and writes its bare weights.
+def write_model(model: PeerModel, folder: Path, card_info: ModelCardInfo, form: Format = "safetensors") -> None:
+    """Publishes a model; where timm cannot rebuild it from safetensors, says why and writes its bare weights.
 
     Args:
-        network: any.
+        model: any.
         folder: its place; its parents are made.
         publication: what config and card say.
         form: of what is written.
@@ -147,10 +147,10 @@ def write_network(network: Network, folder: Path, publication: Publication, form
             be traced or computes anything else.
     """
     if form != "safetensors":
-        publish_graph(network.module, folder, publication, form)
+        publish_graph(model.module, folder, card_info, form)
         return
     try:
-        publish(network.module, folder, publication)
+        publish(model.module, folder, card_info)
     except RebuildError as error:
         print(f"{error}; the bare weights are in {folder}", file=sys.stderr)
-        publish_bare(network.module, folder, publication)
+        publish_bare(model.module, folder, card_info)

@@ -1,4 +1,4 @@
-"""A published folder: written through timm, proven by rebuilding the network from it, and read back."""
+"""A published folder: written through timm, proven by rebuilding the model from it, and read back."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from timm.models import is_model, list_models, save_for_hf
 from torch import Tensor, nn
 
-from feature_gan_kd.export.card import Publication, license_of, model_card
+from feature_gan_kd.export.card import ModelCardInfo, license_of, model_card
 from feature_gan_kd.utils.errors import UserError, closest
-from feature_gan_kd.utils.files import take_place, writing
+from feature_gan_kd.utils.files import move_into_place, writing
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # Up to this side images are evaluated whole; above it as timm does, on the centre of a larger image.
@@ -31,42 +31,42 @@ _REMEDY = (
 
 
 class RebuildError(UserError):
-    """timm cannot rebuild a network from its published form; `publish_bare` can still write its weights."""
+    """timm cannot rebuild a model from its published form; `publish_bare` can still write its weights."""
 
 
-def publish(network: nn.Module, folder: Path, publication: Publication) -> None:
-    """Writes weights, config and card from which plain timm rebuilds the network, proven before it returns.
+def publish(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> None:
+    """Writes weights, config and card from which plain timm rebuilds the model, proven before it returns.
 
-    The folder appears whole or not at all, and replaces one published before. Neither the network nor the random
+    The folder appears whole or not at all, and replaces one published before. Neither the model nor the random
     generators are changed.
 
     Args:
-        network: built by timm, on any device and in any memory format.
+        model: built by timm, on any device and in any memory format.
         folder: its place; its parents are made.
         publication: what config and card say.
 
     Raises:
-        RebuildError: where timm cannot rebuild the network, or its rebuilt copy computes anything else.
+        RebuildError: where timm cannot rebuild the model, or its rebuilt copy computes anything else.
         UserError: where the folder holds other files or cannot be written, or the logits are not finite.
     """
-    reason = refusal(network)
+    reason = refusal(model)
     if reason is not None:
         raise RebuildError(f"{folder}: {reason}; publish_bare writes its weights alone")
     with written(folder, WEIGHTS) as temporary, torch.random.fork_rng(devices=[]):
-        twin = exportable_copy(network, publication)
+        twin = exportable_copy(model, card_info)
         try:
-            save_for_hf(twin, str(temporary), **save_arguments(publication))
+            save_for_hf(twin, str(temporary), **save_arguments(card_info))
         except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise RebuildError(f"{folder}: timm cannot describe the network ({one_line(error)}): {_REMEDY}") from None
-        _check_rebuilt(twin, temporary, folder, publication)
-        (temporary / CARD).write_text(model_card(network, publication), encoding="utf-8")
+            raise RebuildError(f"{folder}: timm cannot describe the model ({one_line(error)}): {_REMEDY}") from None
+        _check_rebuilt(twin, temporary, folder, card_info)
+        (temporary / CARD).write_text(model_card(model, card_info), encoding="utf-8")
 
 
-def publish_bare(network: nn.Module, folder: Path, publication: Publication) -> None:
-    """Writes weights and card alone: for a network that timm cannot rebuild.
+def publish_bare(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> None:
+    """Writes weights and card alone: for a model that timm cannot rebuild.
 
     Args:
-        network: any module.
+        model: any module.
         folder: its place; its parents are made.
         publication: what the card says.
 
@@ -74,49 +74,49 @@ def publish_bare(network: nn.Module, folder: Path, publication: Publication) -> 
         UserError: where the state holds more than tensors, or the folder holds other files or cannot be written.
     """
     with written(folder, WEIGHTS) as temporary:
-        save_file(_own(network.state_dict()), temporary / WEIGHTS)
-        (temporary / CARD).write_text(model_card(network, publication, "bare"), encoding="utf-8")
+        save_file(_own(model.state_dict()), temporary / WEIGHTS)
+        (temporary / CARD).write_text(model_card(model, card_info, "bare"), encoding="utf-8")
 
 
-def refusal(network: nn.Module) -> str | None:
-    """Why timm cannot rebuild this network; None where only trying can tell."""
-    kind = type(network).__name__
-    cfg = getattr(network, "pretrained_cfg", None)
+def refusal(model: nn.Module) -> str | None:
+    """Why timm cannot rebuild this model; None where only trying can tell."""
+    kind = type(model).__name__
+    cfg = getattr(model, "pretrained_cfg", None)
     architecture = cfg.get("architecture") if isinstance(cfg, Mapping) else None
     if not isinstance(architecture, str):
         return f"timm cannot rebuild {kind}: timm did not build it"
     if not is_model(architecture):
         return f"timm cannot rebuild {kind}: no architecture {architecture!r} is registered with timm"
-    for name, module in network.named_modules():
+    for name, module in model.named_modules():
         forward = vars(module).get("forward")
         # torch.compile and Accelerate's prepare put one there. A copy would run it in the original.
         if forward is not None and getattr(forward, "__self__", None) is not module:
-            return f"timm cannot rebuild {kind}: the forward of {name or 'the network'} was replaced on the object"
+            return f"timm cannot rebuild {kind}: the forward of {name or 'the model'} was replaced on the object"
     return None
 
 
-def holds(folder: Path, network: nn.Module) -> bool:
-    """Whether a published folder holds the very weights of the network; one that cannot be read does not.
+def holds(folder: Path, model: nn.Module) -> bool:
+    """Whether a published folder holds the very weights of the model; one that cannot be read does not.
 
     Raises:
-        UserError: where the network's state holds more than tensors.
+        UserError: where the model's state holds more than tensors.
     """
     try:
         saved = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError):
         return False
-    own = _own(network.state_dict())
+    own = _own(model.state_dict())
     return saved.keys() == own.keys() and all(torch.equal(saved[key], value) for key, value in own.items())
 
 
 def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A published network and its config; reads safetensors and JSON only.
+    """A published model and its config; reads safetensors and JSON only.
 
     Args:
         folder: what `publish` wrote. The architecture must be registered with timm.
 
     Returns:
-        The network, on CPU and in evaluation mode, and the contents of `config.json`.
+        The model, on CPU and in evaluation mode, and the contents of `config.json`.
 
     Raises:
         UserError: in one line, where something is missing or broken, or timm loads other weights than were saved.
@@ -128,49 +128,49 @@ def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"{folder / WEIGHTS}: is no safetensors file ({one_line(error)}): export it again") from None
     try:
         with torch.device("cpu"):
-            network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+            model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # a config is free text, on which timm's builders fail in every way
-        raise UserError(f"{folder}: timm cannot rebuild the network ({one_line(error)}): export it again") from None
+        raise UserError(f"{folder}: timm cannot rebuild the model ({one_line(error)}): export it again") from None
     # timm drops a classifier of another size in silence, and its filters adapt weights of other versions.
-    built = network.state_dict()
+    built = model.state_dict()
     differing = (key for key, value in built.items() if not torch.equal(value, saved[key].to(value.dtype)))
     wrong = next(iter(sorted(saved.keys() ^ built.keys())), None) or next(differing, None)
     if wrong is not None:
         raise UserError(f"{folder}: timm does not load {wrong!r} as it was saved: config and weights do not match")
-    return network.eval(), config
+    return model.eval(), config
 
 
-def exportable_copy(network: nn.Module, publication: Publication) -> nn.Module:
+def exportable_copy(model: nn.Module, card_info: ModelCardInfo) -> nn.Module:
     """A plain copy whose `pretrained_cfg` is true and whose state safetensors can hold.
 
     Raises:
-        RebuildError: where the network cannot be copied.
+        RebuildError: where the model cannot be copied.
     """
-    twin: Any = plain_copy(network, publication)
-    twin.pretrained_cfg = pretrained_cfg(network, publication)
+    twin: Any = plain_copy(model, card_info)
+    twin.pretrained_cfg = pretrained_cfg(model, card_info)
     twin.register_state_dict_post_hook(_untie)
     return twin  # type: ignore[no-any-return]
 
 
-def plain_copy(network: nn.Module, publication: Publication) -> nn.Module:
+def plain_copy(model: nn.Module, card_info: ModelCardInfo) -> nn.Module:
     """A copy on CPU in evaluation mode, in the plain memory order.
 
     Raises:
-        RebuildError: where the network cannot be copied.
+        RebuildError: where the model cannot be copied.
     """
     try:
-        twin = copy.deepcopy(network).cpu().eval()
+        twin = copy.deepcopy(model).cpu().eval()
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise RebuildError(f"{publication.architecture}: cannot be copied ({one_line(error)}): {_REMEDY}") from None
+        raise RebuildError(f"{card_info.architecture}: cannot be copied ({one_line(error)}): {_REMEDY}") from None
     for tensor in (*twin.parameters(), *twin.buffers()):
         tensor.data = _plain(tensor)
     return twin
 
 
-def save_arguments(publication: Publication) -> dict[str, Any]:
+def save_arguments(card_info: ModelCardInfo) -> dict[str, Any]:
     """The arguments of timm's `save_for_hf` and `push_to_hf_hub` that say what and how to write."""
-    names = {"label_names": publication.class_names} if publication.class_names else {}
-    return {"model_config": names, "model_args": dict(publication.model_args), "safe_serialization": True}
+    names = {"label_names": card_info.class_names} if card_info.class_names else {}
+    return {"model_config": names, "model_args": dict(card_info.model_args), "safe_serialization": True}
 
 
 def one_line(error: Exception) -> str:
@@ -187,7 +187,7 @@ def _own(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copies that share no memory: what safetensors can hold."""
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{key}: is {type(value).__name__} in the network's state, safetensors hold only tensors")
+            raise UserError(f"{key}: is {type(value).__name__} in the model's state, safetensors hold only tensors")
     return {key: _plain(value) for key, value in state.items()}
 
 
@@ -196,37 +196,37 @@ def _plain(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
-def pretrained_cfg(network: nn.Module, publication: Publication) -> dict[str, Any]:
+def pretrained_cfg(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]:
     """timm's configuration of these weights: what the architecture needs, nothing of the weights it came from."""
-    source: Any = getattr(network, "pretrained_cfg", None) or {}
-    size = (publication.in_chans, publication.image_size, publication.image_size)
+    source: Any = getattr(model, "pretrained_cfg", None) or {}
+    size = (card_info.in_chans, card_info.image_size, card_info.image_size)
     same_size = tuple(source.get("input_size", ()))[1:] == size[1:]
     cfg = {
-        "architecture": source.get("architecture") or publication.architecture,
+        "architecture": source.get("architecture") or card_info.architecture,
         "custom_load": False,
         "input_size": size,
         "fixed_input_size": source.get("fixed_input_size", False),
         # As the accuracy was measured.
         "interpolation": "bicubic",
-        "crop_pct": 1.0 if publication.image_size <= _WHOLE else 0.875,
+        "crop_pct": 1.0 if card_info.image_size <= _WHOLE else 0.875,
         "crop_mode": "center",
-        "mean": publication.mean,
-        "std": publication.std,
-        "num_classes": publication.num_classes,
+        "mean": card_info.mean,
+        "std": card_info.std,
+        "num_classes": card_info.num_classes,
         "pool_size": source.get("pool_size") if same_size else None,
         "first_conv": source.get("first_conv"),
         "classifier": source.get("classifier"),
     }
-    known = license_of(network, publication)
+    known = license_of(model, card_info)
     return cfg if known == "unknown" else {**cfg, "license": known}
 
 
-def _check_rebuilt(twin: nn.Module, temporary: Path, folder: Path, publication: Publication) -> None:
-    """Compares what timm makes of the written folder with the network, bit for bit."""
-    name = publication.architecture
-    own = _logits(twin, folder, publication)
-    if own.shape[1] != publication.num_classes:
-        raise UserError(f"{folder}: {name} gives {own.shape[1]} logits, expected {publication.num_classes} classes")
+def _check_rebuilt(twin: nn.Module, temporary: Path, folder: Path, card_info: ModelCardInfo) -> None:
+    """Compares what timm makes of the written folder with the model, bit for bit."""
+    name = card_info.architecture
+    own = _logits(twin, folder, card_info)
+    if own.shape[1] != card_info.num_classes:
+        raise UserError(f"{folder}: {name} gives {own.shape[1]} logits, expected {card_info.num_classes} classes")
     if not bool(own.isfinite().all()):
         raise UserError(f"{folder}: {name} gives logits that are not finite: it diverged and is not published")
     try:
@@ -234,27 +234,27 @@ def _check_rebuilt(twin: nn.Module, temporary: Path, folder: Path, publication: 
     except UserError as error:
         reason = str(error).removeprefix(f"{temporary}: ")
         raise RebuildError(f"{folder}: timm does not rebuild {name} ({reason}): {_REMEDY}") from None
-    other = _logits(rebuilt, folder, publication)
+    other = _logits(rebuilt, folder, card_info)
     if own.shape != other.shape or not torch.equal(own.view(torch.int32), other.view(torch.int32)):
         raise RebuildError(f"{folder}: {name} gives other logits when timm rebuilds it: {_REMEDY}")
 
 
-def _logits(network: nn.Module, folder: Path, publication: Publication) -> Tensor:
+def _logits(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> Tensor:
     """Logits (2, classes), float32, of two fixed random images."""
-    shape = (2, publication.in_chans, publication.image_size, publication.image_size)
+    shape = (2, card_info.in_chans, card_info.image_size, card_info.image_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
     try:
         with torch.no_grad():
-            output = network.float().eval()(images)
+            output = model.float().eval()(images)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"{folder}: the network fails on images of shape {shape[1:]} ({one_line(error)})") from None
+        raise UserError(f"{folder}: the model fails on images of shape {shape[1:]} ({one_line(error)})") from None
     if not isinstance(output, Tensor) or output.ndim != 2:
-        raise UserError(f"{folder}: the network's output is no tensor (batch, classes): it cannot classify")
+        raise UserError(f"{folder}: the model's output is no tensor (batch, classes): it cannot classify")
     return output
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a published network, of any format.
+    """The config of a published model, of any format.
 
     Raises:
         UserError: where it cannot be read, or names no architecture.
@@ -271,19 +271,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: is no folder, expected a published network ({WEIGHTS} and {CONFIG}): name one, or fetch it "
+            f"{folder}: is no folder, expected a published model ({WEIGHTS} and {CONFIG}): name one, or fetch it "
             "with hf download"
         )
     if not (folder / WEIGHTS).is_file():
         pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pth", ".pt", ".tar")]
         hint = f"; {pickles[0]} is a pickle, which can run code and is not read" if pickles else ""
         inside = [path.parent for place in ("*", "networks/*") for path in folder.glob(f"{place}/{CARD}")]
-        networks = sorted(str(path) for path in inside if (path / CONFIG).is_file())
-        if networks:
-            raise UserError(f"{folder}: is no network but holds some: name one, as {' or '.join(networks)}")
+        models = sorted(str(path) for path in inside if (path / CONFIG).is_file())
+        if models:
+            raise UserError(f"{folder}: is no model but holds some: name one, as {' or '.join(models)}")
         raise UserError(f"{folder}: has no {WEIGHTS}{hint}: name a folder with safetensors")
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: has no {CONFIG}: load bare weights into the network's own class")
+        raise UserError(f"{folder}: has no {CONFIG}: load bare weights into the model's own class")
     config = read_config(folder)
     architecture = config["architecture"]
     if not is_model(architecture):
@@ -317,7 +317,7 @@ def written(folder: Path, weights: str) -> Iterator[Path]:
         yield temporary
         # safetensors makes a file that only its owner can read.
         shutil.copymode(temporary / CARD, temporary / weights)
-        take_place(temporary, folder)
+        move_into_place(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written ({one_line(error)}): make room or name another folder") from None
     finally:

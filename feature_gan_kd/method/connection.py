@@ -14,17 +14,17 @@ from feature_gan_kd.models.taps import MapShape
 from feature_gan_kd.utils.errors import UserError
 
 
-def build_links(
+def build_connections(
     edges: Sequence[Edge],
     shapes: Sequence[Sequence[MapShape]],
     seed: int,
     discriminator: Callable[[MapShape], nn.Module] | None,
-) -> list[Link]:
+) -> list[Connection]:
     """One link per edge and tap.
 
     Args:
         edges: who teaches whom.
-        shapes: per network the shapes of its maps; peers are matched tap by tap.
+        shapes: per model the shapes of its maps; peers are matched tap by tap.
         seed: of their first weights.
         discriminator: makes a discriminator for maps of a shape; None makes none.
 
@@ -33,13 +33,13 @@ def build_links(
             neither one answer per map nor one per patch.
     """
     check_taps(edges, shapes)
-    links = []
+    connections = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for edge in edges:
             for tap, (own, other) in enumerate(zip(shapes[edge.learner], shapes[edge.source], strict=True)):
-                links.append(Link(edge, tap, own, other, discriminator))
-    return links
+                connections.append(Connection(edge, tap, own, other, discriminator))
+    return connections
 
 
 def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> None:
@@ -47,7 +47,7 @@ def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> N
 
     Args:
         edges: who teaches whom.
-        shapes: per network the shapes of its maps.
+        shapes: per model the shapes of its maps.
 
     Raises:
         UserError: where source and learner have different numbers of taps.
@@ -56,7 +56,7 @@ def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> N
         learner, source = shapes[edge.learner], shapes[edge.source]
         if len(learner) != len(source):
             raise UserError(
-                f"feature_layers: network {edge.learner} has {len(learner)} tapped layers and its source "
+                f"feature_layers: model {edge.learner} has {len(learner)} tapped layers and its source "
                 f"{edge.source} has {len(source)}: name as many for both"
             )
 
@@ -87,12 +87,12 @@ def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
     return nn.Sequential(nn.Conv2d(learner[0], source[0], kernel_size=1, bias=False), BatchStatisticsNorm(source[0]))
 
 
-class Link(nn.Module):
+class Connection(nn.Module):
     """One source's map as a lesson for one learner: the transfer layer and the discriminator of an edge.
 
     Args:
         edge: who teaches whom.
-        tap: position of the tap in both networks.
+        tap: position of the tap in both models.
         learner: shape of the learner's map.
         source: shape of the source's map.
         discriminator: makes the discriminator for maps of a shape; None makes none (direct alignment).
@@ -144,10 +144,10 @@ def pool_to(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(feature_map, grid)
 
 
-def _check_shape(feature_map: Tensor, expected: MapShape, network: int) -> None:
+def _check_shape(feature_map: Tensor, expected: MapShape, model: int) -> None:
     channels, height, width = feature_map.shape[1:]
     if channels != expected[0] or height < expected[1] or width < expected[2]:
         raise UserError(
-            f"network {network}: its feature map is {channels}x{height}x{width}, the wiring was built for "
+            f"model {model}: its feature map is {channels}x{height}x{width}, the wiring was built for "
             f"{'x'.join(map(str, expected))}: give the size of the images as image_size"
         )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as spectrally_normalised
 
-from feature_gan_kd.distributed.collectives import process_count
+from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.distributed.sync_batchnorm import normalise
 from feature_gan_kd.models.taps import MapShape
 
@@ -21,7 +21,7 @@ class Discriminator(nn.Module):
 
     Kernel, stride and width are ours, the paper does not state them: the first convolution looks at 3x3
     patches with stride 2 (1x1 where the map is that small) and narrows to at most `width` channels, so that the
-    cost stays small beside the networks; the second covers what is left of the grid.
+    cost stays small beside the models; the second covers what is left of the grid.
 
     Args:
         shape: (channels, height, width) of the maps it judges.
@@ -100,6 +100,6 @@ class BatchStatisticsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised (batch, channels, height, width), of the same shape."""
-        if process_count() == 1:
+        if world_size() == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         return normalise(x, self.weight, self.bias, self.eps)

@@ -13,7 +13,7 @@ TopologyName = Literal["cycle", "complete", "star"]
 
 @dataclass(frozen=True, order=True)
 class Edge:
-    """`source` teaches `learner`; both are positions in the list of networks."""
+    """`source` teaches `learner`; both are positions in the list of models."""
 
     source: int
     learner: int
@@ -28,12 +28,12 @@ def cycle(count: int) -> tuple[Edge, ...]:
 
 
 def complete(count: int) -> tuple[Edge, ...]:
-    """Every network teaches every other: K(K-1) edges (ours; deep mutual learning's graph)."""
+    """Every model teaches every other: K(K-1) edges (ours; deep mutual learning's graph)."""
     return tuple(Edge(s, t) for s in range(count) for t in range(count) if s != t)
 
 
 def star(count: int) -> tuple[Edge, ...]:
-    """Network 0 and each of the others teach one another, the others do not: 2(K-1) edges (ours)."""
+    """Model 0 and each of the others teach one another, the others do not: 2(K-1) edges (ours)."""
     return tuple(edge for k in range(1, count) for edge in (Edge(0, k), Edge(k, 0)))
 
 
@@ -45,28 +45,28 @@ def build_edges(
     count: int,
     frozen: Collection[int] = (),
 ) -> tuple[Edge, ...]:
-    """The wiring of `count` networks.
+    """The wiring of `count` models.
 
     Args:
         topology: a name, or explicit edges as `(source, learner)`.
-        count: number of networks, at least 2.
-        frozen: networks that only teach; the edges of a named topology that would teach them are left out.
+        count: number of models, at least 2.
+        frozen: models that only teach; the edges of a named topology that would teach them are left out.
 
     Returns:
         The edges in order, each at most once.
 
     Raises:
-        UserError: for fewer than two networks, an unknown topology, an index that does not exist, a
-            self-edge, a repeated edge, a frozen learner, a network that is not frozen and has no source, or
-            networks that are all frozen.
+        UserError: for fewer than two models, an unknown topology, an index that does not exist, a
+            self-edge, a repeated edge, a frozen learner, a model that is not frozen and has no source, or
+            models that are all frozen.
     """
     if count < 2:
-        raise UserError(f"models: {count} network given, at least 2 are needed: name a peer to learn with")
+        raise UserError(f"models: {count} model given, at least 2 are needed: name a peer to learn with")
     outside = [k for k in frozen if type(k) is not int or not 0 <= k < count]
     if outside:
-        raise UserError(f"frozen: there is no network {outside[0]!r}, allowed are 0 to {count - 1}")
+        raise UserError(f"frozen: there is no model {outside[0]!r}, allowed are 0 to {count - 1}")
     if len(set(frozen)) == count:
-        raise UserError("frozen: every network is frozen, none would learn: leave one out")
+        raise UserError("frozen: every model is frozen, none would learn: leave one out")
     if isinstance(topology, str) and topology in _BUILDERS:
         edges = tuple(edge for edge in _BUILDERS[topology](count) if edge.learner not in frozen)
     elif isinstance(topology, Sequence) and not isinstance(topology, str):
@@ -79,14 +79,14 @@ def build_edges(
 
 
 def sources_of(edges: Sequence[Edge], learner: int) -> list[int]:
-    """The positions of the networks that teach `learner`, in the order of the edges."""
+    """The positions of the models that teach `learner`, in the order of the edges."""
     return [edge.source for edge in edges if edge.learner == learner]
 
 
 def _edge(given: Any) -> Edge:
     ends = (given.source, given.learner) if isinstance(given, Edge) else given
     if not isinstance(ends, (tuple, list)) or [type(end) for end in ends] != [int, int]:
-        raise UserError(f"topology: {given!r} is no edge, expected (source, learner), two positions of networks")
+        raise UserError(f"topology: {given!r} is no edge, expected (source, learner), two positions of models")
     return Edge(*ends)
 
 
@@ -94,14 +94,14 @@ def _check(edges: Sequence[Edge], count: int, frozen: set[int]) -> None:
     for position, edge in enumerate(edges):
         for index in (edge.source, edge.learner):
             if not 0 <= index < count:
-                raise UserError(f"topology: edge {edge} names network {index}, allowed are 0 to {count - 1}")
+                raise UserError(f"topology: edge {edge} names model {index}, allowed are 0 to {count - 1}")
         if edge.source == edge.learner:
-            raise UserError(f"topology: edge {edge} makes network {edge.source} its own source: remove it")
+            raise UserError(f"topology: edge {edge} makes model {edge.source} its own source: remove it")
         if edge in edges[:position]:
             raise UserError(f"topology: edge {edge} stands twice: remove one")
         if edge.learner in frozen:
-            raise UserError(f"topology: edge {edge} teaches network {edge.learner}, which is frozen")
+            raise UserError(f"topology: edge {edge} teaches model {edge.learner}, which is frozen")
     taught = {edge.learner for edge in edges}
     lonely = [k for k in range(count) if k not in taught and k not in frozen]
     if lonely:
-        raise UserError(f"topology: nobody teaches network {lonely[0]}: add an edge to it or freeze it")
+        raise UserError(f"topology: nobody teaches model {lonely[0]}: add an edge to it or freeze it")

@@ -1,4 +1,4 @@
-"""The CIFAR networks of the literature as timm models.
+"""The CIFAR models of the literature as timm models.
 
 Importing this package registers `cifar_resnet{14,20,32,56,110}` and `cifar_wrn_{16_2,28_2,28_4,40_2}` with timm,
 so that `timm.create_model("cifar_resnet20")` finds them. Registration at import is timm's own mechanism and

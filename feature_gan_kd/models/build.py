@@ -1,4 +1,4 @@
-"""The user's networks: timm names are built, modules are taken as they are."""
+"""The user's models: timm names are built, modules are taken as they are."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import timm
 import torch
 from torch import nn
 
-import feature_gan_kd.models  # noqa: F401  (registers the CIFAR networks with timm)
+import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
 from feature_gan_kd.models.input_adapter import Normalisation
 from feature_gan_kd.models.weights import tensor_with_nan
 from feature_gan_kd.utils.errors import UserError, closest, reason
-from feature_gan_kd.utils.offline import offline_without_network
+from feature_gan_kd.utils.offline import offline_without_internet
 
 IMAGENET_SIZE = 224
 
 
 @dataclass
-class Network:
-    """One network as the user gave it.
+class PeerModel:
+    """One model as the user gave it.
 
     Attributes:
         module: the module itself.
@@ -83,107 +83,107 @@ class Network:
         }
 
     @classmethod
-    def described(cls, module: nn.Module, description: Mapping[str, Any]) -> Network:
+    def described(cls, module: nn.Module, description: Mapping[str, Any]) -> PeerModel:
         """The inverse of `description`, after JSON, for the module it was said of."""
         stated = description["normalisation"]
         own = stated and Normalisation(tuple(stated["mean"]), tuple(stated["std"]))
         known = {key: value for key, value in description.items() if key != "origin"}
-        network = cls(module, **{**known, "normalisation": own})
-        if network.pretrained and network.preprocessing:  # built without weights, it states those that timm would take
+        model = cls(module, **{**known, "normalisation": own})
+        if model.pretrained and model.preprocessing:  # built without weights, it states those that timm would take
             origin = description.get("origin") or {"hf_hub_id": None, "license": None}
-            network.module.pretrained_cfg = {**network.preprocessing, **origin}  # type: ignore[assignment]
-        return network
+            model.module.pretrained_cfg = {**model.preprocessing, **origin}  # type: ignore[assignment]
+        return model
 
 
-def build_networks(
-    models: Sequence[str | nn.Module | Network],
+def build_models(
+    models: Sequence[str | nn.Module | PeerModel],
     *,
     num_classes: int | None,
     in_chans: int,
     pretrained: bool,
     image_size: int | None,
     seed: int,
-) -> list[Network]:
+) -> list[PeerModel]:
     """Builds what was named and takes what was given.
 
     Args:
-        models: timm names (also `hf-hub:` and `local-dir:`), modules, or networks that are described already.
-        num_classes: of networks built by name; None keeps each one's own.
-        in_chans: input channels of networks built by name.
-        pretrained: load trained weights into networks built by name.
-        image_size: side of the images in pixels, where a network takes any; None keeps the own one of pretrained
-            networks and gives the others that of the first.
-        seed: of the first weights; network k's are a function of (seed, k).
+        models: timm names (also `hf-hub:` and `local-dir:`), modules, or models that are described already.
+        num_classes: of models built by name; None keeps each one's own.
+        in_chans: input channels of models built by name.
+        pretrained: load trained weights into models built by name.
+        image_size: side of the images in pixels, where a model takes any; None keeps the own one of pretrained
+            models and gives the others that of the first.
+        seed: of the first weights; model k's are a function of (seed, k).
 
     Raises:
-        UserError: for fewer than two networks, one module twice or a tensor that two share, an unknown name (the
-            closest are given), what is neither name nor module, weights that cannot be had or hold NaN, a network that
+        UserError: for fewer than two models, one module twice or a tensor that two share, an unknown name (the
+            closest are given), what is neither name nor module, weights that cannot be had or hold NaN, a model that
             is compiled, spread over devices, without a classifier or does not take images of that size, or fewer than
             two classes.
     """
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
-        raise UserError("models: one network is given, at least 2 are needed: name a peer for it to learn with")
+        raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
     if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
         raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")
     built = []
-    for index, model in enumerate(models):
-        if not isinstance(model, (str, nn.Module, Network)):
-            raise UserError(f"models: {type(model).__name__} at place {index}, expected a name of timm's or a module")
-        if isinstance(model, Network):
-            built.append(model)
-        elif isinstance(model, nn.Module):
-            while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-                model = model.module
-            cfg: Any = getattr(model, "pretrained_cfg", None)
-            architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(model).__name__
-            built.append(Network(model, _slug(architecture), architecture, model_args=_model_args(model)))
+    for index, given in enumerate(models):
+        if not isinstance(given, (str, nn.Module, PeerModel)):
+            raise UserError(f"models: {type(given).__name__} at place {index}, expected a name of timm's or a module")
+        if isinstance(given, PeerModel):
+            built.append(given)
+        elif isinstance(given, nn.Module):
+            while isinstance(given, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+                given = given.module
+            cfg: Any = getattr(given, "pretrained_cfg", None)
+            architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(given).__name__
+            built.append(PeerModel(given, _slug(architecture), architecture, model_args=_model_args(given)))
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1009 + index)
-                built.append(_build(model, num_classes, in_chans, pretrained, image_size))
-    _check_apart(built)
+                built.append(_build(given, num_classes, in_chans, pretrained, image_size))
+    _check_nothing_shared(built)
     _check_state(built)
     first = built[0].preprocessing.get("input_size", (IMAGENET_SIZE,))[-1]
-    for network in built:
-        own = network.preprocessing["input_size"][-1] if network.pretrained and network.preprocessing else first
-        network.image_size = network.image_size or int(network.fixed_size or image_size or own)
-        if getattr(network.module, "num_classes", None) == 0:
+    for model in built:
+        own = model.preprocessing["input_size"][-1] if model.pretrained and model.preprocessing else first
+        model.image_size = model.image_size or int(model.fixed_size or image_size or own)
+        if getattr(model.module, "num_classes", None) == 0:
             remedy = "name another" if num_classes else "give num_classes, or name another"
-            raise UserError(f"models: {network.name} has no classifier, it only encodes: {remedy}")
+            raise UserError(f"models: {model.name} has no classifier, it only encodes: {remedy}")
     return built
 
 
-def _check_apart(networks: Sequence[Network]) -> None:
-    """Raises UserError where two networks are one module, or share a tensor: each must learn by itself."""
+def _check_nothing_shared(models: Sequence[PeerModel]) -> None:
+    """Raises UserError where two models are one module, or share a tensor: each must learn by itself."""
     owner: dict[int, int] = {}
-    for k, network in enumerate(networks):
-        for name, tensor in (*network.module.named_parameters(), *network.module.named_buffers()):
+    for k, model in enumerate(models):
+        for name, tensor in (*model.module.named_parameters(), *model.module.named_buffers()):
             other = owner.setdefault(id(tensor), k)
-            if other != k and networks[other].module is network.module:
+            if other != k and models[other].module is model.module:
                 raise UserError(
-                    "models: the same module stands twice: give each place a network of its own (copy.deepcopy)"
+                    "models: the same module stands twice: give each place a model of its own (copy.deepcopy)"
                 )
             if other != k:
-                raise UserError(f"models: networks {other} and {k} share {name!r}: give each its own (copy.deepcopy)")
+                raise UserError(f"models: models {other} and {k} share {name!r}: give each its own (copy.deepcopy)")
 
 
-def _check_state(networks: Sequence[Network]) -> None:
-    """Raises UserError where a network's parameters are spread over devices, or it is compiled by the user.
+def _check_state(models: Sequence[PeerModel]) -> None:
+    """Raises UserError where a model's parameters are spread over devices, or it is compiled by the user.
 
     A compiled forward pass cannot be walked back twice, and may go past hooks: it is for `compile` to compile it.
     """
-    for k, network in enumerate(networks):
-        devices = sorted({str(parameter.device) for parameter in network.module.parameters()})
+    for k, model in enumerate(models):
+        devices = sorted({str(parameter.device) for parameter in model.module.parameters()})
         if len(devices) > 1:
             raise UserError(
-                f"models: network {k} ({network.name}) has parameters on {' and '.join(devices)}: put it on one device"
+                f"models: model {k} ({model.name}) has parameters on {' and '.join(devices)}: put it on one device"
             )
-        for module in network.module.modules():
+        for module in model.module.modules():
             if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-                raise UserError(f"models: network {k} ({network.name}) is compiled: give it as it was, and set compile")
+                raise UserError(f"models: model {k} ({model.name}) is compiled: give it as it was, and set compile")
 
 
-def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None) -> Network:
+def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None) -> PeerModel:
     local = ":" in name
     bare = name.split(".")[0]
     if not local and not timm.is_model(bare):
@@ -195,9 +195,9 @@ def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, 
     if image_size is not None and cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_size:
         module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes, img_size=image_size)
     architecture = cfg.get("architecture") or bare
-    network = Network(module, _slug(architecture), architecture, pretrained or local, _model_args(module))
-    network.normalisation = network.stated_normalisation(in_chans) if network.pretrained else None
-    return network
+    model = PeerModel(module, _slug(architecture), architecture, pretrained or local, _model_args(module))
+    model.normalisation = model.stated_normalisation(in_chans) if model.pretrained else None
+    return model
 
 
 def _model_args(module: nn.Module) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _model_args(module: nn.Module) -> dict[str, Any]:
 
 
 def build_architecture(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A network of timm's.
+    """A model of timm's.
 
     Args:
         name: timm's name; `hf-hub:` and `local-dir:` names always come with their weights.
@@ -219,62 +219,62 @@ def build_architecture(name: str, *, pretrained: bool = False, **kwargs: Any) ->
         UserError: where timm cannot build it so, or its weights cannot be had.
     """
     trained = pretrained or ":" in name
-    with offline_without_network() if trained else contextlib.nullcontext(False) as offline:
+    with offline_without_internet() if trained else contextlib.nullcontext(False) as offline:
         try:
             module: nn.Module = timm.create_model(name, pretrained=trained, **kwargs)
-        except Exception as error:  # a published network's files are free text, on which timm fails in every way
+        except Exception as error:  # a published model's files are free text, on which timm fails in every way
             if not (trained or isinstance(error, (TypeError, RuntimeError, ValueError, KeyError, AssertionError))):
                 raise
             raise UserError(_not_built(name, error, list(kwargs), offline)) from None
     bad = tensor_with_nan(module.state_dict()) if trained else None
     if bad is not None:
-        raise UserError(f"models: the weights of {name} hold NaN in {bad!r}: name a network that did not diverge")
+        raise UserError(f"models: the weights of {name} hold NaN in {bad!r}: name a model that did not diverge")
     return module
 
 
 def _not_built(name: str, error: Exception, options: list[str], offline: bool) -> str:
-    """Why timm gave no network of that name, and what to do."""
+    """Why timm gave no model of that name, and what to do."""
     said = reason(error, 300)
     if name.startswith("local-dir:"):
-        return f"models: {name} could not be read ({said}): name the folder of a published network"
+        return f"models: {name} could not be read ({said}): name the folder of a published model"
     if isinstance(error, OSError):
-        said = "there is no network, and they are not in the hub's cache" if offline else said
+        said = "there is no internet access, and they are not in the hub's cache" if offline else said
         return (
             f"models: the weights of {name} could not be fetched ({said}): start without them, or name a folder with "
             "local-dir:"
         )
     if isinstance(error, TypeError):
-        return f"models: {name} does not take {', '.join(options)} ({said}): choose another size or network"
+        return f"models: {name} does not take {', '.join(options)} ({said}): choose another size or model"
     return f"models: {name} could not be built ({said}): check the name"
 
 
 def check_description(description: Mapping[str, Any]) -> None:
-    """Looks through a `Network.description` that comes from a file before a network is built from it.
+    """Looks through a `PeerModel.description` that comes from a file before a model is built from it.
 
     Raises:
         UserError: where it would write outside a folder, or have timm read or fetch anything.
     """
     name, architecture, args = (description[key] for key in ("name", "architecture", "model_args"))
     if _slug(str(name)) != name:
-        raise UserError(f"checkpoint: {name!r} is no name of a network but a path: use a checkpoint that you trust")
+        raise UserError(f"checkpoint: {name!r} is no name of a model but a path: use a checkpoint that you trust")
     loading = sorted(args.keys() & inspect.signature(timm.create_model).parameters.keys())
     if ":" in str(architecture) or loading:
         what = f"the argument {loading[0]!r}" if loading else repr(architecture)
         raise UserError(f"checkpoint: {what} would load other files: use a checkpoint that you trust")
 
 
-def place(networks: Sequence[Network], device: torch.device, *, channels_last: bool) -> None:
-    """Brings every network to a device and into its memory format.
+def place(models: Sequence[PeerModel], device: torch.device, *, channels_last: bool) -> None:
+    """Brings every model to a device and into its memory format.
 
     Raises:
-        UserError: for a network on the meta device: it has no weights.
+        UserError: for a model on the meta device: it has no weights.
     """
-    for k, network in enumerate(networks):
-        if any(parameter.is_meta for parameter in network.module.parameters()):
-            raise UserError(f"models: network {k} ({network.name}) is on the meta device: give it weights first")
-        network.module.to(device)
+    for k, model in enumerate(models):
+        if any(parameter.is_meta for parameter in model.module.parameters()):
+            raise UserError(f"models: model {k} ({model.name}) is on the meta device: give it weights first")
+        model.module.to(device)
         if channels_last:
-            network.module.to(memory_format=memory_format_for(network.module, device, channels_last=True))
+            model.module.to(memory_format=memory_format_for(model.module, device, channels_last=True))
 
 
 def memory_format_for(module: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:
@@ -291,4 +291,4 @@ def memory_format_for(module: nn.Module, device: torch.device, channels_last: bo
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "network"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "model"

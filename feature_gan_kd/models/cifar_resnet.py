@@ -1,4 +1,4 @@
-"""ResNets for 32x32 images, and the timm contract that every network of this package shares."""
+"""ResNets for 32x32 images, and the timm contract that every model of this package shares."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def register(entrypoint: _Entrypoint) -> _Entrypoint:
 
 
 def cifar_cfg(paper: str) -> dict[str, Any]:
-    """The timm configuration of an untrained network for CIFAR-100; `paper` is an arXiv number."""
+    """The timm configuration of an untrained model for CIFAR-100; `paper` is an arXiv number."""
     return {
         "input_size": (3, 32, 32),
         "mean": (0.5071, 0.4865, 0.4409),
@@ -52,7 +52,7 @@ def conv3x3(in_chs: int, out_chs: int, stride: int = 1) -> nn.Conv2d:
 class Stage(nn.Sequential):
     """Residual blocks in order; with `grad_checkpointing` the backward pass recomputes each of them.
 
-    The switch is here and not in the network so that the stage itself is called, and its forward hooks fire
+    The switch is here and not in the model so that the stage itself is called, and its forward hooks fire
     once, either way.
     """
 
@@ -120,7 +120,7 @@ class CifarNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass: less memory, one more forward.
 
-        As in timm's own networks, each backward pass then updates the blocks' BatchNorm statistics again.
+        As in timm's own models, each backward pass then updates the blocks' BatchNorm statistics again.
         """
         for stage in (self.layer1, self.layer2, self.layer3):
             stage.grad_checkpointing = enable
@@ -161,7 +161,7 @@ class CifarNet(nn.Module):
             UserError: for another `output_fmt`.
         """
         if output_fmt != "NCHW":
-            raise UserError(f"output_fmt: {output_fmt!r} given, these networks have only 'NCHW' maps")
+            raise UserError(f"output_fmt: {output_fmt!r} given, these models have only 'NCHW' maps")
         take, last = feature_take_indices(len(self.feature_info), indices)
         stages: list[Callable[[Tensor], Tensor]] = [self.layer1, self.layer2, self._last]
         maps = []
@@ -218,7 +218,7 @@ class CifarResNet(CifarNet):
     """ResNet of depth 6 * blocks + 2 for small images (He et al. 2016, section 4.2).
 
     Shortcuts are 1x1 convolutions with BatchNorm where the width changes (the paper's option B), as in the
-    distillation literature; the paper's own CIFAR networks pad with zeros (option A). Parameters are named
+    distillation literature; the paper's own CIFAR models pad with zeros (option A). Parameters are named
     as in RepDistiller (github.com/HobbitLong/RepDistiller), whose checkpoints load unchanged.
 
     Args:

@@ -1,4 +1,4 @@
-"""Wide residual networks for 32x32 images (Zagoruyko & Komodakis 2016)."""
+"""Wide residual models for 32x32 images (Zagoruyko & Komodakis 2016)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a network's feature maps are: found by looking at what its modules give in one forward pass."""
+"""Where a model's feature maps are: found by looking at what its modules give in one forward pass."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from feature_gan_kd.models.taps import (
     MapShape,
     Origin,
     Tap,
-    TappedNetwork,
+    TappedModel,
     evaluating,
+    hook_count_error,
     logits_of,
-    miscount,
     tensors_of,
 )
 from feature_gan_kd.utils.errors import UserError, closest
 
-# Networks put at most so many class and register tokens in front of their grid.
+# Models put at most so many class and register tokens in front of their grid.
 _MOST_PREFIX_TOKENS = 16
 
 Fired = dict[str, list[Any]]
@@ -33,20 +33,20 @@ Fired = dict[str, list[Any]]
 
 
 def find_taps(
-    network: nn.Module, images: Tensor, name: str, layers: Sequence[Layer] = (), *, vectors: bool = False
+    model: nn.Module, images: Tensor, name: str, layers: Sequence[Layer] = (), *, vectors: bool = False
 ) -> list[Tap]:
-    """Finds where a network's maps are, by forward passes in evaluation mode and without gradient.
+    """Finds where a model's maps are, by forward passes in evaluation mode and without gradient.
 
     The last map before pooling is what timm's `forward_features` gives; of several scales the last (the deepest).
     It is tapped at the outermost module that gives that very tensor. Where no module does, the forward pass goes
     through `forward_features` and `forward_head`; where what `forward_features` gives has no grid (class tokens
-    alone), the last module that gives timm's own last map is tapped. Networks that are not timm's are tapped at the
+    alone), the last module that gives timm's own last map is tapped. Models that are not timm's are tapped at the
     last module that gives a map, or tokens that fill a square. (Ours.)
 
     Args:
-        network: any module that maps images to logits.
+        model: any module that maps images to logits.
         images: (batch, channels, height, width) to try it with; on the meta device nothing is computed.
-        name: of the network, for error lines.
+        name: of the model, for error lines.
         layers: dotted names, or indices of timm's stages; none means the last map before pooling.
         vectors: take the (batch, channels) output of a named layer as a map of 1x1.
 
@@ -54,41 +54,41 @@ def find_taps(
         One tap per layer.
 
     Raises:
-        UserError: for a layer that does not exist, is not called exactly once, or gives no map; for a network that
+        UserError: for a layer that does not exist, is not called exactly once, or gives no map; for a model that
             gives no logits, or other logits where its map is taken.
     """
-    fired = _trace(network, images, name)
-    stages = _stage_shapes(network, images)
+    fired = _trace(model, images, name)
+    stages = _stage_shapes(model, images)
     if layers:
         return [
-            _stage(network, layer, images, fired, stages, name)
+            _stage(model, layer, images, fired, stages, name)
             if isinstance(layer, int)
-            else _named(network, layer, fired, stages, name, vectors)
+            else _named(model, layer, fired, stages, name, vectors)
             for layer in layers
         ]
-    if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
-        tap = _timm_last(network, images, fired, stages)
+    if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
+        tap = _timm_last(model, images, fired, stages)
     else:
-        tap = _last_spatial(network, fired)
+        tap = _last_spatial(model, fired)
     if tap is None:
         raise UserError(f"{name}: no module gives a map: name a layer with feature_layers")
-    return [_checked(network, tap, images, name)]
+    return [_checked(model, tap, images, name)]
 
 
-def _trace(network: nn.Module, images: Tensor, name: str) -> Fired:
-    with evaluating(network), torch.no_grad(), _recording(network) as fired:
-        logits_of(network(images), name)
+def _trace(model: nn.Module, images: Tensor, name: str) -> Fired:
+    with evaluating(model), torch.no_grad(), _recording(model) as fired:
+        logits_of(model(images), name)
     return fired
 
 
 @contextmanager
-def _recording(network: nn.Module) -> Iterator[Fired]:
+def _recording(model: nn.Module) -> Iterator[Fired]:
     fired: Fired = {}
 
     def keep(layer: str) -> Any:
         return lambda module, args, output: fired.setdefault(layer, []).append(output)
 
-    handles = [module.register_forward_hook(keep(layer)) for layer, module in network.named_modules() if layer]
+    handles = [module.register_forward_hook(keep(layer)) for layer, module in model.named_modules() if layer]
     try:
         yield fired
     finally:
@@ -96,12 +96,12 @@ def _recording(network: nn.Module) -> Iterator[Fired]:
             handle.remove()
 
 
-def _stage_shapes(network: nn.Module, images: Tensor) -> list[MapShape]:
-    """The shapes of timm's own intermediate maps, by stage; empty where the network has none."""
-    if not hasattr(network, "forward_intermediates"):
+def _stage_shapes(model: nn.Module, images: Tensor) -> list[MapShape]:
+    """The shapes of timm's own intermediate maps, by stage; empty where the model has none."""
+    if not hasattr(model, "forward_intermediates"):
         return []
     for layout in ("NCHW", "NLC"):  # on the meta device some cannot tell their grid; it is that of square images
-        shapes = [tensors_of(one)[-1].shape for one in _intermediates(network, images, layout)]
+        shapes = [tensors_of(one)[-1].shape for one in _intermediates(model, images, layout)]
         if shapes and all(len(shape) == 4 for shape in shapes):
             return [(int(shape[1]), int(shape[2]), int(shape[3])) for shape in shapes]
         if shapes and all(len(shape) == 3 and math.isqrt(shape[1]) ** 2 == shape[1] for shape in shapes):
@@ -109,23 +109,23 @@ def _stage_shapes(network: nn.Module, images: Tensor) -> list[MapShape]:
     return []
 
 
-def _intermediates(network: Any, images: Tensor, layout: str) -> list[Any]:
+def _intermediates(model: Any, images: Tensor, layout: str) -> list[Any]:
     """timm's own intermediate outputs, by stage; empty where it has none in this layout."""
-    with evaluating(network), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         try:
-            return list(network.forward_intermediates(images, output_fmt=layout, intermediates_only=True))
+            return list(model.forward_intermediates(images, output_fmt=layout, intermediates_only=True))
         except (AssertionError, NotImplementedError, TypeError, RuntimeError, UserError):
             return []
 
 
-def _timm_last(network: nn.Module, images: Tensor, fired: Fired, stages: Sequence[MapShape]) -> Tap | None:
-    with evaluating(network), torch.no_grad(), _recording(network) as inside:
-        forward_features: Any = network.forward_features
+def _timm_last(model: nn.Module, images: Tensor, fired: Fired, stages: Sequence[MapShape]) -> Tap | None:
+    with evaluating(model), torch.no_grad(), _recording(model) as inside:
+        forward_features: Any = model.forward_features
         features = forward_features(images)
     tensors = tensors_of(features)
-    form = _form(network, tensors[-1], stages[-1:])
+    form = _form(model, tensors[-1], stages[-1:])
     if form is None:
-        return _last_like(network, fired, stages[-1]) if stages else None
+        return _last_like(model, fired, stages[-1]) if stages else None
     for layer, outputs in reversed(inside.items()):
         once = len(outputs) == len(fired.get(layer, ())) == 1
         same = [k for k, one in enumerate(tensors_of(outputs[0])) if one is tensors[-1]] if once else []
@@ -134,60 +134,60 @@ def _timm_last(network: nn.Module, images: Tensor, fired: Fired, stages: Sequenc
     return Tap("", *form, element=len(tensors) - 1, origin=Origin.FEATURES)
 
 
-def _last_like(network: nn.Module, fired: Fired, shape: MapShape) -> Tap | None:
+def _last_like(model: nn.Module, fired: Fired, shape: MapShape) -> Tap | None:
     """The last module that gives a map of this very shape."""
     for layer, outputs in reversed(fired.items()):
         if len(outputs) == 1:
             for element, tensor in reversed(list(enumerate(tensors_of(outputs[0])))):
-                form = _form(network, tensor, [shape])
+                form = _form(model, tensor, [shape])
                 if form is not None and form[2] == shape:
                     return Tap(layer, *form, element=element)
     return None
 
 
-def _last_spatial(network: nn.Module, fired: Fired) -> Tap | None:
-    """The last map in a network that is not timm's; the outermost of the modules that give it."""
+def _last_spatial(model: nn.Module, fired: Fired) -> Tap | None:
+    """The last map in a model that is not timm's; the outermost of the modules that give it."""
     found: Tap | None = None
     for layer, outputs in fired.items():
-        pooling = isinstance(network.get_submodule(layer), (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d))
+        pooling = isinstance(model.get_submodule(layer), (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d))
         for element, tensor in enumerate(tensors_of(outputs[0]) if len(outputs) == 1 and not pooling else ()):
-            form = _form(network, tensor, [])
+            form = _form(model, tensor, [])
             if form is not None and form[2][1] * form[2][2] > 1:
                 found = Tap(layer, *form, element=element)
     return found
 
 
-def _stage(network: nn.Module, stage: int, images: Tensor, fired: Fired, stages: Sequence[MapShape], name: str) -> Tap:
+def _stage(model: nn.Module, stage: int, images: Tensor, fired: Fired, stages: Sequence[MapShape], name: str) -> Tap:
     """A tap at timm's stage of that number: at the module that gives its map, or else through timm's own pass."""
     if not -len(stages) <= stage < len(stages):
         raise UserError(f"{name}: feature_layers names stage {stage}, it has {len(stages)} stages")
     index = stage % len(stages)
     for layout in ("NLC", "NHWC", "NCHW"):  # a map that timm brings into another order is not the module's own tensor
-        with _recording(network) as inside:
-            maps = _intermediates(network, images, layout)
+        with _recording(model) as inside:
+            maps = _intermediates(model, images, layout)
         if not maps:
             continue
         wanted = tensors_of(maps[index])[-1]
         for layer, outputs in reversed(inside.items()):
             once = len(outputs) == len(fired.get(layer, ())) == 1
             for element, tensor in enumerate(tensors_of(outputs[0]) if once else ()):
-                form = _form(network, tensor, stages[index : index + 1])
+                form = _form(model, tensor, stages[index : index + 1])
                 if tensor is wanted and form is not None and form[2] == stages[index]:
                     return Tap(layer, *form, element=element)
-    return _checked(network, Tap(str(index), Layout.NCHW, 0, stages[index], origin=Origin.STAGE), images, name)
+    return _checked(model, Tap(str(index), Layout.NCHW, 0, stages[index], origin=Origin.STAGE), images, name)
 
 
-def _named(network: nn.Module, layer: str, fired: Fired, stages: Sequence[MapShape], name: str, vectors: bool) -> Tap:
+def _named(model: nn.Module, layer: str, fired: Fired, stages: Sequence[MapShape], name: str, vectors: bool) -> Tap:
     """A tap where the user asked for one."""
-    known = [path for path, _ in network.named_modules() if path]
+    known = [path for path, _ in model.named_modules() if path]
     if layer not in known:
         near = closest(layer, known) or ", ".join(path for path in known if "." not in path)
         raise UserError(f"{name}: it has no layer {layer!r}, the nearest are {near}")
     outputs = fired.get(layer, [])
     if len(outputs) != 1:
-        raise UserError(miscount(name, layer, len(outputs)))
+        raise UserError(hook_count_error(name, layer, len(outputs)))
     tensors = tensors_of(outputs[0])
-    forms = [(k, _form(network, tensor, stages)) for k, tensor in enumerate(tensors)]
+    forms = [(k, _form(model, tensor, stages)) for k, tensor in enumerate(tensors)]
     for element, form in reversed(forms):
         if form is not None:
             return Tap(layer, *form, element=element)
@@ -200,17 +200,17 @@ def _named(network: nn.Module, layer: str, fired: Fired, stages: Sequence[MapSha
     )
 
 
-def _form(network: nn.Module, tensor: Tensor, known: Sequence[MapShape]) -> tuple[Layout, int, MapShape] | None:
+def _form(model: nn.Module, tensor: Tensor, known: Sequence[MapShape]) -> tuple[Layout, int, MapShape] | None:
     """Layout, prefix tokens and shape of a tensor as a map; None where it is none.
 
     Args:
-        network: whose tensor it is; timm's networks say their layout.
+        model: whose tensor it is; timm's models say their layout.
         tensor: any output.
-        known: shapes that timm's own maps of this network have.
+        known: shapes that timm's own maps of this model have.
     """
     if tensor.ndim == 4:
         _, a, b, c = tensor.shape
-        if _is_channels_last(network, tensor, known):
+        if _is_channels_last(model, tensor, known):
             return Layout.NHWC, 0, (c, a, b)
         return Layout.NCHW, 0, (a, b, c)
     if tensor.ndim != 3:
@@ -223,33 +223,33 @@ def _form(network: nn.Module, tensor: Tensor, known: Sequence[MapShape]) -> tupl
             return Layout.NCL, 0, (a, height, width)
     if known:
         return None
-    for prefix in (int(getattr(network, "num_prefix_tokens", 0)), 0, 1):
+    for prefix in (int(getattr(model, "num_prefix_tokens", 0)), 0, 1):
         side = math.isqrt(max(a - prefix, 0))
         if side > 0 and side * side == a - prefix:
             return Layout.NLC, prefix, (b, side, side)
     return None
 
 
-def _is_channels_last(network: nn.Module, tensor: Tensor, known: Sequence[MapShape]) -> bool:
+def _is_channels_last(model: nn.Module, tensor: Tensor, known: Sequence[MapShape]) -> bool:
     _, a, b, c = tensor.shape
     if any((a, b, c) == shape for shape in known):
         return False
     if any((c, a, b) == shape for shape in known):
         return True
-    stated = getattr(network, "output_fmt", None)
+    stated = getattr(model, "output_fmt", None)
     if stated is not None:
         return str(getattr(stated, "value", stated)) == "NHWC"
     # Maps of square images are square: that tells the two apart, unless all three are equal.
     return a == b and b != c
 
 
-def _checked(network: nn.Module, tap: Tap, images: Tensor, name: str) -> Tap:
+def _checked(model: nn.Module, tap: Tap, images: Tensor, name: str) -> Tap:
     """The tap, if a forward pass that goes another way to deliver it gives the very same logits."""
     if tap.origin is Origin.MODULE or images.is_meta:
         return tap
-    with evaluating(network), torch.no_grad():
-        expected = logits_of(network(images), name)
-        logits, _ = TappedNetwork(network, [tap], name)(images)
+    with evaluating(model), torch.no_grad():
+        expected = logits_of(model(images), name)
+        logits, _ = TappedModel(model, [tap], name)(images)
     if not torch.equal(expected, logits):
         raise UserError(
             f"{name}: the map of {tap.title} can only be had by changing its logits: name a layer with feature_layers"
@@ -258,18 +258,18 @@ def _checked(network: nn.Module, tap: Tap, images: Tensor, name: str) -> Tap:
 
 
 @dataclass(frozen=True)
-class Trial:
+class DryRun:
     """What one forward pass showed: the number of classes, and the parameters that the maps come from."""
 
     classes: int
     extractor: set[nn.Parameter]
 
 
-def try_out(network: TappedNetwork, images: Tensor) -> Trial:
+def dry_run(model: TappedModel, images: Tensor) -> DryRun:
     """One forward pass of images (batch, channels, height, width) in evaluation mode, for the graph of its gradient."""
-    with evaluating(network), torch.enable_grad():
-        logits, maps = network(images)
-    return Trial(logits.shape[1], upstream_parameters(maps))
+    with evaluating(model), torch.enable_grad():
+        logits, maps = model(images)
+    return DryRun(logits.shape[1], upstream_parameters(maps))
 
 
 def upstream_parameters(outputs: Sequence[Tensor]) -> set[nn.Parameter]:
@@ -292,7 +292,7 @@ def upstream_parameters(outputs: Sequence[Tensor]) -> set[nn.Parameter]:
 
 
 def layers_of(feature_layers: Any, index: int) -> list[Layer]:
-    """The layers that network `index` is tapped at, in the user's notation; empty means: find it.
+    """The layers that model `index` is tapped at, in the user's notation; empty means: find it.
 
     Raises:
         UserError: for anything but names and whole numbers, lists of them, or a mapping to either.

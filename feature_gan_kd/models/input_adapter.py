@@ -1,4 +1,4 @@
-"""What one network does to the images that all share: resize, and normalise as it was trained (ours)."""
+"""What one model does to the images that all share: resize, and normalise as it was trained (ours)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Normalisation:
 
 
 class InputAdapter(nn.Module):
-    """Brings shared images to the size and the normalisation that one network wants.
+    """Brings shared images to the size and the normalisation that one model wants.
 
-    Every network sees the same crop with the same augmentation, in its own form.
+    Every model sees the same crop with the same augmentation, in its own form.
 
     Args:
-        size: side in pixels that the network wants; 0 leaves the size alone.
-        memory_format: in which the network wants the images.
+        size: side in pixels that the model wants; 0 leaves the size alone.
+        memory_format: in which the model wants the images.
     """
 
     scale: Tensor | None
@@ -39,7 +39,7 @@ class InputAdapter(nn.Module):
         self.register_buffer("offset", None, persistent=False)
 
     def normalise(self, shared: Normalisation, own: Normalisation) -> None:
-        """From now on takes images in the shared normalisation and gives them in the network's own."""
+        """From now on takes images in the shared normalisation and gives them in the model's own."""
         if shared == own:
             self.scale = self.offset = None
             return
@@ -47,7 +47,7 @@ class InputAdapter(nn.Module):
         self.offset = _by_channel((a - b) / o for a, b, o in zip(shared.mean, own.mean, own.std, strict=True))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, channels, height, width) as the network wants them; the same tensor where it does already."""
+        """Images (batch, channels, height, width) as the model wants them; the same tensor where it does already."""
         if self.size and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         if self.scale is not None and self.offset is not None:

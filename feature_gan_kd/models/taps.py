@@ -1,4 +1,4 @@
-"""The tap: a network's logits and feature maps out of one forward pass, by forward hooks."""
+"""The tap: a model's logits and feature maps out of one forward pass, by forward hooks."""
 
 from __future__ import annotations
 
@@ -88,23 +88,23 @@ class Tap:
         return tokens.reshape(len(tokens), *self.shape)
 
 
-class TappedNetwork(nn.Module):
-    """One network and its taps: `forward` gives logits and maps of the same pass.
+class TappedModel(nn.Module):
+    """One model and its taps: `forward` gives logits and maps of the same pass.
 
     The user's module is not edited. Hooks stand in it only while a forward runs, so that it can be copied,
     pickled and exported at any time. A compiled forward keeps the hooks that it found when it was compiled, and looks
     for no others: they are the same functions in every forward.
 
     Args:
-        network: the user's module.
+        module: the user's module.
         taps: where to take maps.
-        name: of the network, for error lines.
-        adapter: brings the images that all networks share to the size and normalisation that this one wants.
+        name: of the model, for error lines.
+        adapter: brings the images that all models share to the size and normalisation that this one wants.
     """
 
-    def __init__(self, network: nn.Module, taps: Sequence[Tap], name: str, adapter: InputAdapter | None = None) -> None:
+    def __init__(self, module: nn.Module, taps: Sequence[Tap], name: str, adapter: InputAdapter | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.module = module
         self.adapter = adapter or InputAdapter(0)
         self.taps = tuple(taps)
         self.name = name
@@ -118,14 +118,14 @@ class TappedNetwork(nn.Module):
         """One forward pass.
 
         Args:
-            images: (batch, channels, height, width), in the size and normalisation that all networks share.
+            images: (batch, channels, height, width), in the size and normalisation that all models share.
 
         Returns:
             Logits (batch, classes) and one map (batch, channels, height, width) per tap.
 
         Raises:
             UserError: where a tapped module was not called exactly once, its tokens do not fill the grid that was
-                found, or the network gives no logits.
+                found, or the model gives no logits.
         """
         with self._hooked():
             logits, outputs = self._call(self.adapter(images))
@@ -133,7 +133,7 @@ class TappedNetwork(nn.Module):
         for tap in self.taps:
             fired = outputs[tap.title]
             if len(fired) != 1:
-                raise UserError(miscount(self.name, tap.layer, len(fired)))
+                raise UserError(hook_count_error(self.name, tap.layer, len(fired)))
             maps.append(tap.to_map(fired[0]))
         return logits, tuple(maps)
 
@@ -141,25 +141,25 @@ class TappedNetwork(nn.Module):
         """Compiles the forward pass.
 
         Args:
-            compiler: of all networks of a run.
+            compiler: of all models of a run.
         """
         self._call = compiler(self._run)
 
     def _run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
-        network: Any = self.network
+        module: Any = self.module
         self._outputs = {layer: [] for layer in self._layers}
         others: dict[str, list[Any]] = {}
         if self._stages:
-            # All stages: asked for early ones alone, some networks (Hiera) stop there and give no features.
-            features, maps = network.forward_intermediates(images, output_fmt="NCHW")
+            # All stages: asked for early ones alone, some models (Hiera) stop there and give no features.
+            features, maps = module.forward_intermediates(images, output_fmt="NCHW")
             others = {f"stage {index}": [maps[index]] for index in self._stages}
-            output = network.forward_head(features)
+            output = module.forward_head(features)
         elif any(tap.origin is Origin.FEATURES for tap in self.taps):
-            features = network.forward_features(images)
+            features = module.forward_features(images)
             others = {"forward_features": [features]}
-            output = network.forward_head(features)
+            output = module.forward_head(features)
         else:
-            output = network(images)
+            output = module(images)
         outputs, self._outputs = self._outputs, {}
         return logits_of(output, self.name), {**outputs, **others}
 
@@ -172,7 +172,7 @@ class TappedNetwork(nn.Module):
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        handles = [self.network.get_submodule(layer).register_forward_hook(hook) for layer, hook in self._hooks.items()]
+        handles = [self.module.get_submodule(layer).register_forward_hook(hook) for layer, hook in self._hooks.items()]
         try:
             yield
         finally:
@@ -181,7 +181,7 @@ class TappedNetwork(nn.Module):
 
 
 def logits_of(output: Any, name: str) -> Tensor:
-    """The logits in a network's output: the tensor itself, `output.logits` or `output["logits"]`, or the first of a
+    """The logits in a model's output: the tensor itself, `output.logits` or `output["logits"]`, or the first of a
     tuple.
 
     Raises:
@@ -208,10 +208,10 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, each module's own mode again afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         yield
     finally:
@@ -219,10 +219,10 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def miscount(name: str, layer: str, count: int) -> str:
+def hook_count_error(name: str, layer: str, count: int) -> str:
     """The error line for a module that was not called exactly once."""
     reason = (
-        "a part of the network that this forward does not use, or gradient checkpointing goes round it"
+        "a part of the model that this forward does not use, or gradient checkpointing goes round it"
         if count == 0
         else "it is shared by several places, or gradient checkpointing repeats it"
     )

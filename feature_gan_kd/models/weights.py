@@ -25,7 +25,7 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         raise UserError(f"{path}: cannot be read ({reason(error)}): use the last weights") from None
     expected = {key: value.shape for key, value in module.state_dict().items()}
     if expected != {key: value.shape for key, value in tensors.items()}:
-        raise UserError(f"{path}: holds other tensors than the network: use the last weights")
+        raise UserError(f"{path}: holds other tensors than the model: use the last weights")
     bad = tensor_with_nan(tensors)
     if bad is not None:
         raise UserError(f"{path}: holds NaN in {bad!r}: use the last weights")

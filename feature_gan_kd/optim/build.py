@@ -20,7 +20,7 @@ from feature_gan_kd.utils.errors import UserError, closest
 def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: DistillConfig) -> Optimizer:
     """The optimiser of one kind of gradient.
 
-    One optimiser updates the parameters of all networks together: a single multi-tensor update.
+    One optimiser updates the parameters of all models together: a single multi-tensor update.
 
     Args:
         kind: `logit`, `feature` or `discriminator`.
@@ -69,7 +69,7 @@ def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, 
     recipe = config.recipe_settings
     adversarial_steps = -(-steps // config.adversarial_interval)
     factor = PAPER_STEPS / adversarial_steps if config.scale_adversarial_lr else 1.0
-    warmups = {"logit": recipe.warmup, "feature": recipe.adversarial_warmup, "discriminator": 0.0}
+    warmups = {"logit": recipe.warmup_fraction, "feature": recipe.adversarial_warmup_fraction, "discriminator": 0.0}
     schedules = {}
     for kind, optimizer in optimizers.items():
         if kind != "logit":

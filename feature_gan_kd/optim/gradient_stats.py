@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-class Diagnosis:
+class GradientStats:
     """Measures one update in so many; everything stays on the device.
 
     Per kind of update KIND (`logit`, `feature`, `discriminator`) and part P (a learner, or the edge of a

@@ -15,7 +15,7 @@ Gradients = list[Tensor | None]
 
 
 @dataclass(frozen=True)
-class FaultReport:
+class SkippedSteps:
     """What was found so far.
 
     Attributes:
@@ -29,7 +29,7 @@ class FaultReport:
     where: list[str]
 
 
-class Faults:
+class NonFiniteGuard:
     """Counts, on the device, the updates in which a loss or a gradient was not finite.
 
     All processes see the same losses and gradients, those of the whole batch, and so come to the same answer.
@@ -74,15 +74,15 @@ class Faults:
         self._count(tuple(names), found, skipped)
         return skipped.float()
 
-    def report(self) -> FaultReport:
+    def report(self) -> SkippedSteps:
         """What was found so far; waits for the device."""
         if self.rows is None:
-            return FaultReport(0, 0, [])
+            return SkippedSteps(0, 0, [])
         total, _, longest = self.rows.tolist()
         by_name: Counter[str] = Counter()
         for names, counts in self.counts.items():
             by_name.update(dict(zip(names, counts.tolist(), strict=True)))
-        return FaultReport(total, longest, [name for name, count in by_name.most_common() if count])
+        return SkippedSteps(total, longest, [name for name, count in by_name.most_common() if count])
 
     def tensors(self) -> list[Tensor]:
         """What is counted in, each (numbers,), on the device; they stay where they are."""
@@ -100,10 +100,10 @@ class Faults:
         self.counts[names].add_(found)
 
 
-class Buffers:
+class BufferSnapshot:
     """The buffers of modules as they are before an update, to be put back if it is skipped.
 
-    Those of networks are running statistics, those of discriminators the singular vectors of a spectral norm.
+    Those of models are running statistics, those of discriminators the singular vectors of a spectral norm.
 
     Args:
         modules: whose buffers.
@@ -128,14 +128,14 @@ class Buffers:
             )
 
 
-def step_unless(skipped: Tensor, optimizer: Optimizer) -> None:
+def step_if_finite(skipped: Tensor, optimizer: Optimizer) -> None:
     """Steps an optimiser unless `skipped`, a scalar 0 or 1, is 1.
 
     Fused optimisers read it on the device, as under a gradient scaler; for others it is fetched, and for the first
     step, since fused SGD would leave its momentum unwritten.
     """
     fused = all(group.get("fused") for group in optimizer.param_groups)
-    if fused and has_begun(optimizer):
+    if fused and has_state(optimizer):
         reader: Any = optimizer
         reader.grad_scale, reader.found_inf = None, skipped
         try:
@@ -146,7 +146,7 @@ def step_unless(skipped: Tensor, optimizer: Optimizer) -> None:
         optimizer.step()
 
 
-def has_begun(optimizer: Optimizer) -> bool:
+def has_state(optimizer: Optimizer) -> bool:
     """Whether an optimiser has all the state that it keeps; SGD without momentum keeps none."""
     return bool(optimizer.state) or all(group.get("momentum") == 0 for group in optimizer.param_groups)
 

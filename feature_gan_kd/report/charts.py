@@ -16,7 +16,7 @@ MOST_EDGE_LINES = 8
 
 _NAMED = {
     "ensemble": "ensemble",
-    "logit": "networks, logit loss",
+    "logit": "models, logit loss",
     "feature": "extractors, feature loss",
     "discriminator": "discriminators",
     "updates": "updates",
@@ -118,8 +118,8 @@ class Chart:
 def charts_of(runs: Sequence[Run], labels: Sequence[str]) -> list[tuple[Panel, list[Chart]]]:
     """The charts of one run, or of several laid over each other.
 
-    One run has a chart per panel, its lines coloured by network as in `curves.png`. Several have a chart per panel
-    and network, edge or optimiser, whose lines are coloured by run.
+    One run has a chart per panel, its lines coloured by model as in `curves.png`. Several have a chart per panel
+    and model, edge or optimiser, whose lines are coloured by run.
 
     Args:
         runs: to draw.
@@ -142,7 +142,7 @@ def charts_of(runs: Sequence[Run], labels: Sequence[str]) -> list[tuple[Panel, l
 
 
 def name_of(whose: str, names: Sequence[str]) -> str:
-    """A network, an edge, an optimiser or a kind of speed, as the page names it."""
+    """A model, an edge, an optimiser or a kind of speed, as the page names it."""
     if whose in _NAMED:
         return _NAMED[whose]
     if "->" in whose:
@@ -171,12 +171,12 @@ def _by_learner(panel: Panel, lines: Mapping[str, Series], run: Run) -> dict[str
 def _by_run(
     panel: Panel, recorded: Sequence[Mapping[str, Series]], runs: Sequence[Run], labels: Sequence[str]
 ) -> dict[str, list[Line]]:
-    """The lines of several runs: those of one network, edge or optimiser together."""
+    """The lines of several runs: those of one model, edge or optimiser together."""
     groups: dict[str, list[Line]] = {}
     for key in sorted({key for one in recorded for key in one}, key=lambda key: _position(panel, key)):
         kind, _, whose = key.partition("/")
         names = {name_of(whose, run.names) for run, one in zip(runs, recorded, strict=True) if key in one}
-        title = names.pop() if len(names) == 1 else f"network {whose}"
+        title = names.pop() if len(names) == 1 else f"model {whose}"
         for k, one in enumerate(recorded):
             if key in one:
                 name = " ".join(filter(None, [labels[k], panel.kinds[kind]]))
@@ -186,7 +186,7 @@ def _by_run(
 
 
 def _position(panel: Panel, key: str) -> tuple[Any, ...]:
-    """Where a series stands: by network or edge, then by kind; what has a name comes last."""
+    """Where a series stands: by model or edge, then by kind; what has a name comes last."""
     kind, _, whose = key.partition("/")
     order = list(_NAMED).index(whose) if whose in _NAMED else -1
     edge, _, layer = whose.partition("@")

@@ -13,15 +13,15 @@ from feature_gan_kd.report.records import Run, best, series
 from feature_gan_kd.utils.errors import UserError
 
 # Of a run's description, what is no setting: the command has its own place, the wiring follows from the others.
-_NO_SETTINGS = ("command", "wiring")
+_NO_SETTINGS = ("command", "taps")
 
 
 @dataclass(frozen=True)
 class Result:
-    """Top-1 accuracy of one network, or of the ensemble, in one run.
+    """Top-1 accuracy of one model, or of the ensemble, in one run.
 
     Attributes:
-        name: of the network, or where several runs are shown of the run.
+        name: of the model, or where several runs are shown of the run.
         color: of its lines.
         last: %, in the last epoch.
         best: %, in its best epoch.
@@ -40,7 +40,7 @@ class Result:
 
 
 def results_of(run: Run) -> list[Result]:
-    """The networks of one run and their ensemble, as far as they were evaluated."""
+    """The models of one run and their ensemble, as far as they were evaluated."""
     whose = [*map(str, range(len(run.names))), "ensemble"]
     colors = [*(str(k % COLORS) for k in range(len(run.names))), "ink"]
     rows = [_result(run, one, name_of(one, run.names), color) for one, color in zip(whose, colors, strict=True)]
@@ -48,7 +48,7 @@ def results_of(run: Run) -> list[Result]:
 
 
 def compared(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[Result]]:
-    """Network by network, and for the ensemble, every run's result and how far it is from the first run's."""
+    """Model by model, and for the ensemble, every run's result and how far it is from the first run's."""
     most = max(len(run.names) for run in runs)
     found: dict[str, list[Result]] = {}
     for whose in [*map(str, range(most)), "ensemble"]:
@@ -59,7 +59,7 @@ def compared(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[Resul
             row = _result(run, whose, labels[k], str(k % COLORS), None if k == 0 else runs[0])
             rows += [] if row is None else [row]
         if rows:
-            found[names.pop() if len(names) == 1 else f"network {whose}"] = rows
+            found[names.pop() if len(names) == 1 else f"model {whose}"] = rows
     return found
 
 
@@ -81,7 +81,7 @@ def settings_of(run: Run) -> list[tuple[str, str, bool]]:
 def _in_full(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Settings with what the method and the recipe choose; as they are where another version wrote them."""
     try:
-        return DistillConfig.from_dict(settings).in_full()
+        return DistillConfig.from_dict(settings).resolved()
     except UserError:
         return settings
 
@@ -97,7 +97,7 @@ def shown(value: Any) -> str:
 
 def _flat(about: Mapping[str, Any]) -> dict[str, str]:
     flat = {key: shown(value) for key, value in _in_full(about["config"]).items()}
-    flat |= {f"network {k}": shown(model.get("architecture", model["name"])) for k, model in enumerate(about["models"])}
+    flat |= {f"model {k}": shown(model.get("architecture", model["name"])) for k, model in enumerate(about["models"])}
     for key, value in about.items():
         if isinstance(value, Mapping) and key != "config":
             flat |= {f"{key}: {name}": shown(one) for name, one in value.items()}

@@ -97,7 +97,7 @@ def _height(panel: Panel, lines: Mapping[str, Series]) -> float:
 
 
 def _style(panel: Panel, key: str) -> tuple[str, str]:
-    """Colour and dashes: a network has one colour everywhere, and an edge and its discriminator the learner's."""
+    """Colour and dashes: a model has one colour everywhere, and an edge and its discriminator the learner's."""
     kind, _, whose = key.partition("/")
     if kind == "rate":
         return RATE_STYLES[whose]

@@ -28,11 +28,11 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sights:
+class GradCamResults:
     """The pictures of a run.
 
     Attributes:
-        heads: over the columns, with their colours: the image, then each network and the map that was asked.
+        heads: over the columns, with their colours: the image, then each model and the map that was asked.
         rows: per image the pictures.
     """
 
@@ -40,7 +40,7 @@ class Sights:
     rows: list[list[Picture]]
 
 
-def sights_of(run: Run) -> Sights | None:
+def grad_cam_results(run: Run) -> GradCamResults | None:
     """The pictures in a run's folder; None where none were drawn.
 
     Raises:
@@ -64,14 +64,14 @@ def sights_of(run: Run) -> Sights | None:
             row = [_picture(run, f"{number}.png", f"image {number}: {label}", f"{number}: {label}")]
             for k, (seen, _) in enumerate(zip(one["networks"], layers, strict=True)):
                 percent = f"{100 * float(seen['probability']):.0f} %"
-                words = f"where network {k} {run.names[k]} sees {label} in image {number}"
+                words = f"where model {k} {run.names[k]} sees {label} in image {number}"
                 row.append(_picture(run, f"{number}-{k}.png", words, f"{percent} {label}; answers {seen['answer']}"))
             rows.append(row)
     except (OSError, ValueError, LookupError, ArithmeticError, TypeError, RecursionError) as error:
         raise UserError(
             f"grad_cam: the pictures in {folder} are damaged ({type(error).__name__}): draw them again, or remove them"
         ) from None
-    return Sights(heads, rows)
+    return GradCamResults(heads, rows)
 
 
 def _picture(run: Run, name: str, words: str, caption: str) -> Picture:

@@ -7,24 +7,24 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from feature_gan_kd.config.methods import Objective
+from feature_gan_kd.config.methods import LossWeights
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.report.charts import COLORS
 from feature_gan_kd.report.records import Run
 from feature_gan_kd.report.table import shortened
 
 WIDTH = 360
-RADIUS = 25  # of a network's circle
+RADIUS = 25  # of a model's circle
 MARGIN = 55  # above the highest circle's middle and below the lowest's
 HEAD = 9  # length of an arrow's head
 BOW = 0.13  # how far an arrow bends, as a part of its length
 
-_WEIGHTS = ("temperature", "logit_weight", "adversarial_weight", "l1_weight", "l2_weight")
+_WEIGHTS = ("temperature", "kl_weight", "adversarial_weight", "l1_weight", "l2_weight")
 
 
 @dataclass(frozen=True)
 class Node:
-    """A network: its place, the height of its name, its number and its name."""
+    """A model: its place, the height of its name, its number and its name."""
 
     x: float
     y: float
@@ -53,13 +53,13 @@ class Graph:
     nodes: list[Node]
     arrows: list[Arrow]
     height: float
-    judged: bool
+    has_discriminators: bool
     width: float = WIDTH
     radius: float = RADIUS
 
 
 def graph_of(run: Run) -> Graph:
-    """Networks on a circle, the first at its top (a pair side by side), and an arrow from each source to a learner."""
+    """Models on a circle, the first at its top (a pair side by side), and an arrow from each source to a learner."""
     count = len(run.names)
     ring = 105.0 if count == 2 else min(135.0, 92.0 + 6 * count)
     first = math.pi if count == 2 else -math.pi / 2
@@ -75,43 +75,43 @@ def graph_of(run: Run) -> Graph:
         x, y = (place - corner).real, (place - corner).imag
         nodes.append(Node(x, y, label, k, k % COLORS, shortened(run.names[k], room), k in frozen))
     arrows = [_arrow(places[source] - corner, places[learner] - corner, learner) for source, learner in run.edges]
-    return Graph(nodes, arrows, bottom - top + 2 * MARGIN, objective_of(run).adversarial_weight > 0)
+    return Graph(nodes, arrows, bottom - top + 2 * MARGIN, loss_weights_of(run).adversarial_weight > 0)
 
 
-def objective_of(run: Run) -> Objective:
+def loss_weights_of(run: Run) -> LossWeights:
     """The weights of a run's losses.
 
     Raises:
         UserError: for a method that does not exist, as in a run of a later version.
     """
     known = {key: run.settings[key] for key in ("method", *_WEIGHTS) if key in run.settings}
-    return DistillConfig.from_dict(known).objective
+    return DistillConfig.from_dict(known).loss_weights
 
 
-def lessons_of(run: Run) -> list[str]:
+def terms_of(run: Run) -> list[str]:
     """What passes along every arrow, a line for each term of the losses."""
-    objective = objective_of(run)
+    loss_weights = loss_weights_of(run)
     terms = [
-        (objective.logit_weight, f"logits: T² KL(source ‖ learner), T = {objective.temperature:g}"),
-        (objective.adversarial_weight, "feature maps: the learner's are to pass for the source's before D"),
-        (objective.l1_weight, "feature maps: mean absolute difference"),
-        (objective.l2_weight, "feature maps: mean squared difference"),
+        (loss_weights.kl_weight, f"logits: T² KL(source ‖ learner), T = {loss_weights.temperature:g}"),
+        (loss_weights.adversarial_weight, "feature maps: the learner's are to pass for the source's before D"),
+        (loss_weights.l1_weight, "feature maps: mean absolute difference"),
+        (loss_weights.l2_weight, "feature maps: mean squared difference"),
     ]
     lines = [f"{words}, weight {weight:g}" for weight, words in terms if weight > 0]
-    if objective.feature_update and not objective.has_feature_loss:
+    if loss_weights.decay_only_update and not loss_weights.has_feature_loss:
         lines.append("no feature maps: the extractors' Adam steps by its weight decay alone")
-    return lines or ["nothing: every network learns from the labels alone"]
+    return lines or ["nothing: every model learns from the labels alone"]
 
 
-def networks_of(run: Run) -> list[dict[str, Any]]:
-    """Per network its parameters and tapped maps, as far as the run has them on record."""
-    wiring = run.about.get("wiring") or [{}] * len(run.names)
+def models_of(run: Run) -> list[dict[str, Any]]:
+    """Per model its parameters and tapped maps, as far as the run has them on record."""
+    taps = run.about.get("taps") or [{}] * len(run.names)
     return [
         {
             "parameters": f"{one['parameters']:,}" if "parameters" in one else "",
             "maps": [f"{tap['layer']} {'x'.join(map(str, tap['shape']))}" for tap in one.get("maps", ())],
         }
-        for one in wiring
+        for one in taps
     ]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from feature_gan_kd.report.charts import COLORS, charts_of
 from feature_gan_kd.report.compare import compared, differing, results_of, settings_of, shown
-from feature_gan_kd.report.gradcam import sights_of
-from feature_gan_kd.report.graph import graph_of, lessons_of, networks_of
+from feature_gan_kd.report.gradcam import grad_cam_results
+from feature_gan_kd.report.graph import graph_of, models_of, terms_of
 from feature_gan_kd.report.records import Run, not_finite, skipped
 from feature_gan_kd.report.table import facts_of, seconds_of, speed_of, title_of
 from feature_gan_kd.utils.errors import UserError, not_installed
@@ -103,9 +103,9 @@ def _described(run: Run, label: str, position: int) -> dict[str, Any]:
         "names": run.names,
         "edges": run.edges,
         "graph": graph_of(run),
-        "lessons": lessons_of(run),
-        "sights": sights_of(run),
-        "networks": networks_of(run),
+        "terms": terms_of(run),
+        "sights": grad_cam_results(run),
+        "models": models_of(run),
         "command": run.about.get("command"),
         "settings": settings_of(run),
         "data": {key: shown(value) for key, value in run.data.items()},

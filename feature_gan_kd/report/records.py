@@ -30,7 +30,7 @@ class Run:
 
     Attributes:
         folder: where they are.
-        names: of the networks, in order.
+        names: of the models, in order.
         steps: records written while training, oldest first.
         epochs: records of finished epochs, oldest first.
         settings: of the run, by name.
@@ -90,7 +90,7 @@ def read_run(folder: Path) -> Run:
             raise UserError(f"run: {folder} holds no run (there is no config.json): name the output folder of one")
         about = json.loads(config.read_text())
         if "pretrained_cfg" in about:
-            raise UserError(f"run: {folder} holds a published network, no run: name the output folder of a run")
+            raise UserError(f"run: {folder} holds a published model, no run: name the output folder of a run")
         names, settings = [str(model["name"]) for model in about["models"]], about["config"]
         records = read_records(metrics) if metrics.exists() else []
         found = [(_NEEDED["run"], settings), *((_NEEDED[one["event"]], one) for one in records)]

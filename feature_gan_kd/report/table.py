@@ -6,13 +6,13 @@ from feature_gan_kd.report.records import Run, best, series
 
 
 def table(run: Run) -> str:
-    """The last and the best top-1 accuracy of every network and of the ensemble, and what they took.
+    """The last and the best top-1 accuracy of every model and of the ensemble, and what they took.
 
     The seconds are those of the recorded epochs with their evaluation; images/s are training images in them.
     """
     frozen = run.about.get("frozen", ())
     names = {str(k): f"{k} {name}{' (frozen)' if k in frozen else ''}" for k, name in enumerate(run.names)}
-    rows = [("network", "last top-1 %", "best top-1 %", "in epoch")]
+    rows = [("model", "last top-1 %", "best top-1 %", "in epoch")]
     recorded = series(run)
     for whose, name in (names | {"ensemble": "ensemble"}).items():
         epochs, values = recorded.get(f"top-1/{whose}", ([], []))
@@ -31,7 +31,7 @@ def table(run: Run) -> str:
 
 
 def title_of(run: Run) -> str:
-    """Method, networks and data, in one line."""
+    """Method, models and data, in one line."""
     names = [shortened(name, 40) for name in run.names]
     data = str(run.data.get("name") or "unnamed data")
     return f"{run.settings['method']}: {', '.join(names[:-1])} and {names[-1]} on {shortened(data, 60)}"

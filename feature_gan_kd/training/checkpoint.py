@@ -19,7 +19,7 @@ from torch import Tensor
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.models.weights import tensor_with_nan
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import sweep, take_place, writing
+from feature_gan_kd.utils.files import move_into_place, remove_leftovers, writing
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -27,7 +27,7 @@ _META = "state.json"
 
 
 class MismatchError(UserError):
-    """A good checkpoint, but of other networks or settings: an older one would not fit either."""
+    """A good checkpoint, but of other models or settings: an older one would not fit either."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Checkpoint:
     """A state in two halves.
 
     Attributes:
-        tensors: per component (`network-0`, `optimizer-logit`, ...) its tensors by name, on CPU.
+        tensors: per component (`model-0`, `optimizer-logit`, ...) its tensors by name, on CPU.
         meta: everything else, as JSON values.
     """
 
@@ -52,7 +52,7 @@ def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> 
     Args:
         checkpoint: what to write.
         folder: its final place; replaced where it exists.
-        signature: what a reader must agree with (networks, their order, shapes).
+        signature: what a reader must agree with (models, their order, shapes).
 
     Raises:
         UserError: where the disk cannot hold it; nothing else is touched then.
@@ -70,7 +70,7 @@ def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> 
         manifest = {"format": FORMAT, "signature": signature, "files": files}
         manifest["digest"] = _digest(manifest)
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        take_place(temporary, folder)
+        move_into_place(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
@@ -83,7 +83,7 @@ def load(folder: Path, signature: Mapping[str, Any] | None) -> Checkpoint:
     """Reads a checkpoint after checking all of it: format, files, hashes and signature (None: any), and for NaN.
 
     Raises:
-        UserError: in one line, for anything that is not as it was written or belongs to other networks.
+        UserError: in one line, for anything that is not as it was written or belongs to other models.
     """
     manifest = _read_manifest(folder)
     if signature is not None:
@@ -127,7 +127,7 @@ def newest_good(parent: Path, signature: Mapping[str, Any] | None) -> tuple[Path
 
     Raises:
         UserError: where all are broken.
-        MismatchError: where the newest whole one is of other networks or settings.
+        MismatchError: where the newest whole one is of other models or settings.
     """
     found = newest(parent)
     for position, folder in enumerate(found):
@@ -147,7 +147,7 @@ def prune(parent: Path, keep: int, spare: int | None = None) -> None:
     for path in newest(parent)[keep:]:
         if path.name != f"step-{spare}":
             shutil.rmtree(path, ignore_errors=True)
-    sweep(parent)
+    remove_leftovers(parent)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from feature_gan_kd.distributed.collectives import process_count
+from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.method.step import AdversarialStep, Metrics
-from feature_gan_kd.optim.nonfinite import has_begun
+from feature_gan_kd.optim.nonfinite import has_state
 from feature_gan_kd.utils.errors import UserError, reason
 
 WARM_UPS = 3
@@ -148,7 +148,7 @@ class CudaGraphs:
 
     def _may_record(self, kind: Hashable) -> bool:
         # An optimiser whose first update was skipped has no state yet, and would look at the next.
-        ready = all(has_begun(update.optimizer) for update in self.step.updates.values())
+        ready = all(has_state(update.optimizer) for update in self.step.optimizer_groups.values())
         return ready and self._runs[kind] >= WARM_UPS and len(self.recordings) < MOST
 
     def _record(self, inputs: list[Tensor]) -> Recording:
@@ -173,7 +173,7 @@ class CudaGraphs:
             if "out of memory" in str(error):
                 raise torch.OutOfMemoryError(str(error)) from error
             raise UserError(
-                f"cuda_graphs: an update cannot be recorded ({reason(error)}): most often a network reads from the "
+                f"cuda_graphs: an update cannot be recorded ({reason(error)}): most often a model reads from the "
                 "device or copies to it in its forward pass; train without cuda_graphs"
             ) from error
         finally:
@@ -191,7 +191,7 @@ class CudaGraphs:
         return dict(zip(recording.names, recording.values.clone().unbind(), strict=True))
 
     def _groups(self) -> list[dict[str, Any]]:
-        return [group for update in self.step.updates.values() for group in update.optimizer.param_groups]
+        return [group for update in self.step.optimizer_groups.values() for group in update.optimizer.param_groups]
 
     @contextmanager
     def _reading(self, rates: list[Tensor]) -> Iterator[None]:
@@ -214,12 +214,12 @@ class CudaGraphs:
     def _what_it_depends_on(self) -> list[Any]:
         """Addresses of all tensors that an update uses besides its batch, and what Python decides by."""
         found: list[Any] = []
-        for root in (*self.step.networks, *self.step.links):
+        for root in (*self.step.models, *self.step.connections):
             for module in root.modules():
                 found += [value for value in vars(module).values() if type(value) in _PLAIN]
                 tensors = (*module._parameters.values(), *module._buffers.values())
                 found += [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        for update in self.step.updates.values():
+        for update in self.step.optimizer_groups.values():
             for state in update.optimizer.state.values():
                 found += [value.data_ptr() for value in state.values() if isinstance(value, Tensor)]
         for group in self._groups():
@@ -239,15 +239,15 @@ def for_gpu(step: AdversarialStep, device: torch.device) -> CudaGraphs:
     """
     if device.type != "cuda":
         raise UserError(f"cuda_graphs: the device is {device}, expected a CUDA GPU: train without cuda_graphs")
-    if process_count() > 1:
-        raise UserError(f"cuda_graphs: {process_count()} processes, expected one: train without cuda_graphs")
+    if world_size() > 1:
+        raise UserError(f"cuda_graphs: {world_size()} processes, expected one: train without cuda_graphs")
     check(step)
     return CudaGraphs(step, GpuRecorder(device))
 
 
 def check(step: AdversarialStep) -> None:
     """Raises UserError for an optimiser that reads its state on the host."""
-    for kind, update in step.updates.items():
+    for kind, update in step.optimizer_groups.items():
         if not all(group.get("fused") for group in update.optimizer.param_groups):
             raise UserError(
                 f"cuda_graphs: torch has no fused {type(update.optimizer).__name__} ({kind} loss), which reads nothing "

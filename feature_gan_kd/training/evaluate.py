@@ -1,4 +1,4 @@
-"""Accuracy per network and of the ensemble."""
+"""Accuracy per model and of the ensemble."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Evaluation:
     """What one pass over a data set gave.
 
     Attributes:
-        accuracy: top-1 in percent, per network.
-        loss: mean cross-entropy in nats, per network.
+        accuracy: top-1 in percent, per model.
+        loss: mean cross-entropy in nats, per model.
         ensemble: top-1 in percent of the mean of the logits (paper, section 4).
         images: number of images counted.
     """
@@ -32,17 +32,17 @@ class Evaluation:
 
 
 def evaluate(
-    networks: Sequence[nn.Module],
+    models: Sequence[nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
     autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluates networks side by side, each image through each network once.
+    """Evaluates models side by side, each image through each model once.
 
     Args:
-        networks: modules that map images (batch, channels, height, width) to logits.
+        models: modules that map images (batch, channels, height, width) to logits.
         batches: images and labels (batch,), this process's share, which may be empty.
         add_up: adds a tensor over the processes.
         autocast: makes the context in which forward passes run.
@@ -52,29 +52,29 @@ def evaluate(
         The same figures on every process.
 
     Raises:
-        UserError: where there is not one image, or a network gives no logits.
+        UserError: where there is not one image, or a model gives no logits.
     """
     totals: Tensor | None = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        for network in networks:
-            stack.enter_context(evaluating(network))
+        for model in models:
+            stack.enter_context(evaluating(model))
         for images, labels in batches:
             if totals is None:
-                totals = torch.zeros(1 + 2 * (len(networks) + 1), dtype=torch.float64, device=labels.device)
-            if len(labels):  # networks in general fail on an empty batch
+                totals = torch.zeros(1 + 2 * (len(models) + 1), dtype=torch.float64, device=labels.device)
+            if len(labels):  # models in general fail on an empty batch
                 with autocast():
-                    logits = [logits_of(network(images), f"network {k}").float() for k, network in enumerate(networks)]
+                    logits = [logits_of(model(images), f"model {k}").float() for k, model in enumerate(models)]
                 counted = [labels.new_tensor(len(labels)), *_sums([*logits, torch.stack(logits).mean(0)], labels)]
                 totals = totals + torch.stack(counted)
             between()
     if totals is None:
-        totals = torch.zeros(1 + 2 * (len(networks) + 1), dtype=torch.float64)
+        totals = torch.zeros(1 + 2 * (len(models) + 1), dtype=torch.float64)
     values: list[float] = add_up(totals).tolist()
     count = values[0]
     if count == 0:
         raise UserError("evaluation data: there is not one image in it")
-    correct, loss = values[1 : len(networks) + 2], values[len(networks) + 2 :]
+    correct, loss = values[1 : len(models) + 2], values[len(models) + 2 :]
     accuracy = [100 * value / count for value in correct]
     return Evaluation(accuracy[:-1], [value / count for value in loss[:-1]], accuracy[-1], int(count))
 

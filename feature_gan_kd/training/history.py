@@ -13,11 +13,11 @@ class History:
     """What a run gave.
 
     Attributes:
-        epochs: one record per epoch: `epoch`, `step`, `accuracy` (top-1 % per network), `loss` (cross-entropy on the
+        epochs: one record per epoch: `epoch`, `step`, `accuracy` (top-1 % per model), `loss` (cross-entropy on the
             evaluation images, in nats), `ensemble` (top-1 %), `metrics` (means since the last record, and how alike
             the maps are where that is recorded), `lr`, `seconds`, `images_per_second`; `stopped` in the last one, where
             a callback ended the training after it.
-        best: per network its best epoch: `epoch` and `accuracy`.
+        best: per model its best epoch: `epoch` and `accuracy`.
     """
 
     epochs: list[Record] = field(default_factory=list)
@@ -38,7 +38,7 @@ class History:
         return max(self.epochs, key=lambda record: record["ensemble"], default=None)
 
     def add(self, record: Record) -> None:
-        """Adds the record of an epoch, and takes it for the best of each network that it improved."""
+        """Adds the record of an epoch, and takes it for the best of each model that it improved."""
         self.epochs.append(record)
         for k, accuracy in enumerate(record["accuracy"]):
             if k == len(self.best):

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from feature_gan_kd.distributed.collectives import sum_over_processes
+from feature_gan_kd.distributed.collectives import all_reduce_sum
 
 
-class Window:
+class MetricAverager:
     """Sums of the metrics since the last record; they stay on the device until they are asked for.
 
     Args:
@@ -50,8 +50,7 @@ class Window:
             UserError: where another process is gone.
         """
         return {
-            names: sum_over_processes(sums.to(accelerator.device, copy=True)).tolist()
-            for names, sums in self.sums.items()
+            names: all_reduce_sum(sums.to(accelerator.device, copy=True)).tolist() for names, sums in self.sums.items()
         }
 
     def means(self, accelerator: Accelerator) -> tuple[dict[str, float], float]:
@@ -76,7 +75,7 @@ class Window:
         return {"sums": totals, "seconds": time.perf_counter() - self.began}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], accelerator: Accelerator) -> Window:
+    def from_state(cls, state: Mapping[str, Any], accelerator: Accelerator) -> MetricAverager:
         """The inverse of `state`: every process goes on with an equal part of the sums."""
         parts = {
             tuple(names): torch.tensor(sums, dtype=torch.float64, device=accelerator.device) / accelerator.num_processes

@@ -31,7 +31,7 @@ _KINDS = {
 _PACKAGES = ("torch", "timm", "accelerate", "datasets", "safetensors")
 
 
-def usable_folder(folder: Path, resume: bool) -> Path:
+def check_run_folder(folder: Path, resume: bool) -> Path:
     """The folder, if a run may be kept there; to be asked before anything is read or built.
 
     Raises:
@@ -54,7 +54,7 @@ def usable_folder(folder: Path, resume: bool) -> Path:
     return folder
 
 
-def describe_run(folder: Path, about: Mapping[str, Any]) -> None:
+def write_run_config(folder: Path, about: Mapping[str, Any]) -> None:
     """Writes `config.json`, unless the run is going on from a checkpoint and it is there as it was written.
 
     Args:

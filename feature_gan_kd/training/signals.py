@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from feature_gan_kd.distributed.collectives import exchanging, process_count
+from feature_gan_kd.distributed.collectives import explain_lost_process, world_size
 from feature_gan_kd.utils.errors import Interrupted
 
 
@@ -36,7 +36,7 @@ class Stop:
         self._exchange: tuple[Any, torch.Tensor] | None = None
 
     def __enter__(self) -> Stop:
-        if process_count() > 1:
+        if world_size() > 1:
             self._group = torch.distributed.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -70,7 +70,7 @@ class Stop:
         """What any process had heard one batch ago."""
         if self._exchange is not None:
             work, flag = self._exchange
-            with exchanging():
+            with explain_lost_process():
                 work.wait()
             self._exchange = None
             if flag.item():

@@ -17,17 +17,17 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.data import Data, ImageSource, Mixing
-from feature_gan_kd.distributed.collectives import on_first, same_everywhere, sum_over_processes
-from feature_gan_kd.optim.nonfinite import FaultReport
+from feature_gan_kd.data import Data, ImageSource, MixupCutmix
+from feature_gan_kd.distributed.collectives import all_ranks_equal, all_reduce_sum, on_main_process
+from feature_gan_kd.optim.nonfinite import SkippedSteps
 from feature_gan_kd.training import checkpoint
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.evaluate import Evaluation
 from feature_gan_kd.training.history import History, Record
-from feature_gan_kd.training.metrics import Window
+from feature_gan_kd.training.metrics import MetricAverager
 from feature_gan_kd.training.signals import Stop
 from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
-from feature_gan_kd.utils.files import sweep
+from feature_gan_kd.utils.files import remove_leftovers
 
 
 class Trainee(Protocol):
@@ -37,7 +37,7 @@ class Trainee(Protocol):
         """One whole update on images (n, channels, height, width) and labels (n,); detached scalars."""
         ...
 
-    def faults(self) -> FaultReport:
+    def faults(self) -> SkippedSteps:
         """The updates so far that changed nothing, because a value was not finite; the same on every process."""
         ...
 
@@ -46,7 +46,7 @@ class Trainee(Protocol):
         ...
 
     def similarity(self, source: ImageSource, between: Callable[[], None]) -> dict[str, float]:
-        """How alike the networks' maps are on images of `source`, by name; nothing where it is not recorded."""
+        """How alike the models' maps are on images of `source`, by name; nothing where it is not recorded."""
         ...
 
     def state(self) -> checkpoint.Checkpoint:
@@ -58,12 +58,12 @@ class Trainee(Protocol):
         ...
 
     def publish(self, index: int, which: Literal["last", "best"], folder: Path) -> None:
-        """Writes network `index` as users get it, unless the folder holds these very weights."""
+        """Writes model `index` as users get it, unless the folder holds these very weights."""
         ...
 
 
 @dataclass
-class Fit:
+class Trainer:
     """One call of fit: what it trains, on what, and how far it has come.
 
     Attributes:
@@ -73,9 +73,9 @@ class Fit:
         schedules: of the learning rates, by kind.
         accelerator: devices and processes.
         callbacks: who hears of it (called on the main process alone).
-        output_dir: where checkpoints and networks go; None writes nothing.
+        output_dir: where checkpoints and models go; None writes nothing.
         signature: what a checkpoint must agree with to be resumed.
-        names: of the networks.
+        names: of the models.
         mixing: of the images and labels of a batch; None for none.
     """
 
@@ -88,10 +88,10 @@ class Fit:
     output_dir: Path | None
     signature: Mapping[str, Any]
     names: Sequence[str]
-    mixing: Mixing | None = None
+    mixing: MixupCutmix | None = None
     step: int = 0
     history: History = field(default_factory=History)
-    window: Window = field(default_factory=Window)
+    window: MetricAverager = field(default_factory=MetricAverager)
     stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class Fit:
 
         Raises:
             Interrupted: after a checkpoint, where SIGTERM or Ctrl-C asked for it.
-            DivergedError: where `max_skipped` updates in a row had a loss or a gradient that is not finite.
+            DivergedError: where `max_nonfinite_steps` updates in a row had a loss or a gradient that is not finite.
             UserError: where the disk cannot hold what is to be written; what was written before is unharmed.
         """
         if resume:
@@ -150,18 +150,18 @@ class Fit:
         return done - 1 if not inside and done > evaluated and self._evaluates(done - 1) else done
 
     def _evaluates(self, epoch: int) -> bool:
-        return (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs
+        return (epoch + 1) % self.config.evaluate_every_epochs == 0 or epoch + 1 == self.config.epochs
 
     def epoch(self, epoch: int) -> None:
         """The rest of one epoch, its evaluation if it has one, and its checkpoint. Raises as `run`."""
         for images, labels in self._batches(epoch):
             self._update(images, labels)
             inside = self.step % self.steps_per_epoch
-            if self.step % self.config.log_every == 0 and (inside or not self._evaluates(epoch)):
+            if self.step % self.config.log_every_steps == 0 and (inside or not self._evaluates(epoch)):
                 record = self._record(epoch)
-                self.window = Window()
+                self.window = MetricAverager()
                 self._tell("on_metrics", record)
-            if inside and self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
+            if inside and self.config.checkpoint_every_steps and self.step % self.config.checkpoint_every_steps == 0:
                 self.save()
             self.stop.check()
         if self._evaluates(epoch):
@@ -175,7 +175,7 @@ class Fit:
         record = self._record(epoch)
         evaluation = self.trainee.evaluate_source(self.data.evaluation, self.stop.check)
         similarity = self.trainee.similarity(self.data.evaluation, self.stop.check)
-        self.window = Window()
+        self.window = MetricAverager()
         self._tell("on_metrics", record)
         done = time.perf_counter()
         pace = (done - self.started) / max(self.step - self.started_at, 1)
@@ -227,9 +227,9 @@ class Fit:
         def write() -> None:
             checkpoint.save(state, parent / f"step-{self.step}", self.signature)
             best = self.history.best_epoch
-            checkpoint.prune(parent, self.config.keep_last, spare=None if best is None else best["step"])
+            checkpoint.prune(parent, self.config.keep_checkpoints, spare=None if best is None else best["step"])
 
-        on_first(write)
+        on_main_process(write)
         self.saved = moment
         self._tell("on_checkpoint", parent / f"step-{self.step}")
 
@@ -242,10 +242,10 @@ class Fit:
         if self.output_dir is None:
             return
         for name in ("checkpoints", "networks"):
-            on_first(functools.partial(sweep, self.output_dir / name))
+            on_main_process(functools.partial(remove_leftovers, self.output_dir / name))
         found = checkpoint.newest_good(self.output_dir / "checkpoints", self.signature)
         step = -1 if found is None else found[1].meta["step"]
-        if not all(same_everywhere(torch.tensor([step], device=self.accelerator.device))):
+        if not all(all_ranks_equal(torch.tensor([step], device=self.accelerator.device))):
             raise UserError(
                 f"{self.output_dir}: not all processes find the same checkpoint there: all hosts must see one folder"
             )
@@ -255,7 +255,7 @@ class Fit:
         self.trainee.load_state(state)
         self.step = state.meta["step"]
         self.history.epochs, self.history.best = (state.meta["history"][key] for key in ("epochs", "best"))
-        self.window = Window.from_state(state.meta["window"], self.accelerator)
+        self.window = MetricAverager.from_state(state.meta["window"], self.accelerator)
         if self.history.epochs and self.step == self.history.last["step"]:
             self._publish()  # the run may have been killed after the checkpoint and before this
 
@@ -279,7 +279,7 @@ class Fit:
 
     def _end_if_diverged(self) -> None:
         found = self.trainee.faults()
-        if found.longest < self.config.max_skipped:
+        if found.longest < self.config.max_nonfinite_steps:
             return
         saved = checkpoint.newest(self.output_dir / "checkpoints") if self.output_dir else []
         raise DivergedError(
@@ -289,23 +289,23 @@ class Fit:
         )
 
     def _publish(self) -> None:
-        """Writes the networks for which the last epoch is the best so far, and at the end all as they are."""
+        """Writes the models for which the last epoch is the best so far, and at the end all as they are."""
         if self.output_dir is None:
             return
         due: list[tuple[int, Literal["last", "best"]]] = []
         for k, best in enumerate(self.history.best):
             due += [(k, "best")] * (best["epoch"] == self.history.last["epoch"])
             due += [(k, "last")] * self.ended
-        networks = self.output_dir / "networks"
+        models = self.output_dir / "networks"
 
         def write() -> None:
             for k, which in due:
-                self.trainee.publish(k, which, networks / f"{k}-{self.names[k]}{'-best' * (which == 'best')}")
+                self.trainee.publish(k, which, models / f"{k}-{self.names[k]}{'-best' * (which == 'best')}")
 
-        on_first(write)
+        on_main_process(write)
 
     def _tell(self, event: str, *args: Any) -> None:
-        on_first(lambda: [getattr(callback, event)(*args) for callback in self.callbacks])
+        on_main_process(lambda: [getattr(callback, event)(*args) for callback in self.callbacks])
 
     def _tell_evaluation(self, record: Record) -> None:
         """Tells of an evaluation; the record says so, on every process, where a callback ends the training here."""
@@ -315,9 +315,9 @@ class Fit:
                 if callback.on_evaluate(record):
                     record["stopped"] = True
 
-        on_first(tell)
+        on_main_process(tell)
         asked = torch.tensor(float("stopped" in record), device=self.accelerator.device)
-        if sum_over_processes(asked).item():
+        if all_reduce_sum(asked).item():
             record["stopped"] = True
 
 

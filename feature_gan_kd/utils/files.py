@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 
-def to_disk(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Waits until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -25,11 +25,11 @@ def write_text(path: Path, text: str) -> None:
     temporary = writing(path)
     try:
         temporary.write_text(text, encoding="utf-8")
-        to_disk(temporary)
+        fsync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    to_disk(path.parent)
+    fsync(path.parent)
 
 
 def writing(path: Path) -> Path:
@@ -37,15 +37,15 @@ def writing(path: Path) -> Path:
     return path.with_name(f".{path.name}.writing")
 
 
-def take_place(temporary: Path, folder: Path) -> None:
+def move_into_place(temporary: Path, folder: Path) -> None:
     """Gives a finished folder its name, in the place of one that has it; its files are on the disk before.
 
     Raises:
         OSError: where that cannot be done; the one before keeps the name.
     """
     for path in temporary.iterdir():
-        to_disk(path)
-    to_disk(temporary)
+        fsync(path)
+    fsync(temporary)
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -56,11 +56,11 @@ def take_place(temporary: Path, folder: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
-    to_disk(folder.parent)
+    fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Removes what a process that was killed left behind; a folder killed while it was replaced is put back."""
     for path in parent.glob(".*.old"):
         name = path.with_name(path.name[1 : -len(".old")])

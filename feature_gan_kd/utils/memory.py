@@ -33,12 +33,12 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def fitting(images: Tensor, parts: int, bf16: bool) -> Iterator[None]:
+def explain_out_of_memory(images: Tensor, parts: int, bf16: bool) -> Iterator[None]:
     """Around one update.
 
     Args:
         images: (batch, channels, height, width), this process's share.
-        parts: in which it goes through the networks.
+        parts: in which it goes through the models.
         bf16: whether the forward passes run in bfloat16.
 
     Raises:
@@ -52,7 +52,7 @@ def fitting(images: Tensor, parts: int, bf16: bool) -> Iterator[None]:
             raise
         size = "x".join(map(str, images.shape[1:]))
         remedies = [
-            f"accumulation_steps={2 * parts}",
+            f"grad_accum_steps={2 * parts}",
             "a smaller batch_size",
             *([] if bf16 else ["mixed_precision=bf16"]),
         ]

@@ -1,4 +1,4 @@
-"""The hub without a network: its cache at once, in place of a client that retries for half a minute."""
+"""The hub without internet access: its cache at once, in place of a client that retries for half a minute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import huggingface_hub.constants as hub
 
 
 @contextlib.contextmanager
-def offline_without_network() -> Iterator[bool]:
+def offline_without_internet() -> Iterator[bool]:
     """Inside, the hub's clients read their cache alone where nobody answers at the hub's address; gives whether they
     do.
     """

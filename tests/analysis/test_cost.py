@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd import UserError
-from feature_gan_kd.analysis.cost import link_cost, network_cost
-from feature_gan_kd.analysis.inspect import inspect_networks
+from feature_gan_kd.analysis.cost import connection_cost, model_cost
+from feature_gan_kd.analysis.inspect import inspect_models
 from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.method.connection import Link
+from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.taps import TappedNetwork
+from feature_gan_kd.models.taps import TappedModel
 
 
 class OneConvolution(nn.Module):
@@ -31,8 +31,8 @@ class OneConvolution(nn.Module):
         return logits
 
 
-def test_a_network_by_hand() -> None:
-    cost = network_cost(TappedNetwork(OneConvolution(), [], "n"), torch.zeros(2, 3, 8, 8))
+def test_a_model_by_hand() -> None:
+    cost = model_cost(TappedModel(OneConvolution(), [], "n"), torch.zeros(2, 3, 8, 8))
     assert cost.flops == 2 * 8 * 8 * 4 * 3 * 9 + 2 * 4 * 5
     assert cost.parameters == 4 * 3 * 9 + 20
     # kept for the backward pass: the convolution's input and the matrix's
@@ -41,16 +41,16 @@ def test_a_network_by_hand() -> None:
 
 def test_a_lesson_by_hand() -> None:
     """Transfer 6 -> 4 channels on 8x8, pooled to 4x4; two answers of a discriminator of 4 channels."""
-    link = Link(Edge(0, 1), 0, (6, 8, 8), (4, 4, 4))
-    cost = link_cost(link, torch.device("cpu"))
+    connection = Connection(Edge(0, 1), 0, (6, 8, 8), (4, 4, 4))
+    cost = connection_cost(connection, torch.device("cpu"))
     transfer = 2 * 4 * 4 * 4 * 6
     discriminator = 2 * 2 * 2 * 4 * 4 * 9 + 2 * 4 * 2 * 2
     assert cost.flops == transfer + 2 * discriminator
-    assert cost.parameters == sum(parameter.numel() for parameter in link.parameters())
+    assert cost.parameters == sum(parameter.numel() for parameter in connection.parameters())
 
 
 def inspected(*models: str, **settings: object) -> str:
-    return inspect_networks(
+    return inspect_models(
         models,
         num_classes=1000,
         in_chans=3,
@@ -69,14 +69,14 @@ def inspected(*models: str, **settings: object) -> str:
         ("convnext_tiny", "convnext_tiny"),
     ],
 )
-def test_lessons_cost_at_most_a_twentieth_of_the_networks(models: tuple[str, str]) -> None:
+def test_lessons_cost_at_most_a_twentieth_of_the_models(models: tuple[str, str]) -> None:
     text = inspected(*models)
     share = next(line for line in text.splitlines() if line.startswith("together")).split(" G ")[1]
     assert 0 < float(share.split("%")[0]) <= 5
     assert "memory of a step at batch 128" in text
 
 
-def test_a_large_network_is_inspected_quickly() -> None:
+def test_a_large_model_is_inspected_quickly() -> None:
     began = time.process_time()
     text = inspected("vit_large_patch16_224", "resnet50", batch_size=32)
     assert time.process_time() - began < 10

@@ -1,4 +1,4 @@
-"""Grad-CAM against its formula, and at the maps of networks of several kinds."""
+"""Grad-CAM against its formula, and at the maps of models of several kinds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_gan_kd import UserError
-from feature_gan_kd.analysis.gradcam import SIDE, Sight, overlay, picture, see, visible
-from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedNetwork
+from feature_gan_kd.analysis.gradcam import SIDE, GradCamHeatmaps, overlay, picture, see, visible
+from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedModel
 from tests.method.test_build import wired
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
@@ -35,14 +35,14 @@ class Bright(nn.Module):
         return logits
 
 
-def tapped(network: nn.Module, layer: Any = None, size: int = 32) -> TappedNetwork:
-    return wired([network, network], layer, size=size, method="vanilla", record_similarity=4).tapped[0]
+def tapped(model: nn.Module, layer: Any = None, size: int = 32) -> TappedModel:
+    return wired([model, model], layer, size=size, method="vanilla", similarity_images=4).tapped[0]
 
 
 def built(name: str, **options: Any) -> nn.Module:
     torch.manual_seed(1)
-    network: nn.Module = timm.create_model(name, num_classes=5, **options)
-    return network
+    model: nn.Module = timm.create_model(name, num_classes=5, **options)
+    return model
 
 
 def by_the_formula(
@@ -75,14 +75,14 @@ class TestHeat:
         [("cifar_resnet20", None, "layer3"), ("cifar_resnet20", 1, "layer2"), ("test_resnet", 2, "layer2")],
     )
     def test_equals_the_formula(self, name: str, layer: int | None, module: str) -> None:
-        network = tapped(built(name), layer)
-        sight = see(network, IMAGES, CLASSES)
+        model = tapped(built(name), layer)
+        sight = see(model, IMAGES, CLASSES)
         assert sight.tap.layer == module
-        expected = by_the_formula(network.network, module, IMAGES, CLASSES)
+        expected = by_the_formula(model.module, module, IMAGES, CLASSES)
         torch.testing.assert_close(sight.heat, expected, atol=2e-3, rtol=0)
         assert sight.heat.flatten(1).std(1).max() > 0.1
         with torch.no_grad():
-            torch.testing.assert_close(sight.probabilities, network.eval()(IMAGES)[0].softmax(1))
+            torch.testing.assert_close(sight.probabilities, model.eval()(IMAGES)[0].softmax(1))
 
     def test_the_hot_place_is_where_the_class_is(self) -> None:
         images = torch.full((2, 3, 32, 32), -1.0)
@@ -95,24 +95,24 @@ class TestHeat:
             assert heat[SIDE // 2 :].max() == 0
 
     def test_tokens_are_put_back_on_their_grid(self) -> None:
-        network = tapped(built("test_vit", img_size=64, global_pool="avg"), "blocks.5", 64)
+        model = tapped(built("test_vit", img_size=64, global_pool="avg"), "blocks.5", 64)
         images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        sight = see(network, images, CLASSES)
+        sight = see(model, images, CLASSES)
         assert (sight.tap.layer, sight.tap.shape[1:], sight.tap.prefix_tokens) == ("blocks.5", (4, 4), 1)
         expected = by_the_formula(
-            network.network, "blocks.5", images, CLASSES, lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+            model.module, "blocks.5", images, CLASSES, lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
         )
         torch.testing.assert_close(sight.heat, expected, atol=2e-3, rtol=0)
         assert sight.heat.flatten(1).std(1).max() > 0.1
 
     def test_behind_the_last_block_the_patches_are_not_read_any_more(self) -> None:
         """A transformer that reads its class token: the last place where patches count is before its last attention."""
-        network = tapped(built("test_vit", img_size=32))
-        assert network.taps[0].layer == "norm"
-        sight = see(network, IMAGES, CLASSES)
+        model = tapped(built("test_vit", img_size=32))
+        assert model.taps[0].layer == "norm"
+        sight = see(model, IMAGES, CLASSES)
         assert sight.tap.layer == "blocks.5.norm1"
         expected = by_the_formula(
-            network.network, "blocks.5.norm1", IMAGES, CLASSES, lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (2, 2))
+            model.module, "blocks.5.norm1", IMAGES, CLASSES, lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (2, 2))
         )
         torch.testing.assert_close(sight.heat, expected, atol=2e-3, rtol=0)
         assert sight.heat.flatten(1).std(1).max() > 0.1
@@ -121,27 +121,27 @@ class TestHeat:
     def test_channels_last(self, layer: str | int, origin: Origin) -> None:
         """Of a module that is named, and of a stage, which timm brings to channels first."""
         module = built("swin_tiny_patch4_window7_224", img_size=64, embed_dim=8, num_heads=(1, 2, 2, 2))
-        network = tapped(module, layer, 64)
-        assert network.taps[0].origin is origin
+        model = tapped(module, layer, 64)
+        assert model.taps[0].origin is origin
         images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        sight = see(network, images, CLASSES[:2])
+        sight = see(model, images, CLASSES[:2])
         assert (sight.tap.layer, sight.tap.layout) == ("layers.1", Layout.NHWC)
         expected = by_the_formula(module, "layers.1", images, CLASSES[:2], lambda x: x.permute(0, 3, 1, 2))
         torch.testing.assert_close(sight.heat, expected, atol=2e-3, rtol=0)
 
-    def test_a_network_of_fixed_parameters(self) -> None:
+    def test_a_model_of_fixed_parameters(self) -> None:
         module = built("test_resnet")
         expected = see(tapped(module), IMAGES, CLASSES).heat
-        network = tapped(module)
-        network.requires_grad_(False)
-        torch.testing.assert_close(see(network, IMAGES, CLASSES).heat, expected)
+        model = tapped(module)
+        model.requires_grad_(False)
+        torch.testing.assert_close(see(model, IMAGES, CLASSES).heat, expected)
 
     def test_nothing_is_left_behind(self) -> None:
         module = built("test_resnet")
-        network = tapped(module)
-        network.train()
+        model = tapped(module)
+        model.train()
         before = {key: value.clone() for key, value in module.state_dict().items()}
-        see(network, IMAGES, CLASSES)
+        see(model, IMAGES, CLASSES)
         assert module.training
         assert all(parameter.grad is None for parameter in module.parameters())
         assert not any(one._forward_hooks for one in module.modules())
@@ -161,15 +161,13 @@ class TestHeat:
                 logits: Tensor = self.pair(images)[0].mean((2, 3))
                 return logits
 
-        network = TappedNetwork(Holder(), [Tap("pair", Layout.NCHW, 0, (3, 32, 32))], "network 0 (Holder)")
-        with pytest.raises(
-            UserError, match=r"^network 0 \(Holder\): Grad-CAM finds no module whose output is the map "
-        ):
-            see(network, IMAGES, CLASSES)
+        model = TappedModel(Holder(), [Tap("pair", Layout.NCHW, 0, (3, 32, 32))], "model 0 (Holder)")
+        with pytest.raises(UserError, match=r"^model 0 \(Holder\): Grad-CAM finds no module whose output is the map "):
+            see(model, IMAGES, CLASSES)
 
     def test_the_last_of_several_layers(self) -> None:
-        network = tapped(built("test_resnet"), [0, 1])
-        assert visible(network, IMAGES).layer == network.taps[1].layer
+        model = tapped(built("test_resnet"), [0, 1])
+        assert visible(model, IMAGES).layer == model.taps[1].layer
 
     def test_without_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
@@ -201,6 +199,6 @@ class TestPictures:
 
 def test_a_sight_has_the_map_that_was_asked() -> None:
     sight = see(tapped(built("cifar_resnet20")), IMAGES, CLASSES)
-    assert isinstance(sight, Sight)
+    assert isinstance(sight, GradCamHeatmaps)
     assert (sight.tap.layer, sight.tap.shape) == ("layer3", (64, 8, 8))
     assert sight.heat.shape == (3, SIDE, SIDE)

@@ -1,4 +1,4 @@
-"""Similarity of maps: against formulas written out in float64, and as it is measured on networks."""
+"""Similarity of maps: against formulas written out in float64, and as it is measured on models."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from feature_gan_kd import Edge, UserError
 from feature_gan_kd.analysis.similarity import Representation, linear_cka, mean_cosine, measure
-from feature_gan_kd.models.taps import TappedNetwork
+from feature_gan_kd.models.taps import TappedModel
 from tests.helpers.runs import AtStep, assert_same_run, build, final_state, records
-from tests.helpers.small_networks import GroupNormNetwork
+from tests.helpers.small_models import GroupNormModel
 from tests.method.test_build import wired
 
 Array = NDArray[np.float64]
@@ -128,11 +128,11 @@ class TestMeasures:
         assert measured_cka(torch.ones(10, 3, 2, 2), maps(10, 3, 2, 2)) == 0
 
 
-def networks(*widths: int, layers: Any = "features") -> tuple[list[TappedNetwork], list[nn.Module]]:
+def models(*widths: int, layers: Any = "features") -> tuple[list[TappedModel], list[nn.Module]]:
     torch.manual_seed(0)
-    modules: list[nn.Module] = [GroupNormNetwork(width) for width in widths]
+    modules: list[nn.Module] = [GroupNormModel(width) for width in widths]
     edges = tuple(Edge(k, (k + 1) % len(widths)) for k in range(len(widths)))
-    return wired(modules, layers, edges, method="vanilla", record_similarity=10).tapped, modules
+    return wired(modules, layers, edges, method="vanilla", similarity_images=10).tapped, modules
 
 
 def batches(count: int, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -146,7 +146,7 @@ BOTH = (Edge(0, 1), Edge(1, 0))
 class TestMeasuring:
     @pytest.mark.parametrize("size", [4, 10, 7, 50])
     def test_on_the_first_images_however_they_are_batched(self, size: int) -> None:
-        tapped, modules = networks(4, 4)
+        tapped, modules = models(4, 4)
         found = measure(tapped, BOTH, batches(50, size), 10)
         with torch.no_grad():
             first, second = (module.features(batches(50, 10)[0][0]) for module in modules)  # type: ignore[operator]
@@ -158,15 +158,15 @@ class TestMeasuring:
 
     def test_no_more_batches_are_read_than_needed(self) -> None:
         read = []
-        tapped, _ = networks(4, 4)
+        tapped, _ = models(4, 4)
         measure(tapped, BOTH, (read.append(k) or one for k, one in enumerate(batches(50, 5))), 10)  # type: ignore[func-returns-value]
         assert read == [0, 1]
 
     def test_cosine_needs_as_many_channels(self) -> None:
-        assert list(measure(networks(4, 6)[0], BOTH, batches(50, 5), 10)) == ["similarity/0->1"]
+        assert list(measure(models(4, 6)[0], BOTH, batches(50, 5), 10)) == ["similarity/0->1"]
 
-    def test_several_layers_and_networks(self) -> None:
-        tapped, _ = networks(4, 6, 4, layers=["features.0", "features.3"])
+    def test_several_layers_and_models(self) -> None:
+        tapped, _ = models(4, 6, 4, layers=["features.0", "features.3"])
         edges = [Edge(0, 1), Edge(2, 0), Edge(1, 2), Edge(0, 2)]
         found = measure(tapped, edges, batches(50, 5), 10)
         assert [key for key in found if key.startswith("similarity")] == [
@@ -177,7 +177,7 @@ class TestMeasuring:
 
     def test_nothing_is_changed(self) -> None:
         """Modes, statistics, random numbers and hooks are as they were, also where batch normalisation is in it."""
-        distiller = build(record_similarity=10)
+        distiller = build(similarity_images=10)
         distiller.models[0].train()
         before = {key: value.clone() for key, value in distiller.models[0].state_dict().items()}
         random = torch.get_rng_state()
@@ -191,12 +191,12 @@ class TestMeasuring:
 
     @pytest.mark.parametrize("count", [1, 3])
     def test_too_few_images(self, count: int) -> None:
-        with pytest.raises(UserError, match=rf"^record_similarity: {count} evaluation images, at least 4 are needed: "):
-            measure(networks(4, 4)[0], BOTH, batches(count, 5), 10)
+        with pytest.raises(UserError, match=rf"^similarity_images: {count} evaluation images, at least 4 are needed: "):
+            measure(models(4, 4)[0], BOTH, batches(count, 5), 10)
 
     def test_different_numbers_of_layers(self) -> None:
-        with pytest.raises(UserError, match=r"^feature_layers: network 1 has 1 tapped layers and its source 0 has 2: "):
-            networks(4, 4, layers={0: ["features.0", "features.3"], 1: "features.3"})
+        with pytest.raises(UserError, match=r"^feature_layers: model 1 has 1 tapped layers and its source 0 has 2: "):
+            models(4, 4, layers={0: ["features.0", "features.3"], 1: "features.3"})
 
 
 class TestRecording:
@@ -206,10 +206,10 @@ class TestRecording:
 
     @pytest.mark.parametrize("method", ["vanilla", "logit", "zero-gradient", "afd", "l1"])
     def test_at_every_evaluation_whatever_the_method(self, method: str, tmp_path: Path) -> None:
-        history = build(method=method, record_similarity=40, evaluate_every=2, adversarial_lr=0.1).fit(
+        history = build(method=method, similarity_images=40, evaluate_every_epochs=2, adversarial_lr=0.1).fit(
             output_dir=tmp_path / "run"
         )
-        build(method=method, evaluate_every=2, adversarial_lr=0.1).fit(output_dir=tmp_path / "plain")
+        build(method=method, evaluate_every_epochs=2, adversarial_lr=0.1).fit(output_dir=tmp_path / "plain")
         lines = records(tmp_path / "run")
         found = [line["metrics"]["similarity/0->1"] for line in lines if line["event"] == "epoch"]
         assert found == [record["metrics"]["similarity/0->1"] for record in history.epochs]
@@ -221,12 +221,12 @@ class TestRecording:
         assert all(torch.equal(value, mine[key]) for key, value in plain.items())
 
     def test_too_few_images_are_found_before_training(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"^record_similarity: 3 evaluation images, "):
-            build(record_similarity=40, max_eval_samples=3).fit(output_dir=tmp_path / "run")
+        with pytest.raises(UserError, match=r"^similarity_images: 3 evaluation images, "):
+            build(similarity_images=40, max_eval_samples=3).fit(output_dir=tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     def test_resumed_runs_have_the_same_records(self, tmp_path: Path) -> None:
-        settings: dict[str, Any] = {"record_similarity": 40, "record_gradients": True, "log_every": 4}
+        settings: dict[str, Any] = {"similarity_images": 40, "log_gradients": True, "log_every_steps": 4}
 
         def cut() -> None:
             raise KeyboardInterrupt

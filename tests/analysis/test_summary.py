@@ -7,39 +7,39 @@ from torch import nn
 
 from feature_gan_kd import DistillConfig, Edge
 from feature_gan_kd.analysis.summary import draw
-from feature_gan_kd.method.build import wire
-from feature_gan_kd.models.build import Network
+from feature_gan_kd.method.build import build_modules
+from feature_gan_kd.models.build import PeerModel
 
 # By hand: 3x3 convolutions and a linear layer, with biases.
 NARROW = (3 * 9 + 1) * 4 + (4 + 1) * 5
 WIDE = (3 * 9 + 1) * 12 + (12 + 1) * 5
 
 
-def network(width: int, stride: int) -> nn.Sequential:
+def model(width: int, stride: int) -> nn.Sequential:
     layers = (nn.Conv2d(3, width, 3, stride, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
     return nn.Sequential(*layers)
 
 
 def drawn(edges: tuple[Edge, ...], frozen: Collection[int] = (), **settings: Any) -> list[list[str]]:
-    """The lines of the summary of a narrow network with a fine map and a wide one with a coarse map, cell by cell."""
+    """The lines of the summary of a narrow model with a fine map and a wide one with a coarse map, cell by cell."""
     names = ["narrow", "wide"]
-    modules = [Network(network(4, 1), "narrow", "n", image_size=8), Network(network(12, 2), "wide", "w", image_size=8)]
-    wiring = wire(modules, edges, frozen, "0", DistillConfig(**settings), in_chans=3)
+    modules = [PeerModel(model(4, 1), "narrow", "n", image_size=8), PeerModel(model(12, 2), "wide", "w", image_size=8)]
+    modules = build_modules(modules, edges, frozen, "0", DistillConfig(**settings), in_chans=3)
     logits = settings.get("method") != "feature"
-    text = draw(names, wiring.tapped, wiring.links, edges, frozen, logits=logits)
+    text = draw(names, modules.tapped, modules.connections, edges, frozen, logits=logits)
     assert all(line == line.rstrip() for line in text.splitlines())
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
 
 
-def test_networks_maps_and_lessons() -> None:
+def test_models_maps_and_lessons() -> None:
     lines = drawn((Edge(0, 1), Edge(1, 0)))
     judges = [line.pop(3) for line in lines[5:]]
     assert lines == [
-        ["network", "parameters", "tapped layer", "map"],
+        ["model", "parameters", "tapped layer", "map"],
         ["0", "narrow", str(NARROW), "0", "4x8x8 at 8 px"],
         ["1", "wide", str(WIDE), "0", "12x4x4 at 8 px"],
         [],
-        ["lesson", "logits", "transfer", "discriminator", "judges"],
+        ["connection", "logits", "transfer", "discriminator", "judges"],
         # Discriminators judge in the source's channels, on the smaller grid.
         ["narrow (0) -> wide (1)", "yes", "12 -> 4 channels", "4x4x4"],
         ["wide (1) -> narrow (0)", "yes", "4 -> 12 channels", "12x4x4"],
@@ -49,9 +49,9 @@ def test_networks_maps_and_lessons() -> None:
 
 def test_columns_stand_below_each_other() -> None:
     names = ["a", "a-much-longer-name"]
-    modules = [Network(network(4, 1), name, name, image_size=8) for name in names]
-    wiring = wire(modules, (Edge(0, 1), Edge(1, 0)), (), "0", DistillConfig(), in_chans=3)
-    text = draw(names, wiring.tapped, wiring.links, wiring.edges, (), logits=True)
+    modules = [PeerModel(model(4, 1), name, name, image_size=8) for name in names]
+    modules = build_modules(modules, (Edge(0, 1), Edge(1, 0)), (), "0", DistillConfig(), in_chans=3)
+    text = draw(names, modules.tapped, modules.connections, modules.edges, (), logits=True)
     first, *rest = text.splitlines()[:3]
     at = first.index("parameters")
     assert all(line[at:].startswith(str(NARROW)) and line[at - 1] == " " for line in rest)
@@ -65,7 +65,7 @@ def test_what_a_method_lacks_is_a_dash() -> None:
     assert aligned[5] == ["narrow (0) -> wide (1)", "yes", "12 -> 4 channels", "-", "4x4x4"]
 
 
-def test_frozen_networks_are_marked() -> None:
+def test_frozen_models_are_marked() -> None:
     lines = drawn((Edge(0, 1),), frozen=(0,))
     assert lines[1][-1] == "frozen"
     assert "frozen" not in lines[2]

@@ -30,7 +30,7 @@ def write_result(
         folder: of the comparison.
         method: its name in `METHODS`.
         seed: of the run.
-        accuracies: by epoch: of each network, then of the ensemble.
+        accuracies: by epoch: of each model, then of the ensemble.
         pair: its name in `PAIRS`.
         file: its name, where it is not the usual one.
         settings: of the run, beside those of its method.
@@ -46,8 +46,8 @@ def write_result(
         "versions": {"torch": "2", "timm": "1"},
         "command": ["feature-gan-kd", "train", "--models", *PAIRS[pair], "--method", method, "--output-dir", "there"],
         "epochs": [
-            {"epoch": k, "step": k, "accuracy": list(networks), "ensemble": ensemble, "metrics": {}}
-            for k, (*networks, ensemble) in enumerate(accuracies, 1)
+            {"epoch": k, "step": k, "accuracy": list(models), "ensemble": ensemble, "metrics": {}}
+            for k, (*models, ensemble) in enumerate(accuracies, 1)
         ],
         **about,
     }

@@ -93,24 +93,24 @@ def test_a_failed_run_stops_only_those_that_need_it(
     lines = capsys.readouterr().err.splitlines()
     log = runs["tiny/vanilla/0"].log
     assert f"failed: tiny/vanilla/0: no luck with this one (status 3, see {log})" in lines
-    assert "failed: tiny/offline-logit/1: needs tiny/vanilla/1 first" in lines
+    assert "failed: tiny/offline-kl/1: needs tiny/vanilla/1 first" in lines
     assert lines[-1] == "4 of 8 runs are not finished: the same command goes on"
     monkeypatch.delenv("FAIL")
     assert main(words) == 0
     assert starts(runs["tiny/logit/0"]) == 1
-    assert starts(runs["tiny/offline-logit/0"]) == 1
+    assert starts(runs["tiny/offline-kl/0"]) == 1
 
 
 def test_results_alone_do_not_make_a_teacher(tmp_path: Path) -> None:
-    """As where the committed results are gone on with: they come without the networks."""
+    """As where the committed results are gone on with: they come without the models."""
     (vanilla,) = grid("smoke", tmp_path, ["tiny/vanilla/0"])
     vanilla.result.parent.mkdir()
     vanilla.result.write_text("{}")
-    offline = grid("smoke", tmp_path, ["tiny/offline-logit/0"])
+    offline = grid("smoke", tmp_path, ["tiny/offline-kl/0"])
     outcome = carry_out(offline, data=None, machine=MACHINE)
     missing = vanilla.place / "networks" / "1-test_vit"
-    said = f"{missing} is not there: remove {vanilla.result}, so that its network is trained again"
-    assert outcome.failed == [f"tiny/offline-logit/0: {said}"]
+    said = f"{missing} is not there: remove {vanilla.result}, so that its model is trained again"
+    assert outcome.failed == [f"tiny/offline-kl/0: {said}"]
     vanilla.result.unlink()
     assert carry_out([vanilla, *offline], data=None, machine=MACHINE).unfinished == 0
 

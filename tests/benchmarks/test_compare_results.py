@@ -43,10 +43,10 @@ def test_scores(tmp_path: Path) -> None:
     write_result(tmp_path, "vanilla", 0, EPOCHS)
     write_result(tmp_path, "offline-logit", 0, EPOCHS)
     (one,), _ = collect(tmp_path)
-    assert one.whose() == ["0 test_resnet", "1 test_vit", "mean of the networks", "ensemble"]
+    assert one.whose() == ["0 test_resnet", "1 test_vit", "mean of the models", "ensemble"]
     assert [one.scores("vanilla", whose)[0] for whose in one.whose()] == [12, 22, 17, 28]
     assert [one.scores("vanilla", whose, best=True)[0] for whose in one.whose()] == [12, 22, 17, 30]
-    # The frozen teacher learned nothing, and a mean of one network is not the others' mean.
+    # The frozen teacher learned nothing, and a mean of one model is not the others' mean.
     assert [one.scores("offline-logit", whose) for whose in one.whose()] == [{0: 12}, {}, {}, {0: 28}]
     assert one.scores("afd", "ensemble") == {}
 
@@ -78,7 +78,7 @@ def test_another_schedule_is_another_comparison(
 
 def test_settings_that_change_no_weight_tell_no_schedules_apart(tmp_path: Path) -> None:
     write_result(tmp_path, "afd", 0, EPOCHS)
-    write_result(tmp_path, "afd", 1, EPOCHS, settings={"workers": 3, "keep_last": 5, "compile": True})
+    write_result(tmp_path, "afd", 1, EPOCHS, settings={"num_workers": 3, "keep_checkpoints": 5, "compile": True})
     # A result of an earlier version, which had fewer settings, and did not say how it was launched.
     path = write_result(tmp_path, "afd", 2, EPOCHS)
     result = json.loads(path.read_text())
@@ -89,7 +89,7 @@ def test_settings_that_change_no_weight_tell_no_schedules_apart(tmp_path: Path) 
 
 
 def test_evaluations_may_be_rare(tmp_path: Path) -> None:
-    path = write_result(tmp_path, "afd", 0, EPOCHS, settings={"epochs": 5, "evaluate_every": 3})
+    path = write_result(tmp_path, "afd", 0, EPOCHS, settings={"epochs": 5, "evaluate_every_epochs": 3})
     about = json.loads(path.read_text())
     for record, epoch in zip(about["epochs"], (3, 5), strict=True):
         record["epoch"] = epoch
@@ -120,7 +120,7 @@ def test_presets_and_pairs_have_comparisons_of_their_own(tmp_path: Path) -> None
         ({"method": "gan"}, "foreign: there is no method 'gan' here"),
         ({"pair": "r20+r21"}, "foreign: there is no pair 'r20+r21' here"),
         ({"preset": "tpu"}, "foreign: there is no preset 'tpu' here"),
-        ({"models": ["a", "b"]}, "foreign: its networks are a and b, not tiny's"),
+        ({"models": ["a", "b"]}, "foreign: its models are a and b, not tiny's"),
         ({"config": {"speed": 3}}, "foreign: its settings are not this version's"),
         ({"data": {}}, "foreign: it does not say the fingerprint of its data"),
         ({"epochs": None}, "foreign: no result of a comparison (it has no 'epochs')"),

@@ -73,7 +73,7 @@ def test_presets_name_what_there_is() -> None:
     assert ZERO_GRADIENT.keys() | set(ZERO_GRADIENT.values()) <= METHODS.keys()
 
 
-def test_offline_methods_are_for_two_networks(tmp_path: Path) -> None:
+def test_offline_methods_are_for_two_models(tmp_path: Path) -> None:
     wide = [run for run in grid("paper", tmp_path) if len(PAIRS[run.pair]) > 2]
     assert {run.pair for run in wide} == {"r32x3", "r32x4", "r32x3-complete", "r32x4-complete"}
     assert [run.name for run in wide if run.teacher] == []
@@ -118,8 +118,8 @@ def compare(folder: Path, *more: str) -> list[str]:
 
 
 def test_a_small_comparison_killed_on_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = compare(tmp_path, "--only", "tiny/vanilla/0", "tiny/offline-logit/0")
-    vanilla, offline = grid("smoke", tmp_path, ["tiny/vanilla/0", "tiny/offline-logit/0"])
+    words = compare(tmp_path, "--only", "tiny/vanilla/0", "tiny/offline-kl/0")
+    vanilla, offline = grid("smoke", tmp_path, ["tiny/vanilla/0", "tiny/offline-kl/0"])
     process = subprocess.Popen(words, cwd=ROOT)
     while not vanilla.log.exists():
         time.sleep(0.05)
@@ -129,7 +129,7 @@ def test_a_small_comparison_killed_on_the_way(tmp_path: Path, capsys: pytest.Cap
     subprocess.run(words, cwd=ROOT, check=True)
     result = json.loads(offline.result.read_text())
     assert result["frozen"] == [1]
-    # The frozen teacher is the network that the vanilla run left.
+    # The frozen teacher is the model that the vanilla run left.
     teacher = json.loads(vanilla.result.read_text())["epochs"][-1]["accuracy"][1]
     assert [epoch["accuracy"][1] for epoch in result["epochs"]] == [teacher] * 2
     assert len(read_run(vanilla.place).epochs) == 2

@@ -14,7 +14,7 @@ from benchmarks.compare.results import Comparison, collect
 from benchmarks.compare.tables import markdown
 from tests.benchmarks.records import write_result
 
-# By method and seed: both networks and the ensemble after the last epoch. The epoch before has half a point more.
+# By method and seed: both models and the ensemble after the last epoch. The epoch before has half a point more.
 LAST = {
     "vanilla": {0: [50.0, 60.0, 62.0], 1: [60.0, 70.0, 72.0], 2: [70.0, 80.0, 82.0]},
     "logit": {0: [50.9, 60.0, 62.0], 1: [61.0, 70.0, 72.0], 2: [71.1, 80.0, 82.0]},
@@ -42,7 +42,7 @@ def comparison(tmp_path: Path) -> Comparison:
 def rows(text: str) -> list[list[str]]:
     """The cells of the tables in a page, without their heads."""
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    return [row for row in cells if row[0] != "network" and not row[0].startswith("-")]
+    return [row for row in cells if row[0] != "model" and not row[0].startswith("-")]
 
 
 def test_rows(comparison: Comparison) -> None:
@@ -56,9 +56,9 @@ def test_rows(comparison: Comparison) -> None:
     differences = ["+2.0 [+1.0, +3.0]", "+1.0 [+0.6, +1.4]", "+0.0 (1 shared seed)"]
     assert found[first, "afd"] == ["2", "56.98 ± 7.18", *differences]
     assert found[first, "zero-gradient"] == ["1", "62.10", "+2.1 (1 shared seed)", "+1.1 (1 shared seed)", ""]
-    assert found["mean of the networks", "logit"][2] == "+0.5 [+0.4, +0.6]"
+    assert found["mean of the models", "logit"][2] == "+0.5 [+0.4, +0.6]"
     assert found["ensemble", "offline-logit"][1:4] == ["73.00 ± 10.00", "+1.0 [+1.0, +1.0]", "+1.0 [+1.0, +1.0]"]
-    for absent in ("1 test_vit", "mean of the networks"):
+    for absent in ("1 test_vit", "mean of the models"):
         assert (absent, "offline-logit") not in found
     assert {(row[0], row[1]): row[3] for row in rows(best)}[first, "vanilla"] == "60.50 ± 10.00"
 
@@ -110,7 +110,7 @@ def test_picture(comparison: Comparison) -> None:
     assert [51.9, 62.06] in rings
     legend = epochs.get_legend()
     assert legend is not None
-    # Both networks' mean, over the seeds of each; the offline method has no such mean.
+    # Both models' mean, over the seeds of each; the offline method has no such mean.
     ends = [text.get_text() for text in legend.get_texts()]
     assert ends == ["zero-gradient  66.05", "logit  65.50", "vanilla  65.00", "afd  60.99"]
     assert {np.size(line.get_xdata()) for line in epochs.lines} == {2}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.peers.floor import Floor
-from benchmarks.scale.__main__ import networks_table, processes_table
+from benchmarks.scale.__main__ import models_table, processes_table
 from benchmarks.scale.model import step_seconds
 from benchmarks.speed.__main__ import COMPILED, GRAPHS, table
 from benchmarks.speed.rows import ROWS, Case, WithMap, distiller, extractors_of
@@ -41,8 +41,8 @@ def test_the_page_has_the_memory_under_both_allocators(pair: str, allocator: str
     assert row in (ROOT / "docs" / "performance.md").read_text()
 
 
-def test_the_page_on_scaling_has_the_table_of_networks() -> None:
-    assert networks_table(SCALE["networks"]) in (ROOT / "docs" / "scaling.md").read_text()
+def test_the_page_on_scaling_has_the_table_of_models() -> None:
+    assert models_table(SCALE["networks"]) in (ROOT / "docs" / "scaling.md").read_text()
 
 
 def test_the_page_on_scaling_has_the_table_of_processes() -> None:
@@ -65,11 +65,11 @@ def test_both_floors_train_the_same() -> None:
     weights = []
     for batched in (False, True):
         built = distiller(case)
-        networks = [WithMap(one) for one in built.step.networks]
-        floor = Floor(networks, extractors_of(built), case.precision, batched=batched)
+        models = [WithMap(one) for one in built.step.models]
+        floor = Floor(models, extractors_of(built), case.precision, batched=batched)
         for _ in range(2):
             floor.step(*case.images())
-        weights.append([value.detach() for network in floor.networks for value in network.parameters()])
+        weights.append([value.detach() for model in floor.models for value in model.parameters()])
     torch.testing.assert_close(*weights)
 
 

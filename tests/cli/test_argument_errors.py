@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from feature_gan_kd.cli.argument_errors import mistake, option
+from feature_gan_kd.cli.argument_errors import explain_parse_error, option
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ TOO_MANY = "do: 'y' is one argument too many, expected feature-gan-kd do SOURCE 
     ],
 )
 def test_the_first_mistake_is_told(args: str, line: str) -> None:
-    assert mistake("do", command, args.split()) == line
+    assert explain_parse_error("do", command, args.split()) == line
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_the_first_mistake_is_told(args: str, line: str) -> None:
     ["--steps -3", "--rate None", "--rate=1e-3", "--names a b", "--names", "--shares 0.1 0.9", "--no-loud", "--size 1"],
 )
 def test_what_is_right_is_passed_over(good: str) -> None:
-    assert mistake("do", command, ["x", *good.split(), "--kind", "odd"]).startswith("--kind: 'odd'")
+    assert explain_parse_error("do", command, ["x", *good.split(), "--kind", "odd"]).startswith("--kind: 'odd'")
 
 
 def test_options_are_spelled_with_hyphens() -> None:

@@ -41,14 +41,14 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the networks are tiny
+        torch.set_num_threads(1)  # the models are tiny
         yield
         torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good data, a finished run on them and a network that it published; no test may change them."""
+    """Good data, a finished run on them and a model that it published; no test may change them."""
     folder = tmp_path_factory.mktemp("good")
     write(folder / "data", train=table(), test=table())
     with pytest.MonkeyPatch.context() as patch:
@@ -201,7 +201,9 @@ def test_a_bad_image_while_training(here: Path, capsys: pytest.CaptureFixture[st
     images = pictures(count)
     train = table([*images[:bad], b"no image", *images[bad + 1 :]], [k % 2 for k in range(count)])
     write(here / "data", train=train, test=table())
-    options = f"{PAIR.replace('--batch-size 8', '--batch-size 128')} --augmentation resized-crop --checkpoint-every 2"
+    options = (
+        f"{PAIR.replace('--batch-size 8', '--batch-size 128')} --augmentation resized-crop --checkpoint-every-steps 2"
+    )
     command = f"train {options} --data data --output-dir"
     status, printed = run_here(Case(f"{command} new"), capsys)
     assert status == 2

@@ -67,7 +67,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the networks are tiny
+        torch.set_num_threads(1)  # the models are tiny
         yield
         torch.set_num_threads(threads)
 
@@ -102,7 +102,7 @@ def output_of(*args: object) -> str:
 
 @pytest.fixture(scope="module")
 def command(data: Path) -> tuple[object, ...]:
-    limits = ("--max-train-samples", "24", "--max-eval-samples", "11", "--log-every", "2")
+    limits = ("--max-train-samples", "24", "--max-eval-samples", "11", "--log-every-steps", "2")
     return ("train", *PAIR, "--data", data / "good", "--epochs", "2", *limits)
 
 
@@ -235,10 +235,10 @@ def test_every_kind_of_bad_value_is_tried() -> None:
     settings = {f"--{spec.name.replace('_', '-')}" for spec in dataclasses.fields(DistillConfig)}
     free = {"--optimizer", "--image-column", "--label-column", "--train-split", "--eval-split"}
     switches = {"--scale-adversarial-lr", "--compile", "--channels-last", "--vectors-as-maps", "--skip-bad-images"}
-    switches |= {"--discriminator-patches", "--discriminator-spectral-norm", "--record-gradients", "--streaming"}
+    switches |= {"--discriminator-patches", "--discriminator-spectral-norm", "--log-gradients", "--streaming"}
     switches |= {
         "--discriminator-unpaired",
-        "--single-backward",
+        "--joint-backward",
         "--sync-batchnorm",
         "--check-processes",
         "--cuda-graphs",
@@ -252,34 +252,34 @@ def test_every_kind_of_bad_value_is_tried() -> None:
         ("--models test_resnet", "--models: 1 named, at least 2 are needed"),
         ("--models", "--models: 0 named, at least 2 are needed"),
         ("--models test_resnet resnt18", "--models: timm has no model 'resnt18', the closest are resnet18"),
-        ("--feature-layers layer9", "network 0 (test_resnet): it has no layer 'layer9', the nearest are layer"),
-        ("--feature-layers 7", "network 0 (test_resnet): feature_layers names stage 7"),
+        ("--feature-layers layer9", "model 0 (test_resnet): it has no layer 'layer9', the nearest are layer"),
+        ("--feature-layers 7", "model 0 (test_resnet): feature_layers names stage 7"),
         ("--optimizer sgdd", "--optimizer: timm has no optimiser 'sgdd', the closest are sgd"),
         ("--topology ring", "--topology: 'ring' is not allowed, expected one of cycle, complete, star"),
         ("--in-chans 2", "--in-chans: '2' is not allowed, expected one of 1, 3"),
         ("--num-classes 0", "--num-classes: 0 is not allowed, expected a whole number of at least 2"),
         ("--num-classes -3", "--num-classes: -3 is not allowed"),
         ("--num-classes many", "--num-classes: 'many' is not allowed, expected a whole number"),
-        ("--num-classes 7", "has 4 classes, the networks have 7: build them with num_classes=4"),
-        ("--frozen 2", "--frozen: there is no network 2, allowed are 0 to 1"),
+        ("--num-classes 7", "has 4 classes, the models have 7: build them with num_classes=4"),
+        ("--frozen 2", "--frozen: there is no model 2, allowed are 0 to 1"),
         ("--frozen one", "--frozen: 'one' is not allowed, expected a whole number"),
-        ("--frozen 0 1", "--frozen: every network is frozen"),
+        ("--frozen 0 1", "--frozen: every model is frozen"),
         ("--milestones 0.5 1.5", "--milestones: (0.5, 1.5) is not allowed"),
         ("--milestones 0.75 0.5", "--milestones: (0.75, 0.5) is not allowed, expected rising fractions"),
-        ("--accumulation-steps 9", "--accumulation-steps: 9 parts of a batch of 8 images"),
+        ("--grad-accum-steps 9", "--grad-accum-steps: 9 parts of a batch of 8 images"),
         ("--data nowhere.parquet", "--data: there is no file or folder 'nowhere.parquet'"),
         ("--eval-split dev", "--eval-split: there is no split 'dev'; the splits are train, test"),
         ("--label-column name", "--label-column: split 'train' has no column 'name'; its columns are picture"),
         ("--image-column fine", "--image-column: column 'fine' of split 'train' holds no images"),
     ],
 )
-def test_bad_networks_and_columns(args: str, line: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_models_and_columns(args: str, line: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = refused(capsys, "train", "--output-dir", "run", *PAIR, "--data", data / "good", *args.split())
     assert line in given
 
 
 def test_an_encoder_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One of timm's seven networks that only encode."""
+    """One of timm's seven models that only encode."""
     models = ("--models", "test_resnet", "qwen3_vit_88m_enc")
     line = refused(capsys, "train", *models, "--data", data / "good", "--output-dir", "run")
     assert line == "--models: qwen3_vit_88m_enc has no classifier, it only encodes: name another"
@@ -359,9 +359,9 @@ def test_a_run_leaves_what_is_promised_and_no_more(finished: tuple[Path, str]) -
         "networks",
         "curves.png",
     }
-    networks = {"0-test_resnet", "0-test_resnet-best", "1-test_vit", "1-test_vit-best"}
-    assert {path.name for path in (run / "networks").iterdir()} == networks
-    for name in networks:
+    models = {"0-test_resnet", "0-test_resnet-best", "1-test_vit", "1-test_vit-best"}
+    assert {path.name for path in (run / "networks").iterdir()} == models
+    for name in models:
         files = {path.name for path in (run / "networks" / name).iterdir()}
         assert files == {"model.safetensors", "config.json", "README.md"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-3", "step-6"}
@@ -370,7 +370,12 @@ def test_a_run_leaves_what_is_promised_and_no_more(finished: tuple[Path, str]) -
 def test_settings_and_records(finished: tuple[Path, str]) -> None:
     run, _ = finished
     about = json.loads((run / "config.json").read_text())
-    assert about["config"] == {**DistillConfig(**about["config"]).to_dict(), "lr": 0.01, "epochs": 2, "log_every": 2}
+    assert about["config"] == {
+        **DistillConfig(**about["config"]).to_dict(),
+        "lr": 0.01,
+        "epochs": 2,
+        "log_every_steps": 2,
+    }
     assert (about["data"]["train_images"], about["data"]["evaluation_images"]) == (24, 11)
     assert (about["num_classes"], about["image_size"]) == (4, 32)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -583,7 +588,7 @@ def test_evaluate_takes_what_training_held_out(data: Path, here: Path, capsys: p
 
 
 def test_evaluate_takes_the_evaluation_data_of_the_run(data: Path, here: Path) -> None:
-    """And the networks' own size of images, where none was named."""
+    """And the models' own size of images, where none was named."""
     sources = ("--data", data / "one-split", "--eval-data", data / "good")
     pair = ("--models", "cifar_resnet20", "test_resnet", "--batch-size", "20")
     output_of("train", *pair, *sources, "--epochs", "1", "--output-dir", "run")
@@ -605,7 +610,7 @@ def test_columns_and_splits_are_named_and_kept(data: Path, here: Path, capsys: p
 
 
 @pytest.mark.parametrize("which", ["last", "best"])
-def test_export_gives_the_networks_of_the_run(which: str, finished: tuple[Path, str], here: Path) -> None:
+def test_export_gives_the_models_of_the_run(which: str, finished: tuple[Path, str], here: Path) -> None:
     """The best weights are marked, so that they cannot be mistaken for the last."""
     run = here / "run"
     shutil.copytree(finished[0], run)
@@ -641,7 +646,7 @@ def test_inspect_draws_the_wiring(here: Path, data: Path) -> None:
     assert list(here.iterdir()) == []
 
 
-def test_without_networks_and_data_it_is_the_demo(here: Path) -> None:
+def test_without_models_and_data_it_is_the_demo(here: Path) -> None:
     printed = output_of("train", "--epochs", "1", "--output-dir", "run")
     about = json.loads((here / "run" / "config.json").read_text())
     assert [model["architecture"] for model in about["models"]] == ["test_resnet", "test_vit"]

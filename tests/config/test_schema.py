@@ -49,7 +49,7 @@ def test_what_a_run_writes_is_valid(tmp_path: Path) -> None:
         {"lr": 0},
         {"lr": "fast"},
         {"momentum": 1.5},
-        {"warmup": 0.95},
+        {"warmup_fraction": 0.95},
         {"milestones": [0.0, 0.5]},
         {"milestones": 0.5},
         {"pretend": True},

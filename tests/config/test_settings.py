@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_gan_kd.config.methods import METHODS, Objective
+from feature_gan_kd.config.methods import METHODS, LossWeights
 from feature_gan_kd.config.recipes import RECIPES, Recipe
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.utils.errors import UserError
@@ -29,7 +29,7 @@ def test_other_names_of_the_learning_rate_lead_to_ours() -> None:
 
 
 def test_in_full_has_what_method_and_recipe_chose() -> None:
-    full = DistillConfig(method="dml", recipe="finetune", weight_decay=0.5).in_full()
+    full = DistillConfig(method="dml", recipe="finetune", weight_decay=0.5).resolved()
     assert (full["temperature"], full["lr"], full["scheduler"], full["weight_decay"]) == (1, 0.01, "cosine", 0.5)
     assert full.keys() == DistillConfig().to_dict().keys()
     assert (full["clip_grad"], full["milestones"]) == (None, [0.5, 0.75])
@@ -37,20 +37,20 @@ def test_in_full_has_what_method_and_recipe_chose() -> None:
 
 def test_the_default_is_the_paper() -> None:
     config = DistillConfig()
-    assert config.objective == Objective(temperature=3, logit_weight=1, adversarial_weight=1)
+    assert config.loss_weights == LossWeights(temperature=3, kl_weight=1, adversarial_weight=1)
     assert config.recipe_settings == RECIPES["paper"]
     assert (config.epochs, config.batch_size) == (300, 128)
 
 
-@pytest.mark.parametrize("name", ["temperature", "logit_weight", "adversarial_weight", "l1_weight", "l2_weight"])
+@pytest.mark.parametrize("name", ["temperature", "kl_weight", "adversarial_weight", "l1_weight", "l2_weight"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_of_its_own_replaces_the_methods(method: Any, name: str) -> None:
-    changed = DistillConfig(method=method).replace(**{name: 0.25}).objective
+    changed = DistillConfig(method=method).replace(**{name: 0.25}).loss_weights
     assert changed == dataclasses.replace(METHODS[method], **{name: 0.25})
 
 
 def test_a_weight_of_zero_is_a_weight() -> None:
-    assert DistillConfig(method="afd", adversarial_weight=0.0).objective == Objective(logit_weight=1)
+    assert DistillConfig(method="afd", adversarial_weight=0.0).loss_weights == LossWeights(kl_weight=1)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "finetune"])
@@ -70,7 +70,7 @@ def test_a_setting_of_its_own_replaces_the_recipes(spec: Any, recipe: Any) -> No
 
 def test_every_part_of_method_and_recipe_can_be_set() -> None:
     assert {spec.name for spec in dataclasses.fields(Recipe)} <= FIELDS.keys()
-    assert {spec.name for spec in dataclasses.fields(Objective)} - {"feature_update"} <= FIELDS.keys()
+    assert {spec.name for spec in dataclasses.fields(LossWeights)} - {"decay_only_update"} <= FIELDS.keys()
 
 
 def test_auto_reads_as_paper() -> None:
@@ -90,19 +90,19 @@ def refused(**values: Any) -> str:
 
 BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "temperature": ([1e-6, 1000], [0, -1], "above 0"),
-    "logit_weight": ([0, 5], [-0.1], "at least 0"),
+    "kl_weight": ([0, 5], [-0.1], "at least 0"),
     "adversarial_weight": ([0, 5], [-0.1], "at least 0"),
     "l1_weight": ([0], [-0.1], "at least 0"),
     "l2_weight": ([0], [-0.1], "at least 0"),
     "epochs": ([1], [0, -3], "at least 1"),
     "batch_size": ([2], [1, 0], "at least 2"),
-    "accumulation_steps": ([1, 128], [0], "at least 1"),
+    "grad_accum_steps": ([1, 128], [0], "at least 1"),
     "seed": ([0, 2**31 - 1], [-1, 2**31], "at least 0 and at most 2147483647"),
     "lr": ([1e-9], [0, -0.1], "above 0"),
     "momentum": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
     "weight_decay": ([0], [-1e-4], "at least 0"),
     "milestones": ([(0.5,), (0.1, 1.0), ()], [(0.0, 0.5), (0.5, 1.1)], "above 0 and at most 1"),
-    "warmup": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
+    "warmup_fraction": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
     "adversarial_lr": ([1e-9], [0], "above 0"),
     "adversarial_weight_decay": ([0], [-1], "at least 0"),
     "adversarial_milestones": ([(0.5,), (1.0,)], [(-0.5,), (2.0,)], "above 0 and at most 1"),
@@ -113,18 +113,18 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "image_size": ([8, 224], [7, 0], "at least 8"),
     "max_train_samples": ([2], [1], "at least 2"),
     "max_eval_samples": ([1], [0], "at least 1"),
-    "workers": ([0, 4], [-1], "at least 0"),
-    "log_every": ([1], [0], "at least 1"),
-    "record_similarity": ([4, 500], [3, 0], "at least 4"),
-    "checkpoint_every": ([1], [0], "at least 1"),
-    "keep_last": ([1], [0], "at least 1"),
+    "num_workers": ([0, 4], [-1], "at least 0"),
+    "log_every_steps": ([1], [0], "at least 1"),
+    "similarity_images": ([4, 500], [3, 0], "at least 4"),
+    "checkpoint_every_steps": ([1], [0], "at least 1"),
+    "keep_checkpoints": ([1], [0], "at least 1"),
     "mixup": ([0, 0.2], [-1], "at least 0"),
     "cutmix": ([0, 1.0], [-1], "at least 0"),
-    "max_skipped": ([1], [0], "at least 1"),
-    "evaluate_every": ([1, 5], [0], "at least 1"),
+    "max_nonfinite_steps": ([1], [0], "at least 1"),
+    "evaluate_every_epochs": ([1, 5], [0], "at least 1"),
     "early_stopping_patience": ([1, 5], [0], "at least 1"),
     "adversarial_interval": ([1, 4], [0], "at least 1"),
-    "adversarial_warmup": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
+    "adversarial_warmup_fraction": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
     "discriminator_interval": ([1, 4], [0], "at least 1"),
     "discriminator_noise": ([0, 1.5], [-0.1], "at least 0"),
 }
@@ -211,8 +211,8 @@ def test_milestones_rise(name: str, value: tuple[float, ...]) -> None:
 
 
 def test_no_more_parts_than_images() -> None:
-    message = refused(batch_size=4, accumulation_steps=5)
-    assert message.startswith("accumulation_steps: 5 parts of a batch of 4 images")
+    message = refused(batch_size=4, grad_accum_steps=5)
+    assert message.startswith("grad_accum_steps: 5 parts of a batch of 4 images")
 
 
 def test_batch_norm_over_processes_is_not_compiled() -> None:
@@ -283,10 +283,16 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 
 def test_defining_leaves_out_what_does_not_change_the_weights() -> None:
-    runtime = {"workers": 3, "log_every": 7, "checkpoint_every": 9, "keep_last": 5, "check_processes": True}
-    runtime |= {"max_skipped": 3, "skip_bad_images": True, "record_similarity": 100, "record_gradients": True}
+    runtime = {
+        "num_workers": 3,
+        "log_every_steps": 7,
+        "checkpoint_every_steps": 9,
+        "keep_checkpoints": 5,
+        "check_processes": True,
+    }
+    runtime |= {"max_nonfinite_steps": 3, "skip_bad_images": True, "similarity_images": 100, "log_gradients": True}
     assert DistillConfig().replace(**runtime).defining() == DistillConfig().defining()
-    changed: dict[str, Any] = {"lr": 0.3, "seed": 1, "method": "logit", "batch_size": 64, "accumulation_steps": 2}
+    changed: dict[str, Any] = {"lr": 0.3, "seed": 1, "method": "logit", "batch_size": 64, "grad_accum_steps": 2}
     for name, value in changed.items():
         assert DistillConfig().replace(**{name: value}).defining() != DistillConfig().defining()
 
@@ -315,7 +321,7 @@ def test_only_user_errors_escape(values: Any) -> None:
         assert config.splitlines() == [config]
         return
     assert tried(json.loads(json.dumps(config.to_dict()))) == config
-    assert isinstance(config.objective, Objective)
+    assert isinstance(config.loss_weights, LossWeights)
     assert isinstance(config.recipe_settings, Recipe)
 
 
@@ -324,6 +330,6 @@ def test_only_user_errors_escape(values: Any) -> None:
 def test_a_setting_is_kept_or_refused_by_name(name: str, value: Any) -> None:
     config = tried({name: value})
     if isinstance(config, str):
-        assert config.startswith((f"{name}: ", "accumulation_steps: "))
+        assert config.startswith((f"{name}: ", "grad_accum_steps: "))
         return
     assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
-from feature_gan_kd.data.decode import as_pixels, decode, decode_all, fitted, statistics, with_channels
+from feature_gan_kd.data.decode import as_pixels, center_crop_resize, decode, decode_all, statistics, with_channels
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import encoded, random_images
 
@@ -69,7 +69,7 @@ def test_the_largest_centred_square_is_resized(width: int, height: int) -> None:
     left, top = (width - side) // 2, (height - side) // 2
     array = np.zeros((height, width, 3), dtype=np.uint8)
     array[top : top + side, left : left + side] = 100, 200, 50
-    pixels = as_pixels(fitted(PIL.Image.fromarray(array), 8), 3)
+    pixels = as_pixels(center_crop_resize(PIL.Image.fromarray(array), 8), 3)
     assert pixels.shape == (8, 8, 3)
     assert (pixels[2:-2, 2:-2] == (100, 200, 50)).all()  # bicubic sees two pixels beyond the edge
     assert pixels[0].sum() > 0

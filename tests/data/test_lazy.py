@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, TensorDataset
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
 from feature_gan_kd.data.decode import statistics
-from feature_gan_kd.data.items import TableItems, TorchItems, Views
-from feature_gan_kd.data.lazy import StreamedImages
+from feature_gan_kd.data.items import ImageTransform, TableItems, TorchItems
+from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.data.sources import Part
 from feature_gan_kd.data.table import read_table
@@ -25,21 +25,19 @@ COUNT, SIZE = 13, 16
 LARGE = make(COUNT, size=24)
 
 
-def streamed(workers: int = 0, data: Any = LARGE, skip: bool = False) -> StreamedImages:
-    views = Views(SIZE, 3, resized_crop=True)
+def streamed(num_workers: int = 0, data: Any = LARGE, skip: bool = False) -> LazyImages:
+    views = ImageTransform(SIZE, 3, resized_crop=True)
     table = read_table(Part(data, "train"), DistillConfig(), [], None)
-    return StreamedImages(TableItems(table, views), views, None, workers, skip=skip)
+    return LazyImages(TableItems(table, views), views, None, num_workers, skip=skip)
 
 
-def of_torch(
-    data: Any, *, bound: int | None = None, augment: CropFlip | None = None, skip: bool = False
-) -> StreamedImages:
-    views = Views(8, 3, resized_crop=False)
+def of_torch(data: Any, *, bound: int | None = None, augment: CropFlip | None = None, skip: bool = False) -> LazyImages:
+    views = ImageTransform(8, 3, resized_crop=False)
     items = TorchItems(data, views, None, None, bound, "train", torch.arange(len(data)))
-    return StreamedImages(items, views, augment, 0, skip=skip)
+    return LazyImages(items, views, augment, 0, skip=skip)
 
 
-def epoch_of(images: StreamedImages, **options: int | bool) -> list[tuple[Tensor, Tensor]]:
+def epoch_of(images: LazyImages, **options: int | bool) -> list[tuple[Tensor, Tensor]]:
     arguments = {"batch_size": 4, "seed": 0, "epoch": 0, "train": True, **options}
     return list(images.batches(device="cpu", **arguments))  # type: ignore[arg-type]
 
@@ -56,7 +54,7 @@ def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]
 def test_the_images_do_not_depend_on_workers_processes_or_start() -> None:
     whole = epoch_of(streamed())
     assert joined(whole)[0].shape == (12, 3, SIZE, SIZE)  # 13 images in fours leave a single one
-    assert same(whole, epoch_of(streamed(workers=2)))
+    assert same(whole, epoch_of(streamed(num_workers=2)))
     assert same(whole[2:], epoch_of(streamed(), start=2))
     shares = [epoch_of(streamed(), rank=rank, world=3) for rank in range(3)]
     assert same(whole, [joined([part[k] for part in shares]) for k in range(3)])
@@ -102,10 +100,10 @@ def broken(*rows: int) -> Any:
     return type(LARGE).from_list(table, features=LARGE.features)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_undecodable_image_is_named_in_one_line(workers: int) -> None:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_undecodable_image_is_named_in_one_line(num_workers: int) -> None:
     with pytest.raises(UserError, match=r"^images: image 5 of split 'train' cannot be decoded") as caught:
-        epoch_of(streamed(workers, broken(5)), train=False)
+        epoch_of(streamed(num_workers, broken(5)), train=False)
     assert "\n" not in str(caught.value)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from feature_gan_kd.data import Mixing
+from feature_gan_kd.data import MixupCutmix
 from feature_gan_kd.data.batches import share
 from feature_gan_kd.method import losses
 
@@ -21,7 +21,7 @@ def batch(count: int) -> tuple[Tensor, Tensor]:
 
 def test_mixup_blends_neighbours_and_their_labels_alike() -> None:
     images, labels = batch(7)
-    mixed, soft = Mixing(1.0, 0.0, CLASSES, seed=0)(images, labels, step=3)
+    mixed, soft = MixupCutmix(1.0, 0.0, CLASSES, seed=0)(images, labels, step=3)
     assert torch.equal(images, batch(7)[0])  # the batch itself is left alone
     ratio = soft[0, 0]
     assert 0.02 < ratio < 0.98
@@ -35,7 +35,7 @@ def test_mixup_blends_neighbours_and_their_labels_alike() -> None:
 
 def test_cutmix_takes_a_rectangle_and_its_share_of_the_label() -> None:
     images, labels = batch(4)
-    mixed, soft = Mixing(0.0, 1.0, CLASSES, seed=0)(images, labels, step=1)
+    mixed, soft = MixupCutmix(0.0, 1.0, CLASSES, seed=0)(images, labels, step=1)
     for own, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
         foreign = (mixed[own] == images[other]).all(0)
         assert ((mixed[own] == images[own]).all(0) | foreign).all()
@@ -46,28 +46,30 @@ def test_cutmix_takes_a_rectangle_and_its_share_of_the_label() -> None:
 
 def test_with_both_each_step_has_one_or_the_other() -> None:
     images, labels = batch(2)
-    mixing = Mixing(1.0, 1.0, CLASSES, seed=0)
+    mixing = MixupCutmix(1.0, 1.0, CLASSES, seed=0)
     cut = [bool((mixing(images, labels, step)[0] % 1 == 0).all()) for step in range(40)]
     assert 10 < sum(cut) < 30
 
 
 def test_the_ratio_is_a_function_of_seed_and_step_and_disturbs_nothing_else() -> None:
     images, labels = batch(4)
-    soft = [Mixing(1.0, 0.0, CLASSES, seed)(images, labels, step)[1] for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    soft = [
+        MixupCutmix(1.0, 0.0, CLASSES, seed)(images, labels, step)[1] for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1))
+    ]
     assert torch.equal(soft[0], soft[1])
     assert not torch.equal(soft[0], soft[2])
     assert not torch.equal(soft[0], soft[3])
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    Mixing(1.0, 1.0, CLASSES, seed=0)(images, labels, step=1)
+    MixupCutmix(1.0, 1.0, CLASSES, seed=0)(images, labels, step=1)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_even_shares_mix_as_the_whole_batch(world: int) -> None:
     images, labels = batch(12)
-    mixing = Mixing(1.0, 1.0, CLASSES, seed=0)
+    mixing = MixupCutmix(1.0, 1.0, CLASSES, seed=0)
     for step in range(4):
         whole = mixing(images, labels, step)
         parts = [mixing(images[part], labels[part], step) for part in (share(12, rank, world) for rank in range(world))]
@@ -78,7 +80,7 @@ def test_even_shares_mix_as_the_whole_batch(world: int) -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_share_without_a_pair(count: int) -> None:
     images, labels = batch(count)
-    mixed, soft = Mixing(1.0, 1.0, CLASSES, seed=0)(images, labels, step=1)
+    mixed, soft = MixupCutmix(1.0, 1.0, CLASSES, seed=0)(images, labels, step=1)
     assert torch.equal(mixed, images)
     assert soft.shape == (count, CLASSES)
 
@@ -86,7 +88,7 @@ def test_a_share_without_a_pair(count: int) -> None:
 def test_soft_labels_in_the_metrics() -> None:
     """Cross-entropy is the labels' mixture; accuracy counts the label that outweighs."""
     images, labels = batch(4)
-    _, soft = Mixing(1.0, 0.0, CLASSES, seed=0)(images, labels, step=3)
+    _, soft = MixupCutmix(1.0, 0.0, CLASSES, seed=0)(images, labels, step=3)
     logits = torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(0))
     ratio = soft[0, 0]
     partners = labels.view(2, 2).flip(1).reshape(4)

@@ -17,8 +17,8 @@ from feature_gan_kd.data import Data, ImageSource, count_classes, open_data, ope
 from feature_gan_kd.data.augment import CropFlip
 from feature_gan_kd.data.decode import statistics
 from feature_gan_kd.data.in_memory import MemoryImages
-from feature_gan_kd.data.lazy import StreamedImages
-from feature_gan_kd.data.user_loader import LoaderBatches
+from feature_gan_kd.data.lazy import LazyImages
+from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import encoded, make, plain, random_images
 
@@ -104,11 +104,11 @@ def test_mean_and_std_may_be_given_and_hold_for_both_parts(parquet: Path) -> Non
     [
         ("auto", 32, MemoryImages, CropFlip(4, flip=True)),
         ("auto", 96, MemoryImages, CropFlip(12, flip=True)),
-        ("auto", 104, StreamedImages, None),
+        ("auto", 104, LazyImages, None),
         ("crop", 32, MemoryImages, CropFlip(4, flip=False)),
         ("crop-flip", 104, MemoryImages, CropFlip(13, flip=True)),
         ("none", 32, MemoryImages, None),
-        ("resized-crop", 32, StreamedImages, None),
+        ("resized-crop", 32, LazyImages, None),
     ],
 )
 def test_the_augmentation_and_the_size_decide_where_images_are_kept(
@@ -119,7 +119,7 @@ def test_the_augmentation_and_the_size_decide_where_images_are_kept(
         assert isinstance(source, kind)
         assert source.augment == augment  # type: ignore[union-attr]
         assert all_of(source, train=True)[0].shape[1:] == (3, size, size)
-    assert ("decoded as it is read" in " ".join(data.notes)) == (kind is StreamedImages)
+    assert ("decoded as it is read" in " ".join(data.notes)) == (kind is LazyImages)
     note = f"images resized to {size} x {size} (largest centred square, bicubic)"
     assert data.notes.count(note) == (kind is MemoryImages)
 
@@ -128,7 +128,7 @@ def test_images_that_do_not_fit_in_memory_give_the_same_batches(monkeypatch: pyt
     held = opened(make(20, size=11))
     monkeypatch.setattr("feature_gan_kd.data.open.MEMORY_LIMIT", 100)
     read = opened(make(20, size=11))
-    assert isinstance(read.train, StreamedImages)
+    assert isinstance(read.train, LazyImages)
     assert (read.mean, read.std) == (held.mean, held.std)
     for train in (True, False):
         for first, second in zip(all_of(held.train, train=train), all_of(read.train, train=train), strict=True):
@@ -170,7 +170,7 @@ def test_a_torch_data_set_of_pictures() -> None:
     data = opened(Pictures())
     assert (data.class_names, data.num_classes) == (["cat", "dog"], 2)
     assert (len(data.train), len(data.evaluation)) == (8, 2)
-    assert isinstance(data.train, StreamedImages)
+    assert isinstance(data.train, LazyImages)
     assert data.train.augment == CropFlip(1, flip=True)
     assert all_of(data.train, train=True)[0].shape == (7, 3, 8, 8)  # 8 images in sevens leave a single one
     assert opened(Subset(Pictures(), range(5))).class_names == ["cat", "dog"]
@@ -192,7 +192,7 @@ def test_a_torch_data_set_of_tensors() -> None:
 def test_a_loader() -> None:
     loader = DataLoader(TENSORS, batch_size=4)
     data = opened(loader, loader)
-    assert isinstance(data.train, LoaderBatches)
+    assert isinstance(data.train, UserLoader)
     assert data.train.steps(1000) == 3
     assert data.notes[0] == "split 'train': batches as the DataLoader gives them; batch_size is not used"
     assert all_of(data.evaluation)[1].tolist() == TENSORS.tensors[1].tolist()
@@ -217,7 +217,7 @@ def test_no_evaluation_of_images_that_were_trained_on(parquet: Path) -> None:
     source, _ = open_evaluation(None, DistillConfig(), num_classes=10, **form)
     data = opened(None, size=8)
     assert torch.equal(all_of(source)[1], all_of(data.evaluation)[1])
-    with pytest.raises(UserError, match="split 'test' has 2 classes, 'networks' has 3"):
+    with pytest.raises(UserError, match="split 'test' has 2 classes, 'models' has 3"):
         open_evaluation(parquet, DistillConfig(), num_classes=3, **form)
 
 
@@ -268,7 +268,7 @@ BAD = {
         {"skip_bad_images": True},
         "^skip_bad_images: a DataLoader is used as it is",
     ),
-    "channels": (make(4), None, {"channels": 4}, "^in_chans: images have 1 or 3 channels, the networks take 4"),
+    "channels": (make(4), None, {"channels": 4}, "^in_chans: images have 1 or 3 channels, the models take 4"),
     "one class": (plain([3] * 10), None, {}, "^labels: all 8 images to train on are of class 3, at least 2 classes"),
     "one image": (plain([0]), plain([0]), {}, "^data: split 'train' has 1 image to train on, at least 2 are needed"),
     "too few": (plain([0, 1]), None, {}, "^data: split 'train' has 2 images, too few to hold out a fifth"),

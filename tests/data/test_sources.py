@@ -195,7 +195,7 @@ def test_a_path_without_images_is_one_line(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_hub_name_without_a_network_fails_at_once_in_one_line(
+def test_a_hub_name_without_a_model_fails_at_once_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
@@ -203,7 +203,7 @@ def test_a_hub_name_without_a_network_fails_at_once_in_one_line(
         monkeypatch.delenv(variable, raising=False)
     begin = time.monotonic()
     with pytest.raises(
-        UserError, match=r"'someone/images' .*\(no network\?\): name a local folder, or .*--local-dir"
+        UserError, match=r"'someone/images' .*\(no model\?\): name a local folder, or .*--local-dir"
     ) as caught:
         chosen("someone/images")
     assert time.monotonic() - begin < 10

@@ -17,9 +17,9 @@ from feature_gan_kd import UserError
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import count_classes, open_data
 from feature_gan_kd.data.augment import CropFlip
-from feature_gan_kd.data.items import Views
+from feature_gan_kd.data.items import ImageTransform
 from feature_gan_kd.data.sources import BUNDLED, Part
-from feature_gan_kd.data.streaming import StreamedRows, read_stream
+from feature_gan_kd.data.streaming import IterableImages, read_stream
 from feature_gan_kd.data.table import Classes
 from tests.data.image_samples import encoded, make, plain
 from tests.helpers.runs import AtStep, assert_same_run, build
@@ -28,11 +28,11 @@ COUNT = 26
 FEATURES = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=COUNT))
 
 
-def opened(data: Any, *, length: int | None = None, evaluation: bool = False, skip: bool = False) -> StreamedRows:
+def opened(data: Any, *, length: int | None = None, evaluation: bool = False, skip: bool = False) -> IterableImages:
     limit = {"max_eval_samples" if evaluation else "max_train_samples": length}
     train = Classes(None, None, "train") if evaluation else None
     stream = read_stream(Part(data, "train"), DistillConfig(**limit), [], COUNT, train)
-    return StreamedRows(stream, Views(8, 3, resized_crop=False), CropFlip(1, flip=True), skip=skip)
+    return IterableImages(stream, ImageTransform(8, 3, resized_crop=False), CropFlip(1, flip=True), skip=skip)
 
 
 def numbered(shards: int = 1, count: int = COUNT, read: list[int] | None = None) -> datasets.IterableDataset:
@@ -49,7 +49,7 @@ def numbered(shards: int = 1, count: int = COUNT, read: list[int] | None = None)
     return datasets.IterableDataset.from_generator(rows, gen_kwargs={"parts": parts}, features=FEATURES)
 
 
-def epoch_of(images: StreamedRows, **options: Any) -> list[tuple[Tensor, Tensor]]:
+def epoch_of(images: IterableImages, **options: Any) -> list[tuple[Tensor, Tensor]]:
     return list(images.batches(**{"batch_size": 4, "seed": 0, "epoch": 0, "device": "cpu", "train": True, **options}))
 
 
@@ -75,7 +75,7 @@ def test_each_image_once_in_an_order_of_each_epoch() -> None:
 
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2), (2, 3)])
 def test_an_epoch_goes_on_where_it_was(rank: int, world: int) -> None:
-    def images() -> StreamedRows:
+    def images() -> IterableImages:
         return opened(numbered(shards=4), length=COUNT)
 
     whole = epoch_of(images(), rank=rank, world=world)

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from feature_gan_kd.data.augment import PixelNormaliser
 from feature_gan_kd.data.decode import statistics
-from feature_gan_kd.data.user_loader import LoaderBatches
+from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 
 PIXELS = torch.randint(0, 256, (13, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -18,12 +18,12 @@ BYTES = TensorDataset(PIXELS, torch.arange(13))
 FLOATS = TensorDataset(PIXELS.float(), torch.arange(13))
 
 
-def source(data: Any = BYTES, *, bound: int | None = None, **options: Any) -> LoaderBatches:
+def source(data: Any = BYTES, *, bound: int | None = None, **options: Any) -> UserLoader:
     loader = DataLoader(data, **{"batch_size": 5, "shuffle": True, **options})
-    return LoaderBatches(loader, 3, None, None, bound, "train")
+    return UserLoader(loader, 3, None, None, bound, "train")
 
 
-def epoch_of(batches: LoaderBatches, **options: int | bool) -> list[tuple[Tensor, Tensor]]:
+def epoch_of(batches: UserLoader, **options: int | bool) -> list[tuple[Tensor, Tensor]]:
     arguments = {"batch_size": 99, "seed": 0, "epoch": 0, "train": True, **options}
     return list(batches.batches(device="cpu", **arguments))  # type: ignore[arg-type]
 

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from feature_gan_kd import UserError
 from feature_gan_kd.cli import main
-from feature_gan_kd.distributed.collectives import check_equal, exchanging, parts_of_batch, same_everywhere
+from feature_gan_kd.distributed.collectives import (
+    all_ranks_equal,
+    check_ranks_equal,
+    explain_lost_process,
+    microbatches,
+)
 from feature_gan_kd.distributed.launch import checked
 from feature_gan_kd.training.checkpoint import newest
 from tests.helpers.launching import launch
@@ -29,7 +34,7 @@ TIMED = ("seconds", "seconds_left", "images_per_second")
 
 
 def state_of(run_folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a run's last checkpoint: networks, discriminators, transfers, optimisers."""
+    """Every tensor of a run's last checkpoint: models, discriminators, transfers, optimisers."""
     folder = newest(run_folder / "checkpoints")[0]
     return {
         f"{path.stem} {key}": value
@@ -57,7 +62,7 @@ def numbers_of(run_folder: Path) -> dict[str, Any]:
 def assert_same_run(found: Path, expected: Path) -> None:
     """The same records and the same last state, up to rounding, of which the largest figures are printed.
 
-    The networks and the losses are float64, but for one case; in all the shares of right answers and the loss of an
+    The models and the losses are float64, but for one case; in all the shares of right answers and the loss of an
     evaluation are float32.
     """
     loose = 1e-4 if expected.name == "float32" else 0.0
@@ -67,7 +72,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     for key, value in theirs.items():
         rounding = {"rtol": loose or 1e-9, "atol": loose or 1e-11}
         torch.testing.assert_close(ours[key], value, **rounding, msg=lambda text, key=key: f"{key}: {text}")
-        if key.startswith(("network", "link")) and value.numel():
+        if key.startswith(("model", "link")) and value.numel():
             weights = max(weights, float((ours[key].double() - value).abs().max()))
     numbers, others = numbers_of(found), numbers_of(expected)
     assert numbers.keys() == others.keys()
@@ -113,10 +118,10 @@ def test_all_processes_skip_the_update_in_which_one_meets_nan(by_two: Path) -> N
 
 
 def test_an_unequal_weight_ends_the_run_on_every_process(by_two: Path) -> None:
-    # `spoil` changed one weight of network 0 by its last bit, on one process alone.
+    # `spoil` changed one weight of model 0 by its last bit, on one process alone.
     lines = [(by_two / "spoiled" / f"{rank}.txt").read_text() for rank in range(2)]
     assert lines[0] == lines[1]
-    assert lines[0].startswith("processes: the weights of network 0 (SmallNetwork) are not the same on all 2 processes")
+    assert lines[0].startswith("processes: the weights of model 0 (SmallNetwork) are not the same on all 2 processes")
     assert newest(by_two / "spoiled" / "run" / "checkpoints") == []
 
 
@@ -128,7 +133,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(by_one: Path, b
     assert "exitcode  : -9" in said
     assert newest(tmp_path / "pair" / "checkpoints")[0].name == "step-6"
 
-    def stop(network: nn.Module) -> None:
+    def stop(model: nn.Module) -> None:
         raise ConnectionAbortedError
 
     with pytest.raises(ConnectionAbortedError):
@@ -204,7 +209,7 @@ def test_fp16_is_refused() -> None:
 
 def test_a_failed_exchange_is_one_line() -> None:
     gone = r"^processes: another of the 1 processes ended.*\(Connection closed by peer\): see"
-    with pytest.raises(UserError, match=gone) as said, exchanging():
+    with pytest.raises(UserError, match=gone) as said, explain_lost_process():
         raise RuntimeError("Connection closed\nby peer. More")
     assert "\n" not in str(said.value)
 
@@ -212,12 +217,12 @@ def test_a_failed_exchange_is_one_line() -> None:
 @pytest.mark.parametrize("images", [1, 2, 3, 7])
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_parts_of_a_batch_hold_every_image_once(images: int, parts: int) -> None:
-    chosen = [list(range(images))[part] for part in parts_of_batch(images, parts, torch.device("cpu"))]
+    chosen = [list(range(images))[part] for part in microbatches(images, parts, torch.device("cpu"))]
     assert sorted(itertools.chain(*chosen)) == list(range(images))
     assert len(chosen) == min(parts, images)
     assert max(map(len, chosen)) - min(map(len, chosen)) <= 1
 
 
 def test_one_process_agrees_with_itself() -> None:
-    assert same_everywhere(torch.tensor([0, -1, 2**63 - 1, -(2**63)])) == [True] * 4
-    check_equal({"network": nn.Linear(2, 2)})
+    assert all_ranks_equal(torch.tensor([0, -1, 2**63 - 1, -(2**63)])) == [True] * 4
+    check_ranks_equal({"model": nn.Linear(2, 2)})

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from feature_gan_kd import UserError
-from feature_gan_kd.distributed.sync_batchnorm import taking_part
+from feature_gan_kd.distributed.sync_batchnorm import with_dummy_batch
 from tests.helpers.norm_worker import ask, norms
 
 Found = dict[str, Tensor]
@@ -48,7 +48,7 @@ def test_three_processes_normalise_as_one(by_three: Path, name: str) -> None:
 def test_images_are_shown_as_they_are() -> None:
     images, labels = torch.randn(3, 3, 4, 4), torch.arange(3)
     norm = nn.BatchNorm2d(3)
-    with taking_part(images, labels, [norm], synchronised=True) as shown:
+    with with_dummy_batch(images, labels, [norm], synchronised=True) as shown:
         assert shown[0] is images
         assert shown[1] is labels
         assert "forward" not in norm.__dict__  # one process: torch's own
@@ -56,15 +56,15 @@ def test_images_are_shown_as_they_are() -> None:
 
 @pytest.mark.parametrize("labels", [torch.zeros(0, dtype=torch.int64), torch.zeros(0, 5)])
 def test_no_images_are_stood_in_for_without_a_trace(labels: Tensor) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    with taking_part(torch.zeros(0, 3, 2, 2), labels, [network], synchronised=False) as (images, made_up):
-        loss = nn.functional.cross_entropy(network(images), made_up) * 0
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with with_dummy_batch(torch.zeros(0, 3, 2, 2), labels, [model], synchronised=False) as (images, made_up):
+        loss = nn.functional.cross_entropy(model(images), made_up) * 0
         loss.backward()
     assert loss.item() == 0
-    for key, value in network.state_dict().items():
+    for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
-    for name, parameter in network.named_parameters():
+    for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name
 
@@ -73,6 +73,6 @@ def test_one_image_where_a_batch_norm_needs_two() -> None:
     norm = nn.BatchNorm1d(3)
     with (
         pytest.raises(UserError, match=r"^batch_size: a process has one image of this batch .*\(Expected more than 1"),
-        taking_part(torch.ones(1, 3, 2, 2), torch.zeros(1), [norm], synchronised=False) as (images, _),
+        with_dummy_batch(torch.ones(1, 3, 2, 2), torch.zeros(1), [norm], synchronised=False) as (images, _),
     ):
         norm(images.mean((2, 3)))

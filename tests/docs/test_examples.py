@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are tiny
+    torch.set_num_threads(1)  # the models are tiny
     yield
     torch.set_num_threads(threads)
 
@@ -64,7 +64,7 @@ def test_own_module(output: list[str]) -> None:
     assert output[-1] == "True ['classifier.bias', 'classifier.weight']"
 
 
-def test_several_networks(output: list[str]) -> None:
+def test_several_models(output: list[str]) -> None:
     assert output[0] == "0->1 1->2 2->0"
     assert len(re.findall(r"\d+\.\d+", output[1])) == 4
     assert [line.split("  ")[0] for line in output[-3:]] == [
@@ -98,10 +98,10 @@ def test_streaming(output: list[str]) -> None:
 
 def test_pretrained_image_folder(output: list[str]) -> None:
     assert output[-1].endswith("3 ['circle', 'line', 'square']")
-    network = timm.create_model("local-dir:published/1-test_vit", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
+    model = timm.create_model("local-dir:published/1-test_vit", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     image = transform(Image.open("shapes/test/circle/0.png"))
-    assert network(image[None]).shape == (1, 3)
+    assert model(image[None]).shape == (1, 3)
 
 
 def test_several_processes(tmp_path: Path) -> None:

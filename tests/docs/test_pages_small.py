@@ -1,6 +1,6 @@
 """Code in README.md and docs that takes long, or needs GPUs, hosts, the hub or images of yours, is run in the small.
 
-`small` has all that is changed: other networks, images and machines, and few of them. Every other option stays.
+`small` has all that is changed: other models, images and machines, and few of them. Every other option stays.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STAND_INS = {
     # The benchmarks.
     r"(benchmarks\.sweep_.*)": r"\1 --only test_resnet resnet18 --image-size 64",
     r"(benchmarks\.speed)": r"\1 --quick --rounds 1 --rows plain exact",
-    r"(benchmarks\.scale)": r"\1 --only networks --rounds 1",
+    r"(benchmarks\.scale)": r"\1 --only models --rounds 1",
     r"--preset cpu": "--preset smoke --only tiny/logit/0",
     r"--jobs 2": "--jobs 1",
 }
@@ -75,7 +75,7 @@ def of(program: str) -> list[object]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, a run on them, its networks and photographs."""
+    """A folder with images, a run on them, its models and photographs."""
     folder = tmp_path_factory.mktemp("workshop")
     cifar100(folder, train=8, test=4)
     for number in (1, 2):
@@ -101,7 +101,7 @@ def test_a_command(block: Block, here: Path) -> None:
     for command in commands(Block("sh", small(block.code), None)):
         main(shlex.split(command)[1:])
         for folder in re.findall(r"--output-dir (\S+)", command):
-            assert len(list((here / folder / "networks").iterdir())) == 4  # two networks, last and best
+            assert len(list((here / folder / "networks").iterdir())) == 4  # two models, last and best
 
 
 @pytest.mark.parametrize("code", [block.code for _, block in LARGE if block.language == "python"])

@@ -25,7 +25,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def run(code: str, folder: Path, **environment: str) -> str:
-    """The output of a fresh interpreter that runs `code` in `folder`, without network."""
+    """The output of a fresh interpreter that runs `code` in `folder`, without internet access."""
     result = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code],
         cwd=folder,
@@ -60,7 +60,7 @@ def test_the_three_lines_and_what_plain_timm_makes_of_them(folder: Path) -> None
     output = run(short, folder, HF_HUB_CACHE=str(folder / "hub"))
     assert "'fine_label'" in output
     assert "coarse_label" in output
-    check = "import sys; assert 'feature_gan_kd' not in sys.modules; print(network.num_classes, network.training)"
+    check = "import sys; assert 'feature_gan_kd' not in sys.modules; print(model.num_classes, model.training)"
     assert run(load + check, folder).startswith("100")
     names = sorted(path.name for path in (folder / "distilled").iterdir())
     assert names == ["0-resnet18", "1-resnet34"]

@@ -68,15 +68,15 @@ def test_answers_of_the_discriminators(method: str) -> None:
     assert row in (ROOT / "docs" / "results.md").read_text()
 
 
-def difference(pair: str, ours: str, theirs: str, network: int | None = None) -> str:
-    """Of the last epoch's accuracy of two methods, paired by seed: the mean of the networks, or one of them."""
+def difference(pair: str, ours: str, theirs: str, model: int | None = None) -> str:
+    """Of the last epoch's accuracy of two methods, paired by seed: the mean of the models, or one of them."""
 
     def accuracies(method: str) -> dict[int, float]:
         found = {}
         for path in (ROOT / "benchmarks" / "results" / "compare" / "cpu").glob(f"{pair}-{method}-[0-9].json"):
             run = json.loads(path.read_text())
             last = run["epochs"][-1]["accuracy"]
-            found[run["seed"]] = statistics.fmean(last) if network is None else last[network]
+            found[run["seed"]] = statistics.fmean(last) if model is None else last[model]
         return found
 
     one = paired(accuracies(ours), accuracies(theirs))
@@ -91,19 +91,19 @@ CLAIMS = {
     "peers that exchange logits are better than each alone": ("logit", "vanilla", None),
     "adversarial maps beside logits are better than logits alone": ("afd", "logit", None),
     "and better than aligning the maps by L1": ("afd", "l1", None),
-    "most of all for a small network beside a large one": ("afd", "logit", 0),
+    "most of all for a small model beside a large one": ("afd", "logit", 0),
     "what helps are the discriminators": ("afd", "zero-gradient", None),
 }
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_claims_of_the_paper(claim: str) -> None:
-    ours, theirs, network = CLAIMS[claim]
+    ours, theirs, model = CLAIMS[claim]
     page = (ROOT / "docs" / "results.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith(f"| {claim}"))
     _, _, _, equal, unequal, _, _ = (cell.strip() for cell in row.split("|"))
     assert equal == difference("r14+r14", ours, theirs)
-    assert unequal.removesuffix(" (the ResNet-8)") == difference("r8+r20", ours, theirs, network)
+    assert unequal.removesuffix(" (the ResNet-8)") == difference("r8+r20", ours, theirs, model)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ DIAGNOSED = ("vanilla", "logit", "l1", "zero-gradient", "afd", "afd-single")
 
 @pytest.mark.parametrize("method", DIAGNOSED)
 def test_what_moves_the_weights(method: str) -> None:
-    """Similarity in the last epoch, and gradients as the mean of the four evaluations, of both networks."""
+    """Similarity in the last epoch, and gradients as the mean of the four evaluations, of both models."""
     lines = (ROOT / "benchmarks" / "results" / "diagnosis" / f"{method}.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["epoch"] for record in records] == [15, 30, 45, 60]

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from feature_gan_kd.export import Publication
+from feature_gan_kd.export import ModelCardInfo
 
 
 @pytest.fixture(scope="session")
-def describe() -> Callable[..., Publication]:
-    """A publication of a 10-class network for 32 x 32 RGB images, with any field of it changed."""
+def describe() -> Callable[..., ModelCardInfo]:
+    """A publication of a 10-class model for 32 x 32 RGB images, with any field of it changed."""
 
-    def make(architecture: str, **changes: Any) -> Publication:
+    def make(architecture: str, **changes: Any) -> ModelCardInfo:
         fields: dict[str, Any] = {
             "architecture": architecture,
             "index": 0,
@@ -30,6 +30,6 @@ def describe() -> Callable[..., Publication]:
             "epochs": 3,
             "recipe": {"lr": 0.1, "milestones": (0.5, 0.75), "epochs": 300, "clip_grad": None},
         }
-        return Publication(**{**fields, **changes})
+        return ModelCardInfo(**{**fields, **changes})
 
     return make

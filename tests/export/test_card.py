@@ -15,22 +15,22 @@ from torch import nn
 
 import feature_gan_kd.models  # noqa: F401  registers cifar_resnet20
 from feature_gan_kd.config.methods import METHODS
-from feature_gan_kd.export import Publication, publish
+from feature_gan_kd.export import ModelCardInfo, publish
 from feature_gan_kd.export.card import license_of, model_card
 from feature_gan_kd.utils.errors import UserError
 
-Describe = Callable[..., Publication]
+Describe = Callable[..., ModelCardInfo]
 
 
 @pytest.fixture(scope="module")
-def network() -> Any:
-    network: Any = timm.create_model("test_resnet", num_classes=10)
-    network.pretrained_cfg = {**network.pretrained_cfg, "license": "CC-BY-NC-4.0", "hf_hub_id": "timm/test_resnet.x"}
-    return network
+def model() -> Any:
+    model: Any = timm.create_model("test_resnet", num_classes=10)
+    model.pretrained_cfg = {**model.pretrained_cfg, "license": "CC-BY-NC-4.0", "hf_hub_id": "timm/test_resnet.x"}
+    return model
 
 
-def test_front_matter(network: nn.Module, describe: Describe) -> None:
-    data = ModelCard(model_card(network, describe("test_resnet", license="MIT"))).data
+def test_front_matter(model: nn.Module, describe: Describe) -> None:
+    data = ModelCard(model_card(model, describe("test_resnet", license="MIT"))).data
     assert data.to_dict() == {
         "datasets": ["uoft-cs/cifar100"],
         "library_name": "timm",
@@ -40,8 +40,8 @@ def test_front_matter(network: nn.Module, describe: Describe) -> None:
     }
 
 
-def test_a_pretrained_network_names_its_base(network: nn.Module, describe: Describe) -> None:
-    text = model_card(network, describe("test_resnet", pretrained=True))
+def test_a_pretrained_model_names_its_base(model: nn.Module, describe: Describe) -> None:
+    text = model_card(model, describe("test_resnet", pretrained=True))
     assert ModelCard(text).data.base_model == "timm/test_resnet.x"
     assert "started from timm/test_resnet.x, whose licence is `CC-BY-NC-4.0`" in text
 
@@ -58,11 +58,11 @@ def test_a_pretrained_network_names_its_base(network: nn.Module, describe: Descr
     ],
 )
 def test_licence(describe: Describe, given: str | None, pretrained: bool, source: str | None, expected: str) -> None:
-    network: Any = timm.create_model("test_resnet", num_classes=10)
-    network.pretrained_cfg = {**network.pretrained_cfg, "license": source}
-    publication = describe("test_resnet", license=given, pretrained=pretrained)
-    assert license_of(network, publication) == expected
-    text = model_card(network, publication)
+    model: Any = timm.create_model("test_resnet", num_classes=10)
+    model.pretrained_cfg = {**model.pretrained_cfg, "license": source}
+    card_info = describe("test_resnet", license=given, pretrained=pretrained)
+    assert license_of(model, card_info) == expected
+    text = model_card(model, card_info)
     assert ModelCard(text).data.license == expected
     assert ("the publisher is asked to state one" in text) == (expected == "unknown")
 
@@ -83,7 +83,7 @@ def test_licence_of_a_module_that_timm_did_not_build(describe: Describe) -> None
     ],
 )
 def test_only_a_hub_name_is_a_data_set_of_the_hub(
-    network: nn.Module,
+    model: nn.Module,
     describe: Describe,
     data: str,
     named: bool,
@@ -92,38 +92,38 @@ def test_only_a_hub_name_is_a_data_set_of_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "there").mkdir(parents=True)
-    datasets = ModelCard(model_card(network, describe("test_resnet", data=data))).data.datasets
+    datasets = ModelCard(model_card(model, describe("test_resnet", data=data))).data.datasets
     assert datasets == ([data] if named else None)
 
 
 def test_a_folder_of_this_machine_is_shown_by_its_name_alone(
-    network: nn.Module, describe: Describe, tmp_path: Path
+    model: nn.Module, describe: Describe, tmp_path: Path
 ) -> None:
     (tmp_path / "birds").mkdir()
-    text = model_card(network, describe("test_resnet", data=str(tmp_path / "birds")))
+    text = model_card(model, describe("test_resnet", data=str(tmp_path / "birds")))
     assert "- Data: birds\n" in text
     assert str(tmp_path) not in text
 
 
-def test_numbers_peers_and_settings(network: nn.Module, describe: Describe) -> None:
-    text = model_card(network, describe("test_resnet", index=1))
-    assert "| this network | 71.23 |\n| ensemble (mean of all logits) | 73.50 |" in text
-    assert "network 2 of the 3 in its run, with the weights of its last epoch (3 of 300)." in text
+def test_numbers_peers_and_settings(model: nn.Module, describe: Describe) -> None:
+    text = model_card(model, describe("test_resnet", index=1))
+    assert "| this model | 71.23 |\n| ensemble (mean of all logits) | 73.50 |" in text
+    assert "model 2 of the 3 in its run, with the weights of its last epoch (3 of 300)." in text
     assert "`resnet18`, `test_vit`" in text
     assert "| lr | 0.1 |\n| milestones | 0.5, 0.75 |\n| epochs | 300 |" in text
     assert "clip_grad" not in text
     assert "optimistic" not in text
 
 
-def test_what_is_not_known_and_what_was_chosen(network: nn.Module, describe: Describe) -> None:
-    text = model_card(network, describe("test_resnet", accuracy=None, ensemble=None, which="best"))
-    assert "| this network | - |" in text
+def test_what_is_not_known_and_what_was_chosen(model: nn.Module, describe: Describe) -> None:
+    text = model_card(model, describe("test_resnet", accuracy=None, ensemble=None, which="best"))
+    assert "| this model | - |" in text
     assert "the number is optimistic" in text
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_explained_and_cited(network: nn.Module, describe: Describe, method: str) -> None:
-    text = model_card(network, describe("test_resnet", method=method))
+def test_a_method_is_explained_and_cited(model: nn.Module, describe: Describe, method: str) -> None:
+    text = model_card(model, describe("test_resnet", method=method))
     meaning = re.search(rf"^`{method}`: (.*)$", text, flags=re.MULTILINE)
     assert meaning is not None
     assert meaning[1].count(". ") == 1
@@ -131,14 +131,14 @@ def test_a_method_is_explained_and_cited(network: nn.Module, describe: Describe,
     assert ("arXiv:1706.00384" if method == "dml" else "arXiv:2002.01775") in text
 
 
-def test_classes_are_named_where_they_can_be_read(network: nn.Module, describe: Describe) -> None:
-    text = model_card(network, describe("test_resnet", num_classes=2, class_names=["tri`angle", "W|ürfel"]))
-    assert "3 channels into 2 classes (`triangle`, `W\\|ürfel`): network 1 of" in text
+def test_classes_are_named_where_they_can_be_read(model: nn.Module, describe: Describe) -> None:
+    text = model_card(model, describe("test_resnet", num_classes=2, class_names=["tri`angle", "W|ürfel"]))
+    assert "3 channels into 2 classes (`triangle`, `W\\|ürfel`): model 1 of" in text
     many = describe("test_resnet", num_classes=21, class_names=[f"class {k}" for k in range(21)])
-    assert "3 channels into 21 classes: network" in model_card(network, many)
+    assert "3 channels into 21 classes: model" in model_card(model, many)
     bare = describe("test_resnet", class_names=None, in_chans=1, mean=(0.5,), std=(0.2,))
-    text = model_card(network, bare)
-    assert "1 channel into 10 classes: network" in text
+    text = model_card(model, bare)
+    assert "1 channel into 10 classes: model" in text
     assert "mode L\n```" in text
 
 
@@ -150,10 +150,10 @@ def test_loading_as_the_card_says_gives_a_name(describe: Describe, tmp_path: Pat
     assert known["name"] in [f"class {index}" for index in range(10)]
 
 
-def test_loading_names_the_import_that_registers(network: nn.Module, describe: Describe) -> None:
+def test_loading_names_the_import_that_registers(model: nn.Module, describe: Describe) -> None:
     ours = timm.create_model("cifar_resnet20", num_classes=10)
     assert "import timm\nimport feature_gan_kd.models " in model_card(ours, describe("cifar_resnet20"))
-    assert "feature_gan_kd" not in model_card(network, describe("test_resnet"))
+    assert "feature_gan_kd" not in model_card(model, describe("test_resnet"))
 
 
 def test_bare(describe: Describe) -> None:
@@ -161,7 +161,7 @@ def test_bare(describe: Describe) -> None:
     data = ModelCard(text).data
     assert data.library_name is None
     assert data.tags == ["image-classification", "knowledge-distillation"]
-    assert "network = Linear(...)  # torch.nn.modules.linear.Linear" in text
+    assert "model = Linear(...)  # torch.nn.modules.linear.Linear" in text
     assert "load_state_dict" in text
     assert "create_model" not in text
     assert "minus [0.5, 0.4, 0.3], divided by [0.2, 0.21, 0.22]" in text

@@ -1,4 +1,4 @@
-"""ONNX and torch.export: the same logits as the network on real images, with labels and preprocessing beside them."""
+"""ONNX and torch.export: the same logits as the model on real images, with labels and preprocessing beside them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import feature_gan_kd
-from feature_gan_kd.export import GRAPHS, Publication, publish_graph
+from feature_gan_kd.export import GRAPHS, ModelCardInfo, publish_graph
 from feature_gan_kd.utils.errors import UserError
 
-Describe = Callable[..., Publication]
+Describe = Callable[..., ModelCardInfo]
 DIGITS = Path(feature_gan_kd.__file__).parent / "data" / "bundled" / "digits.parquet"
 
 
 class Own(nn.Module):
-    """No network of timm's, for grey images."""
+    """No model of timm's, for grey images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def digits(count: int, size: int, channels: int, mean: tuple[float, ...], std: t
     return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def networks() -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+def models() -> dict[str, tuple[nn.Module, dict[str, Any]]]:
     torch.manual_seed(0)
     vit = timm.create_model("test_vit", num_classes=10, img_size=32)
     grey = {"in_chans": 1, "mean": (0.4,), "std": (0.3,), "image_size": 20}
@@ -78,23 +78,23 @@ def networks() -> dict[str, tuple[nn.Module, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory, describe: Describe) -> Path:
-    """Every network in every format."""
+    """Every model in every format."""
     folder = tmp_path_factory.mktemp("graphs")
-    for name, (network, changes) in networks().items():
+    for name, (model, changes) in models().items():
         for form in GRAPHS:
-            publish_graph(network, folder / f"{name}-{form}", describe(name, **changes), form)
+            publish_graph(model, folder / f"{name}-{form}", describe(name, **changes), form)
     return folder
 
 
 @pytest.mark.parametrize("name", ["test_vit", "Own"])
 @pytest.mark.parametrize("count", [1, 2, 17])
-def test_logits_are_those_of_the_network(name: str, count: int, shelf: Path, describe: Describe) -> None:
+def test_logits_are_those_of_the_model(name: str, count: int, shelf: Path, describe: Describe) -> None:
     """For batches of any size, read with each format's own runtime."""
-    network, changes = networks()[name]
+    model, changes = models()[name]
     about = describe(name, **changes)
     images = digits(count, about.image_size, about.in_chans, about.mean, about.std)
     with torch.no_grad():
-        expected = network.eval()(images)
+        expected = model.eval()(images)
         program = torch.export.load(shelf / f"{name}-torch-export" / "model.pt2").module()(images)
     session = onnxruntime.InferenceSession(shelf / f"{name}-onnx" / "model.onnx", providers=["CPUExecutionProvider"])
     (onnx,) = session.run(["logits"], {"images": images.numpy()})
@@ -105,7 +105,7 @@ def test_logits_are_those_of_the_network(name: str, count: int, shelf: Path, des
 
 @pytest.mark.parametrize("form", GRAPHS)
 def test_labels_and_preprocessing_travel_along(form: str, shelf: Path, describe: Describe) -> None:
-    folder, about = shelf / f"Own-{form}", describe("Own", **networks()["Own"][1])
+    folder, about = shelf / f"Own-{form}", describe("Own", **models()["Own"][1])
     names = {"onnx": "model.onnx", "torch-export": "model.pt2"}
     assert {path.name for path in folder.iterdir()} == {names[form], "config.json", "README.md"}
     config = json.loads((folder / "config.json").read_text())
@@ -127,11 +127,11 @@ def test_labels_and_preprocessing_travel_along(form: str, shelf: Path, describe:
 
 
 @pytest.mark.parametrize(
-    ("network", "words"), [(Forgetful(), "the graph gives other logits"), (Undecided(), "cannot be traced")]
+    ("model", "words"), [(Forgetful(), "the graph gives other logits"), (Undecided(), "cannot be traced")]
 )
-def test_what_is_no_graph_is_not_written(network: nn.Module, words: str, tmp_path: Path, describe: Describe) -> None:
+def test_what_is_no_graph_is_not_written(model: nn.Module, words: str, tmp_path: Path, describe: Describe) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        publish_graph(network, tmp_path / "a", describe("Own", **networks()["Own"][1]), "torch-export")
+        publish_graph(model, tmp_path / "a", describe("Own", **models()["Own"][1]), "torch-export")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -141,7 +141,7 @@ def test_a_folder_of_another_format_is_left_alone(tmp_path: Path, describe: Desc
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(UserError, match=r"holds 'model.safetensors', which this export does not write"):
-        publish_graph(Own(), folder, describe("Own", **networks()["Own"][1]), "torch-export")
+        publish_graph(Own(), folder, describe("Own", **models()["Own"][1]), "torch-export")
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
 
 
@@ -156,9 +156,9 @@ from feature_gan_kd.cli import main
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.export import Publication, publish_graph
 about = Publication("mine", 0, 2, None, 8, 3, (0, 0, 0), (1, 1, 1), "afd", [], "data", None, None, None, {{}})
-network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 try:
-    publish_graph(network, Path("out"), about, "onnx")
+    publish_graph(model, Path("out"), about, "onnx")
 except UserError as error:
     print(error)
 main(["predict", {str(shelf / "Own-onnx")!r}, "image.png"])

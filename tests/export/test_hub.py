@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from feature_gan_kd.export import Publication, RebuildError, push
+from feature_gan_kd.export import ModelCardInfo, RebuildError, push
 from tests.export.hub_stand_in import TOKEN, Hub, running, typed
 
-Describe = Callable[..., Publication]
+Describe = Callable[..., ModelCardInfo]
 
 # What a user types: train, save, publish on the hub; then start from what is published.
 TRAINS = """
@@ -24,10 +24,10 @@ distiller.fit(epochs=2)
 distiller.save_pretrained("out", license="mit")
 """
 PUSHES = """
-distiller.push_to_hub("me/net", network=0, private=True, license="mit")
+distiller.push_to_hub("me/net", model=0, private=True, license="mit")
 """
 PUSHES_BEST = """
-distiller.push_to_hub("me/best", network=1, which="best")
+distiller.push_to_hub("me/best", model=1, which="best")
 """
 STARTS = """
 import torch
@@ -35,11 +35,11 @@ second = OnlineAdversarialDistiller(["hf-hub:me/net", "test_vit"], **settings)
 published, own = distiller.models[0].state_dict(), second.models[0].state_dict()
 assert published.keys() == own.keys() and all(torch.equal(published[key], own[key]) for key in published)
 second.fit(epochs=1)
-print("trained from", second.names[0], second.networks[0].pretrained)
+print("trained from", second.names[0], second.models[0].pretrained)
 """
 FAILS = """
 try:
-    distiller.push_to_hub("me/net", network=0, token={token!r})
+    distiller.push_to_hub("me/net", model=0, token={token!r})
 except UserError as error:
     print(error)
 """
@@ -59,7 +59,7 @@ def nobody() -> str:
         return f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-def test_a_network_is_published_and_another_run_starts_from_it(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_is_published_and_another_run_starts_from_it(hub: Hub, tmp_path: Path) -> None:
     printed = typed(TRAINS + PUSHES + PUSHES_BEST + FAILS.format(token="hf_wrong") + STARTS, tmp_path, hub.endpoint)
     repository = hub.repositories["me/net"]
     assert repository.private
@@ -72,9 +72,9 @@ def test_a_network_is_published_and_another_run_starts_from_it(hub: Hub, tmp_pat
     assert mine["label_names"] == [str(k) for k in range(10)]
     card = repository.files["README.md"].decode()
     assert "license: mit" in card
-    assert "| this network | " in card
+    assert "| this model | " in card
     assert "| ensemble (mean of all logits) | " in card
-    assert "- Other networks of the run: `test_vit`" in card
+    assert "- Other models of the run: `test_vit`" in card
     assert "| batch_size | 32 |" in card
     assert "weights of its last epoch" in card
     assert "weights of its best epoch" in hub.repositories["me/best"].files["README.md"].decode()
@@ -86,12 +86,12 @@ def test_a_network_is_published_and_another_run_starts_from_it(hub: Hub, tmp_pat
     assert started == "trained from test_resnet True"
 
 
-@pytest.mark.parametrize("case", ["no network", "no token"])
+@pytest.mark.parametrize("case", ["no model", "no token"])
 def test_one_line_and_the_local_export_stays(case: str, hub: Hub, nobody: str, tmp_path: Path) -> None:
-    endpoint, token = (nobody, TOKEN) if case == "no network" else (hub.endpoint, None)
+    endpoint, token = (nobody, TOKEN) if case == "no model" else (hub.endpoint, None)
     printed = typed(TRAINS + FAILS.format(token=None), tmp_path, endpoint, token)
     (line,) = printed.splitlines()
-    reason = "the hub cannot be reached (" if case == "no network" else "the hub does not take the token (401): log in"
+    reason = "the hub cannot be reached (" if case == "no model" else "the hub does not take the token (401): log in"
     assert line.startswith(f"me/net: {reason}")
     assert line.endswith("; what was exported on this machine stays there")
     assert TOKEN not in line
@@ -103,6 +103,6 @@ def test_one_line_and_the_local_export_stays(case: str, hub: Hub, nobody: str, t
         }
 
 
-def test_a_network_that_timm_cannot_rebuild_is_not_sent(describe: Describe) -> None:
+def test_a_model_that_timm_cannot_rebuild_is_not_sent(describe: Describe) -> None:
     with pytest.raises(RebuildError, match="timm did not build it"):
         push(nn.Linear(2, 2), "me/mine", describe("mine"))

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 import feature_gan_kd
 from feature_gan_kd.cli import main
-from feature_gan_kd.export.predictor import Classifier, read_image
+from feature_gan_kd.export.predictor import Predictor, read_image
 
 DIGITS = Path(feature_gan_kd.__file__).parent / "data" / "bundled" / "digits.parquet"
 FORMATS = ("safetensors", "onnx", "torch-export")
@@ -32,7 +32,7 @@ def output_of(*args: object) -> str:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on digits, its networks in every format, and the images that it was evaluated on as files."""
+    """A run on digits, its models in every format, and the images that it was evaluated on as files."""
     folder = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
@@ -93,7 +93,7 @@ def test_images_of_any_kind(here: Path, tmp_path: Path) -> None:
     digit.save(tmp_path / "grey.png")
     digit.convert("RGBA").save(tmp_path / "transparent.png")
     Image.fromarray(np.asarray(digit).astype(np.uint16) * 256).save(tmp_path / "deep.png")
-    classifier = Classifier(here / "safetensors" / "0-test_resnet")
+    classifier = Predictor(here / "safetensors" / "0-test_resnet")
     (plain, *others) = classifier([read_image(path) for path in (here / "00.png", *sorted(tmp_path.glob("*.png")))])
     assert len(others) == 3
     for other in others:
@@ -119,12 +119,12 @@ def test_a_folder_may_be_named_as_for_timm(here: Path) -> None:
     assert output_of("predict", f"local-dir:{folder}", image) == output_of("predict", folder, image)
 
 
-def test_a_network_with_few_classes_and_without_names(here: Path) -> None:
+def test_a_model_with_few_classes_and_without_names(here: Path) -> None:
     folder = here / "safetensors" / "1-test_resnet"
     config = json.loads((folder / "config.json").read_text())
     del config["label_names"]
     (folder / "config.json").write_text(json.dumps(config))
-    (guesses,) = Classifier(folder)([read_image(here / "00.png")], top=99)
+    (guesses,) = Predictor(folder)([read_image(here / "00.png")], top=99)
     assert [guess.label for guess in guesses] == [str(guess.index) for guess in guesses]
     assert len(guesses) == 10
     assert torch.tensor([guess.probability for guess in guesses]).diff().le(0).all()

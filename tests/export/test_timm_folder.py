@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import feature_gan_kd.models  # registers cifar_resnet20
-from feature_gan_kd.export import Publication, RebuildError, load_published, publish, publish_bare, refusal
+from feature_gan_kd.export import ModelCardInfo, RebuildError, load_published, publish, publish_bare, refusal
 from feature_gan_kd.utils.errors import UserError
 
-Describe = Callable[..., Publication]
+Describe = Callable[..., ModelCardInfo]
 ROOT = Path(feature_gan_kd.__file__).parent.parent
 FILES = ["README.md", "config.json", "model.safetensors"]
 NAMES = [f"class {index}" for index in range(10)]
@@ -46,20 +46,20 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def create(architecture: str, **arguments: Any) -> Any:
-    """An untrained network with statistics and a classifier that are not the initial ones."""
+    """An untrained model with statistics and a classifier that are not the initial ones."""
     torch.manual_seed(0)
-    network = timm.create_model(architecture, num_classes=10, **arguments)
+    model = timm.create_model(architecture, num_classes=10, **arguments)
     channels = arguments.get("in_chans", 3)
     with torch.no_grad():
         for _ in range(2):
-            network(torch.randn(8, channels, 32, 32))
-        for parameter in network.parameters():
+            model(torch.randn(8, channels, 32, 32))
+        for parameter in model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
-    return network
+    return model
 
 
-def logits(network: nn.Module, images: Tensor) -> Tensor:
-    twin = copy.deepcopy(network).float().eval()
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    twin = copy.deepcopy(model).float().eval()
     with torch.no_grad():
         return twin(images)
 
@@ -75,22 +75,22 @@ def hidden(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory, describe: Describe) -> Path:
-    """Every network of `NETWORKS` published, with an input and its logits beside it."""
+    """Every model of `NETWORKS` published, with an input and its logits beside it."""
     shelf = tmp_path_factory.mktemp("shelf")
     for name, (architecture, arguments) in NETWORKS.items():
-        network = create(architecture, **arguments)
+        model = create(architecture, **arguments)
         if name == "half":
-            network.bfloat16()
+            model.bfloat16()
         if name == "tied":
-            network.layer1[0].bn1.weight = network.layer1[0].bn2.weight
+            model.layer1[0].bn1.weight = model.layer1[0].bn2.weight
         channels = arguments.get("in_chans", 3)
         images = torch.randn(3, channels, 32, 32)
-        expected = logits(network, images)
+        expected = logits(model, images)
         if name == "channels-last":
-            network.to(memory_format=torch.channels_last)
-        keys = list(network.state_dict())
+            model.to(memory_format=torch.channels_last)
+        keys = list(model.state_dict())
         moments = {"mean": (0.5,) * channels, "std": (0.2,) * channels}
-        publish(network, shelf / name, describe(architecture, in_chans=channels, **moments))
+        publish(model, shelf / name, describe(architecture, in_chans=channels, **moments))
         assert load_file(shelf / name / "model.safetensors").keys() == set(keys)
         save_file({"images": images, "logits": expected}, shelf / f"{name}.safetensors")
     return shelf
@@ -99,7 +99,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, describe: Describe) -> Path:
 def test_plain_timm_in_a_fresh_process_gives_the_same_logits(shelf: Path) -> None:
     script = """
 import socket, sys
-def refuse(*args): raise AssertionError("the network is asked for")
+def refuse(*args): raise AssertionError("the model is asked for")
 socket.getaddrinfo = socket.socket.connect = refuse
 import timm, torch
 from safetensors.torch import load_file
@@ -108,10 +108,10 @@ for name in sys.argv[2:]:
     if name == "ours":
         assert not any(module.startswith("feature_gan_kd") for module in sys.modules)
         import feature_gan_kd.models
-    network = timm.create_model(f"local-dir:{name}", pretrained=True).eval()
+    model = timm.create_model(f"local-dir:{name}", pretrained=True).eval()
     known = load_file(f"{name}.safetensors")
     with torch.no_grad():
-        logits = network(known["images"])
+        logits = model(known["images"])
     assert torch.equal(logits, known["logits"]), (name, (logits - known["logits"]).abs().max())
     print(name)
 """
@@ -129,11 +129,11 @@ for name in sys.argv[2:]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_load_published_gives_the_network_and_its_config(shelf: Path, name: str) -> None:
-    network, config = load_published(shelf / name)
+def test_load_published_gives_the_model_and_its_config(shelf: Path, name: str) -> None:
+    model, config = load_published(shelf / name)
     known = load_file(shelf / f"{name}.safetensors")
-    assert torch.equal(logits(network, known["images"]), known["logits"])
-    assert not network.training
+    assert torch.equal(logits(model, known["images"]), known["logits"])
+    assert not model.training
     assert config == published(shelf / name)
 
 
@@ -164,13 +164,13 @@ class TestConfig:
         }
 
     def test_timm_reads_the_preprocessing_and_the_labels(self, shelf: Path) -> None:
-        network, _ = load_published(shelf / "grey")
-        data = timm.data.resolve_model_data_config(network)
+        model, _ = load_published(shelf / "grey")
+        data = timm.data.resolve_model_data_config(model)
         assert data["input_size"] == (1, 32, 32)
         assert list(data["mean"]) == [0.5]
         assert list(data["std"]) == [0.2]
         assert data["crop_pct"] == 1.0
-        assert network.pretrained_cfg["label_names"] == NAMES
+        assert model.pretrained_cfg["label_names"] == NAMES
 
     def test_large_images_are_cropped_and_keep_the_pool_size(self, tmp_path: Path, describe: Describe) -> None:
         publish(create("test_resnet"), tmp_path / "large", describe("test_resnet", image_size=160))
@@ -181,74 +181,74 @@ class TestConfig:
         publish(create("test_resnet"), tmp_path / "unnamed", describe("test_resnet", class_names=None))
         assert "label_names" not in published(tmp_path / "unnamed")
 
-    def test_a_pretrained_network_keeps_its_licence_alone(self, tmp_path: Path, describe: Describe) -> None:
-        network = create("test_resnet")
-        network.pretrained_cfg = {**network.pretrained_cfg, "license": "cc-by-nc-4.0", "label_offset": 1}
-        publish(network, tmp_path / "tuned", describe("test_resnet", pretrained=True))
+    def test_a_pretrained_model_keeps_its_licence_alone(self, tmp_path: Path, describe: Describe) -> None:
+        model = create("test_resnet")
+        model.pretrained_cfg = {**model.pretrained_cfg, "license": "cc-by-nc-4.0", "label_offset": 1}
+        publish(model, tmp_path / "tuned", describe("test_resnet", pretrained=True))
         cfg = published(tmp_path / "tuned")["pretrained_cfg"]
         assert cfg["license"] == "cc-by-nc-4.0"
         assert cfg.keys().isdisjoint({"tag", "url", "hf_hub_id", "label_offset", "origin_url", "test_input_size"})
 
 
 class TestNothingElseChanges:
-    def test_the_network(self, tmp_path: Path, describe: Describe) -> None:
-        network = create("resnet10t").to(memory_format=torch.channels_last)
-        network.layer1.eval()
-        before = {key: (value.data_ptr(), value.stride(), value.clone()) for key, value in network.state_dict().items()}
-        modes = [module.training for module in network.modules()]
-        cfg = copy.deepcopy(network.pretrained_cfg)
-        publish(network, tmp_path / "a", describe("resnet10t"))
-        after = network.state_dict()
+    def test_the_model(self, tmp_path: Path, describe: Describe) -> None:
+        model = create("resnet10t").to(memory_format=torch.channels_last)
+        model.layer1.eval()
+        before = {key: (value.data_ptr(), value.stride(), value.clone()) for key, value in model.state_dict().items()}
+        modes = [module.training for module in model.modules()]
+        cfg = copy.deepcopy(model.pretrained_cfg)
+        publish(model, tmp_path / "a", describe("resnet10t"))
+        after = model.state_dict()
         assert list(before) == list(after)
         for key, (pointer, stride, value) in before.items():
             assert after[key].data_ptr() == pointer
             assert after[key].stride() == stride
             assert torch.equal(after[key], value)
-        assert [module.training for module in network.modules()] == modes
-        assert network.training
-        assert network.pretrained_cfg == cfg
+        assert [module.training for module in model.modules()] == modes
+        assert model.training
+        assert model.pretrained_cfg == cfg
 
     def test_the_random_generator(self, tmp_path: Path, describe: Describe) -> None:
-        network = create("test_resnet")
+        model = create("test_resnet")
         before = torch.get_rng_state()
-        publish(network, tmp_path / "a", describe("test_resnet"))
+        publish(model, tmp_path / "a", describe("test_resnet"))
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_the_network_connection(self, tmp_path: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_model_connection(self, tmp_path: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Any] = []
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_: asked.append(args))
         monkeypatch.setattr(socket.socket, "connect", lambda *args: asked.append(args))
-        network = timm.create_model("test_resnet", num_classes=10)
-        publish(network, tmp_path / "a", describe("test_resnet", pretrained=True))
-        assert network.pretrained_cfg["hf_hub_id"]
+        model = timm.create_model("test_resnet", num_classes=10)
+        publish(model, tmp_path / "a", describe("test_resnet", pretrained=True))
+        assert model.pretrained_cfg["hf_hub_id"]
         assert asked == []
 
-    def test_two_folders_of_one_network_are_equal(self, tmp_path: Path, describe: Describe) -> None:
-        network = create("test_vit", img_size=32)
+    def test_two_folders_of_one_model_are_equal(self, tmp_path: Path, describe: Describe) -> None:
+        model = create("test_vit", img_size=32)
         for name in "ab":
-            publish(network, tmp_path / name, describe("test_vit"))
+            publish(model, tmp_path / name, describe("test_vit"))
         for file in FILES:
             assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def surgery(network: Any) -> None:
-    network.maxpool = nn.Identity()
+def surgery(model: Any) -> None:
+    model.maxpool = nn.Identity()
 
 
-def new_keys(network: Any) -> None:
-    network.fc = nn.Sequential(network.fc)
+def new_keys(model: Any) -> None:
+    model.fc = nn.Sequential(model.fc)
 
 
-def wider(network: Any) -> None:
-    network.fc = nn.Linear(network.num_features, 12)
+def wider(model: Any) -> None:
+    model.fc = nn.Linear(model.num_features, 12)
 
 
-def diverged(network: Any) -> None:
-    network.fc.weight.data[0, 0] = float("nan")
+def diverged(model: Any) -> None:
+    model.fc.weight.data[0, 0] = float("nan")
 
 
-def cached_graph(network: Any) -> None:
-    network.kept = network.fc.weight * 2
+def cached_graph(model: Any) -> None:
+    model.kept = model.fc.weight * 2
 
 
 class TestRefused:
@@ -262,7 +262,7 @@ class TestRefused:
             (diverged, UserError, "not finite"),
         ],
     )
-    def test_a_changed_network_and_the_old_folder_stays(
+    def test_a_changed_model_and_the_old_folder_stays(
         self,
         tmp_path: Path,
         describe: Describe,
@@ -271,30 +271,30 @@ class TestRefused:
         message: str,
     ) -> None:
         folder = tmp_path / "a"
-        network = create("resnet10t")
-        publish(network, folder, describe("resnet10t"))
+        model = create("resnet10t")
+        publish(model, folder, describe("resnet10t"))
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
-        change(network)
+        change(model)
         with pytest.raises(UserError, match=message) as caught:
-            publish(network, folder, describe("resnet10t"))
+            publish(model, folder, describe("resnet10t"))
         assert caught.type is kind
         assert "\n" not in str(caught.value)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert hidden(tmp_path) == []
 
     def test_arguments_that_json_cannot_hold_until_they_are_named(self, tmp_path: Path, describe: Describe) -> None:
-        network = create("resnet10t", act_layer=nn.SiLU)
+        model = create("resnet10t", act_layer=nn.SiLU)
         with pytest.raises(RebuildError, match=r"act_layer.*model_args must name"):
-            publish(network, tmp_path / "a", describe("resnet10t"))
+            publish(model, tmp_path / "a", describe("resnet10t"))
         with pytest.raises(RebuildError, match="other logits"):
-            publish(network, tmp_path / "a", describe("resnet10t", model_args={"act_layer": "elu"}))
-        publish(network, tmp_path / "a", describe("resnet10t", model_args={"act_layer": "silu"}))
+            publish(model, tmp_path / "a", describe("resnet10t", model_args={"act_layer": "elu"}))
+        publish(model, tmp_path / "a", describe("resnet10t", model_args={"act_layer": "silu"}))
         assert published(tmp_path / "a")["model_args"]["act_layer"] == "silu"
 
-    def test_images_that_the_network_cannot_take(self, tmp_path: Path, describe: Describe) -> None:
-        network = timm.create_model("deit_tiny_patch16_224", num_classes=10, img_size=32, depth=1)
+    def test_images_that_the_model_cannot_take(self, tmp_path: Path, describe: Describe) -> None:
+        model = timm.create_model("deit_tiny_patch16_224", num_classes=10, img_size=32, depth=1)
         with pytest.raises(UserError, match=r"images of shape \(3, 48, 48\)"):
-            publish(network, tmp_path / "a", describe("deit_tiny_patch16_224", image_size=48))
+            publish(model, tmp_path / "a", describe("deit_tiny_patch16_224", image_size=48))
 
     def test_a_folder_with_other_files(self, tmp_path: Path, describe: Describe) -> None:
         (tmp_path / "notes.txt").write_text("mine")
@@ -314,13 +314,13 @@ class TestRefused:
 def test_publishing_again_replaces_the_folder(tmp_path: Path, describe: Describe) -> None:
     folder = tmp_path / "deep" / "a"
     publish_bare(nn.Linear(2, 2), folder, describe("mine"))
-    network = create("test_resnet")
-    publish(network, folder, describe("test_resnet"))
+    model = create("test_resnet")
+    publish(model, folder, describe("test_resnet"))
     with torch.no_grad():
-        network.fc.bias += 1
-    publish(network, folder, describe("test_resnet", accuracy=12.5))
+        model.fc.bias += 1
+    publish(model, folder, describe("test_resnet", accuracy=12.5))
     assert published(folder)["architecture"] == "test_resnet"
-    assert torch.equal(load_file(folder / "model.safetensors")["fc.bias"], network.fc.bias)
+    assert torch.equal(load_file(folder / "model.safetensors")["fc.bias"], model.fc.bias)
     assert "12.50" in (folder / "README.md").read_text()
     assert hidden(folder.parent) == []
 
@@ -347,37 +347,37 @@ class TestNotTimms:
         assert "no architecture 'test_resent'" in str(refusal(unknown))
 
     def test_a_forward_put_on_the_object(self) -> None:
-        network = create("test_resnet")
-        original = network.forward
-        network.forward = lambda images: original(images)
-        assert "forward of the network was replaced" in str(refusal(network))
+        model = create("test_resnet")
+        original = model.forward
+        model.forward = lambda images: original(images)
+        assert "forward of the model was replaced" in str(refusal(model))
         compiled = torch.compile(create("test_resnet"))
-        assert "forward of the network was replaced" in str(refusal(compiled))
+        assert "forward of the model was replaced" in str(refusal(compiled))
 
     def test_timm_itself_may_put_one_there(self) -> None:
-        network = timm.create_model("fasternet_t0", num_classes=10)
-        assert any("forward" in vars(module) for module in network.modules())
-        assert refusal(network) is None
+        model = timm.create_model("fasternet_t0", num_classes=10)
+        assert any("forward" in vars(module) for module in model.modules())
+        assert refusal(model) is None
 
     def test_bare(self, tmp_path: Path, describe: Describe) -> None:
-        network = Own()
+        model = Own()
         with pytest.raises(RebuildError, match="timm did not build it; publish_bare"):
-            publish(network, tmp_path / "own", describe("mine"))
-        publish_bare(network, tmp_path / "own", describe("mine"))
+            publish(model, tmp_path / "own", describe("mine"))
+        publish_bare(model, tmp_path / "own", describe("mine"))
         assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["README.md", "model.safetensors"]
         other = Own()
         other.load_state_dict(load_file(tmp_path / "own" / "model.safetensors"))
-        assert torch.equal(other.one.weight, network.one.weight)
-        assert torch.equal(other.two.bias, network.two.bias)
+        assert torch.equal(other.one.weight, model.one.weight)
+        assert torch.equal(other.two.bias, model.two.bias)
         with pytest.raises(UserError, match=r"has no config.json: load bare weights"):
             load_published(tmp_path / "own")
 
     def test_bare_after_surgery(self, tmp_path: Path, describe: Describe) -> None:
-        network = create("resnet10t").to(memory_format=torch.channels_last)
-        surgery(network)
-        publish_bare(network, tmp_path / "a", describe("resnet10t"))
+        model = create("resnet10t").to(memory_format=torch.channels_last)
+        surgery(model)
+        publish_bare(model, tmp_path / "a", describe("resnet10t"))
         saved = load_file(tmp_path / "a" / "model.safetensors")
-        assert all(torch.equal(value, saved[key]) for key, value in network.state_dict().items())
+        assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
 
     def test_a_state_that_is_no_tensor(self, tmp_path: Path, describe: Describe) -> None:
         class Extra(Own):
@@ -450,7 +450,7 @@ class TestBadFolders:
     )
     def test_a_config_that_timm_cannot_follow(self, folder: Path, values: dict[str, Any]) -> None:
         self.change(folder, **values)
-        self.fails(folder, "timm cannot rebuild the network")
+        self.fails(folder, "timm cannot rebuild the model")
 
     @pytest.mark.parametrize("cut", [0, 4, 100, -100])
     def test_broken_weights(self, folder: Path, cut: int) -> None:
@@ -466,14 +466,14 @@ class TestBadFolders:
         path = folder / "model.safetensors"
         tensors = load_file(path)
         save_file({**tensors, "conv1.0.weight": torch.zeros(1, 2, 3, 4)}, path)
-        self.fails(folder, r"timm cannot rebuild the network .*conv1.0.weight")
+        self.fails(folder, r"timm cannot rebuild the model .*conv1.0.weight")
 
     def test_a_missing_tensor(self, folder: Path) -> None:
         path = folder / "model.safetensors"
         tensors = load_file(path)
         del tensors["bn1.weight"]
         save_file(tensors, path)
-        self.fails(folder, r"timm cannot rebuild the network .*bn1.weight")
+        self.fails(folder, r"timm cannot rebuild the model .*bn1.weight")
 
     def test_a_classifier_that_timm_would_drop_in_silence(self, folder: Path) -> None:
         self.change(folder, model_args={"num_classes": 5})

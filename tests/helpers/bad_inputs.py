@@ -35,7 +35,7 @@ class Case:
     """What is wrong.
 
     Attributes:
-        args: of the command, run in a folder with good `data` (parquet), a finished `run` and a published network,
+        args: of the command, run in a folder with good `data` (parquet), a finished `run` and a published model,
             `net`.
         change: what is done to that folder first.
         environment: of the command; given ones make it a process of its own.
@@ -52,7 +52,7 @@ def train(options: str = "", change: Change = lambda here: None, **environment: 
 
 
 def models(name: str, change: Change = lambda here: None) -> Case:
-    """A training with another first network."""
+    """A training with another first model."""
     return Case(f"{TRAIN} --output-dir new".replace("test_resnet", name), change)
 
 
@@ -129,7 +129,7 @@ def cut(name: str, last: int = 9) -> Change:
     return lambda here: (here / name).write_bytes((here / name).read_bytes()[:-last])
 
 
-def link(name: str, target: str) -> Change:
+def connection(name: str, target: str) -> Change:
     """A symbolic link in the place of what is there."""
 
     def change(here: Path) -> None:
@@ -173,7 +173,7 @@ def closed(here: Path) -> None:
 # Checkpoints and weights.
 
 STEP = Path("run/checkpoints/step-1")
-WEIGHTS = "network-0.safetensors"
+WEIGHTS = "model-0.safetensors"
 
 
 def flip(name: Path | str, at: int, bit: int = 1) -> Change:
@@ -206,7 +206,7 @@ def manifest(edit: Callable[[dict[str, Any]], object], *, sealed: bool = True) -
 
 
 def described(**changes: Any) -> Change:
-    """A checkpoint whose first network is described otherwise."""
+    """A checkpoint whose first model is described otherwise."""
     return manifest(lambda values: values["signature"]["models"][0].update(changes))
 
 
@@ -256,7 +256,7 @@ class Bomb:
 
 
 def pickled(here: Path) -> None:
-    """The published network with a pickle in place of its weights, under the name that such files have."""
+    """The published model with a pickle in place of its weights, under the name that such files have."""
     (here / PUBLISHED).unlink()
     (here / "net/pytorch_model.bin").write_bytes(pickle.dumps({"conv1.0.weight": Bomb()}))
 
@@ -268,7 +268,7 @@ def pickled_by_torch(here: Path) -> None:
 
 
 def with_config(**changes: Any) -> Change:
-    """The published network with another `config.json`."""
+    """The published model with another `config.json`."""
     path = Path("net/config.json")
     return lambda here: (here / path).write_text(json.dumps({**json.loads((here / path).read_text()), **changes}))
 
@@ -312,7 +312,7 @@ CASES = {
     "split: evaluated is what was trained on": train("--train-split test --eval-split test"),
     "split: no rows": train(change=splits(train=table().select([]))),
     "split: no rows to evaluate on": train(change=splits(test=table().select([]))),
-    "split: too few rows for similarity": train("--record-similarity 4", splits(test=table().select(range(3)))),
+    "split: too few rows for similarity": train("--similarity-images 4", splits(test=table().select(range(3)))),
     "split: one row": train(change=splits(train=table().select([0]))),
     "split: too few rows to hold some out": train(change=one_split(table().select([0, 1]))),
     # Settings.
@@ -322,19 +322,19 @@ CASES = {
     "setting: not a number": train("--lr nan"),
     "setting: infinite": train("--temperature inf"),
     "setting: not one of the choices": train("--topology ring"),
-    "setting: more parts than images": train("--accumulation-steps 9"),
+    "setting: more parts than images": train("--grad-accum-steps 9"),
     "setting: milestones that fall": train("--milestones 0.75 0.5"),
-    "setting: no network learns": train("--frozen 0 1"),
+    "setting: no model learns": train("--frozen 0 1"),
     "setting: another number of classes than the data": train(
         "--num-classes 7", splits(train=table(labels=TEXTS), test=table(labels=TEXTS))
     ),
     "setting: a tracker that is not known": train("--log-with tensorbord"),
-    "setting: one network": Case("train --models test_resnet --data data --output-dir new"),
+    "setting: one model": Case("train --models test_resnet --data data --output-dir new"),
     "setting: an empty value": Case("train --output-dir="),
     # Paths.
     "path: no such data": train("--data nowhere/to/be/found"),
     "path: another folder of that name was read before": train("--data Data"),
-    "path: a link in a circle": train("--data circle", link("circle", "circle")),
+    "path: a link in a circle": train("--data circle", connection("circle", "circle")),
     "path: a folder without data": train("--data empty", lambda here: (here / "empty").mkdir()),
     "path: a file of no known kind": train("--data data.csv", content("data.csv", b"image,label\n")),
     "path: an empty file": train("--data data.parquet", content("data.parquet", b"")),
@@ -348,19 +348,19 @@ CASES = {
     "path: a file where the run is to be": train("--output-dir file", content("file", b"")),
     "path: a run where the run is to be": train("--output-dir run"),
     "path: a closed folder where the run is to be": train("--output-dir closed/run", closed),
-    "path: a link in a circle where the run is to be": train("--output-dir circle", link("circle", "circle")),
+    "path: a link in a circle where the run is to be": train("--output-dir circle", connection("circle", "circle")),
     "path: a folder where a file of the run is to be": train(
         "--output-dir odd", lambda here: (here / "odd" / "metrics.jsonl").mkdir(parents=True)
     ),
     "path: no such run": Case("evaluate nowhere"),
     "path: a file in place of a run": Case("evaluate file", content("file", b"")),
-    "path: a published network in place of a run": Case("report net"),
+    "path: a published model in place of a run": Case("report net"),
     "path: a file of the run where a page is to be": Case("report run --output run/config.json"),
-    "path: a file where networks are to be": Case("export run file", content("file", b"")),
-    "path: the run's own networks where networks are to be": Case("export run run/networks --which best"),
+    "path: a file where models are to be": Case("export run file", content("file", b"")),
+    "path: the run's own models where models are to be": Case("export run run/networks --which best"),
     # What is published, put to use.
-    "predict: no such network": Case("predict nowhere image.png"),
-    "predict: a run in place of a network": Case("predict run image.png"),
+    "predict: no such model": Case("predict nowhere image.png"),
+    "predict: a run in place of a model": Case("predict run image.png"),
     "predict: no such image": Case("predict net image.png"),
     "predict: a folder in place of an image": Case("predict net data"),
     "predict: a text in place of an image": Case("predict net text.png", content("text.png", b"no image")),
@@ -392,7 +392,7 @@ CASES = {
         "evaluate run", tensors(STEP / WEIGHTS, lambda weights: weights[:1].clone(), manifest(lambda values: None))
     ),
     "checkpoint: a path for a name": Case("export run out", described(name="x/../../../outside")),
-    "checkpoint: a network that would load files": Case("evaluate run", described(architecture="local-dir:net")),
+    "checkpoint: a model that would load files": Case("evaluate run", described(architecture="local-dir:net")),
     "checkpoint: an argument that would load files": Case(
         "evaluate run", described(model_args={"checkpoint_path": "net/model.pth"})
     ),
@@ -410,8 +410,8 @@ CASES = {
     "weights: the best ones cut short": Case("export run out --which best", cut(BEST)),
     "weights: NaN in the best ones": Case("export run out --which best", tensors(BEST, with_nan)),
     # Names.
-    "name: no such network": models("resnt18"),
-    "name: a path in place of a network": models("../../net"),
+    "name: no such model": models("resnt18"),
+    "name: a path in place of a model": models("../../net"),
     "name: a path out of the hub's cache": models("hf-hub:../../net"),
     "name: of no source that is known": models("ftp:net"),
     "name: a path out of the hub's data sets": train("--data user/../../data"),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from feature_gan_kd.data.batches import share
-from feature_gan_kd.distributed.collectives import process_count, process_index
-from feature_gan_kd.distributed.sync_batchnorm import taking_part
+from feature_gan_kd.distributed.collectives import process_index, world_size
+from feature_gan_kd.distributed.sync_batchnorm import with_dummy_batch
 
 
 class Repeated(nn.Module):
@@ -51,9 +51,9 @@ def norms() -> dict[str, tuple[nn.Module, tuple[int, ...], torch.dtype]]:
 
 def own_share(name: str, images: int) -> slice:
     """This process's part of a batch; of the sequences the first process has none."""
-    if name == "of sequences" and process_count() > 1:
-        return slice(0 if process_index() == process_count() - 1 else images, images)
-    return share(images, process_index(), process_count())
+    if name == "of sequences" and world_size() > 1:
+        return slice(0 if process_index() == world_size() - 1 else images, images)
+    return share(images, process_index(), world_size())
 
 
 def ask(name: str, images: int = 7) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def ask(name: str, images: int = 7) -> dict[str, Tensor]:
     for number in range(2):
         x, direction = torch.randn(2, images, *shape, dtype=torch.float64, generator=generator).to(dtype)
         x = (3 * x + 1)[own].requires_grad_()
-        with taking_part(x, torch.zeros(len(x)), [module], synchronised=True) as (shown, _):
+        with with_dummy_batch(x, torch.zeros(len(x)), [module], synchronised=True) as (shown, _):
             answer = module(shown)
             weight = direction[own] if len(x) else 0.0
             # A double loss: what is squared depends on the statistics.
@@ -83,7 +83,7 @@ def check_restored() -> None:
     other.forward = own = other.forward  # type: ignore[method-assign]
     for _ in range(2):
         try:
-            with taking_part(torch.zeros(0, 3, 2, 2), torch.zeros(0), [norm, other], synchronised=True):
+            with with_dummy_batch(torch.zeros(0, 3, 2, 2), torch.zeros(0), [norm, other], synchronised=True):
                 assert "forward" in norm.__dict__
                 assert other.forward is not own
                 norm(torch.zeros(2, 4, 2, 2))

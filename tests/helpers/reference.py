@@ -172,12 +172,12 @@ def adam(p: Tensor, g: Tensor, state: Weights, lr: float, decay: float, *, decou
     return p - lr * m / (s**0.5 + 1e-8)
 
 
-# A small network: blocks of 3x3 convolution, optional batch normalisation and ReLU, then mean and linear layer.
+# A small model: blocks of 3x3 convolution, optional batch normalisation and ReLU, then mean and linear layer.
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A small network's shape: `blockI.0` is a convolution, `blockI.1` its batch norm, `head` the classifier."""
+    """A small model's shape: `blockI.0` is a convolution, `blockI.1` its batch norm, `head` the classifier."""
 
     channels: tuple[int, int] = (4, 4)
     strides: tuple[int, int] = (1, 2)
@@ -197,8 +197,8 @@ class Pass:
 
 
 @dataclass
-class Network:
-    """Weights and running statistics of a small network."""
+class PeerModel:
+    """Weights and running statistics of a small model."""
 
     spec: Spec
     weights: Weights
@@ -234,7 +234,7 @@ class Network:
 
 
 @dataclass
-class Lesson:
+class ReferenceConnection:
     """One map of `source` as a lesson for `learner`: tapped block, transfer layer, discriminator."""
 
     source: int
@@ -277,7 +277,7 @@ class Settings:
 
 
 Key = tuple[str, int, str]
-"""(`network`, `transfer` or `discriminator`, its position, the parameter's name)."""
+"""(`model`, `transfer` or `discriminator`, its position, the parameter's name)."""
 
 Gradients = dict[str, dict[Key, Tensor]]
 """Kind of update (`logit`, `feature`, `discriminator`) -> parameter -> gradient."""
@@ -285,11 +285,11 @@ Gradients = dict[str, dict[Key, Tensor]]
 
 @dataclass
 class Reference:
-    """All networks and lessons, and the update of the method."""
+    """All models and connections, and the update of the method."""
 
-    networks: Sequence[Network]
+    models: Sequence[PeerModel]
     edges: Sequence[tuple[int, int]]
-    lessons: Sequence[Lesson]
+    connections: Sequence[ReferenceConnection]
     settings: Settings
     frozen: Sequence[int] = ()
     state: dict[tuple[str, Key], Weights] = field(default_factory=dict)
@@ -297,21 +297,21 @@ class Reference:
 
     @property
     def learners(self) -> list[int]:
-        return [k for k in range(len(self.networks)) if k not in self.frozen]
+        return [k for k in range(len(self.models)) if k not in self.frozen]
 
     def fixed(self, k: int, images: Tensor) -> Pass:
-        """What network k gives, as constants; a frozen one is in evaluation mode."""
+        """What model k gives, as constants; a frozen one is in evaluation mode."""
         with torch.no_grad():
-            return self.networks[k].forward(images, training=k not in self.frozen)
+            return self.models[k].forward(images, training=k not in self.frozen)
 
     def extractor(self, k: int) -> Weights:
-        """The parameters up to network k's last tapped block."""
-        tapped = {lesson.block for lesson in self.lessons} or {"block2"}
+        """The parameters up to model k's last tapped block."""
+        tapped = {connection.block for connection in self.connections} or {"block2"}
         prefixes = ("block1.", "block2.") if "block2" in tapped else ("block1.",)
-        return {name: value for name, value in self.networks[k].weights.items() if name.startswith(prefixes)}
+        return {name: value for name, value in self.models[k].weights.items() if name.startswith(prefixes)}
 
     def logit_loss(self, k: int, weights: Weights, images: Tensor, labels: Tensor) -> Tensor:
-        logits = self.networks[k].forward(images, weights).logits
+        logits = self.models[k].forward(images, weights).logits
         loss = cross_entropy(logits, labels)
         if self.settings.logit:
             sources = [source for source, learner in self.edges if learner == k]
@@ -321,26 +321,26 @@ class Reference:
         return loss
 
     def feature_loss(self, k: int, weights: Weights, transfers: Mapping[int, Weights], images: Tensor) -> Tensor:
-        lessons = self.lessons_of(k)
-        own = self.networks[k].forward(images, weights)
+        connections = self.terms_of(k)
+        own = self.models[k].forward(images, weights)
         total = torch.zeros((), dtype=torch.float64)
-        for i, lesson in lessons.items():
-            other = self.fixed(lesson.source, images)
-            fake, real = lesson.maps(own.maps[lesson.block], other.maps[lesson.block], transfers[i])
+        for i, connection in connections.items():
+            other = self.fixed(connection.source, images)
+            fake, real = connection.maps(own.maps[connection.block], other.maps[connection.block], transfers[i])
             if self.settings.adversarial:
-                answers = [self.answers(lesson.discriminator, each) for each in self.shown(real, fake)]
+                answers = [self.answers(connection.discriminator, each) for each in self.shown(real, fake)]
                 total = total + self.settings.adversarial * adversarial_loss(*answers, self.settings.loss)
             total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
             total = total + self.settings.l2 * ((fake - real) ** 2).sum() / fake.numel()
-        return total / len(lessons)
+        return total / len(connections)
 
     def discriminator_loss(self, i: int, weights: Weights, images: Tensor) -> Tensor:
-        lesson = self.lessons[i]
-        maps = [self.fixed(k, images).maps[lesson.block] for k in (lesson.learner, lesson.source)]
-        fake, real = lesson.maps(maps[0], maps[1], lesson.transfer)
+        connection = self.connections[i]
+        maps = [self.fixed(k, images).maps[connection.block] for k in (connection.learner, connection.source)]
+        fake, real = connection.maps(maps[0], maps[1], connection.transfer)
         loss = discriminator_loss(*(self.answers(weights, each) for each in self.shown(real, fake)), self.settings.loss)
         # Ours: several discriminators of one learner share its weight of 1.
-        return loss / len(self.lessons_of(lesson.learner))
+        return loss / len(self.terms_of(connection.learner))
 
     def shown(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """What a discriminator sees: of the images 2i the source's map, of 2i + 1 the learner's; or both of all."""
@@ -353,29 +353,29 @@ class Reference:
         bounded = self.settings.loss == "paper"
         return discriminator(weights, feature_map, bounded=bounded, patches=self.settings.patches)
 
-    def lessons_of(self, k: int) -> dict[int, Lesson]:
-        return {i: lesson for i, lesson in enumerate(self.lessons) if lesson.learner == k}
+    def terms_of(self, k: int) -> dict[int, ReferenceConnection]:
+        return {i: connection for i, connection in enumerate(self.connections) if connection.learner == k}
 
     def gradients(self, images: Tensor, labels: Tensor) -> Gradients:
         """The three kinds of gradient, each of its own loss, at the present parameters."""
         out: Gradients = {"logit": {}, "feature": {}, "discriminator": {}}
         for k in self.learners:
-            leaves = _leaves(self.networks[k].weights)
-            _backward(out["logit"], ("network", k), leaves, self.logit_loss(k, leaves, images, labels))
+            leaves = _leaves(self.models[k].weights)
+            _backward(out["logit"], ("model", k), leaves, self.logit_loss(k, leaves, images, labels))
             if self.settings.zero_gradient:
                 for name, value in self.extractor(k).items():
-                    out["feature"]["network", k, name] = torch.zeros_like(value)
-            if not self.lessons_of(k):
+                    out["feature"]["model", k, name] = torch.zeros_like(value)
+            if not self.terms_of(k):
                 continue
             leaves = _leaves(self.extractor(k))
-            transfers = {i: _leaves(lesson.transfer) for i, lesson in self.lessons_of(k).items()}
-            loss = self.feature_loss(k, {**self.networks[k].weights, **leaves}, transfers, images)
-            _backward(out["feature"], ("network", k), leaves, loss)
+            transfers = {i: _leaves(connection.transfer) for i, connection in self.terms_of(k).items()}
+            loss = self.feature_loss(k, {**self.models[k].weights, **leaves}, transfers, images)
+            _backward(out["feature"], ("model", k), leaves, loss)
             for i, own in transfers.items():
                 _backward(out["feature"], ("transfer", i), own, loss)
-        for i, lesson in enumerate(self.lessons):
-            if lesson.discriminator:
-                leaves = _leaves(lesson.discriminator)
+        for i, connection in enumerate(self.connections):
+            if connection.discriminator:
+                leaves = _leaves(connection.discriminator)
                 _backward(
                     out["discriminator"], ("discriminator", i), leaves, self.discriminator_loss(i, leaves, images)
                 )
@@ -390,7 +390,7 @@ class Reference:
                 for key, gradient in gradients.items():
                     total[kind][key] = total[kind].get(key, 0) + gradient * len(part) / len(images)
             for k in self.learners:
-                self.networks[k].see(part)
+                self.models[k].see(part)
         self.update(total)
 
     def update(self, gradients: Gradients) -> None:
@@ -402,7 +402,7 @@ class Reference:
             gradients = {**gradients, "discriminator": {}}
         self.number += 1
         if s.single:
-            for key in [key for key in gradients["feature"] if key[0] == "network"]:
+            for key in [key for key in gradients["feature"] if key[0] == "model"]:
                 gradients["logit"][key] = gradients["logit"][key] + gradients["feature"].pop(key)
         if s.clip is not None:
             for k in self.learners:
@@ -425,10 +425,10 @@ class Reference:
         return self.state.setdefault((kind, key), {})
 
     def weights_of(self, what: str, position: int) -> Weights:
-        if what == "network":
-            return self.networks[position].weights
-        lesson = self.lessons[position]
-        return lesson.transfer if what == "transfer" else lesson.discriminator
+        if what == "model":
+            return self.models[position].weights
+        connection = self.connections[position]
+        return connection.transfer if what == "transfer" else connection.discriminator
 
     def value(self, key: Key) -> Tensor:
         return self.weights_of(*key[:2])[key[2]]

@@ -24,9 +24,9 @@ SETTINGS: dict[str, Any] = {
     "max_eval_samples": 60,
     "batch_size": 32,
     "epochs": 3,
-    "checkpoint_every": 1,
-    "keep_last": 100,
-    "log_every": 2,
+    "checkpoint_every_steps": 1,
+    "keep_checkpoints": 100,
+    "log_every_steps": 2,
     "lr": 0.05,
     "adversarial_lr": 1e-3,
     "mixup": 0.4,
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class RandomNetwork(nn.Module):
+class RandomModel(nn.Module):
     """Batch normalisation, stochastic depth and dropout: state in buffers, and randomness in the step."""
 
     def __init__(self, width: int) -> None:
@@ -51,9 +51,9 @@ class RandomNetwork(nn.Module):
 
 
 def build(**changes: Any) -> OnlineAdversarialDistiller:
-    """Two networks of different widths; the bundled digits, augmented by crops."""
+    """Two models of different widths; the bundled digits, augmented by crops."""
     torch.manual_seed(3)
-    return OnlineAdversarialDistiller([RandomNetwork(4), RandomNetwork(6)], **{**SETTINGS, **changes})
+    return OnlineAdversarialDistiller([RandomModel(4), RandomModel(6)], **{**SETTINGS, **changes})
 
 
 class AtStep(Callback):
@@ -74,15 +74,15 @@ class AtStep(Callback):
             self.act()
 
 
-def at_forward(network: nn.Module, number: int, act: Callable[[], object], *, training: bool) -> None:
-    """Does something when a network is called for the `number`-th time in training, or in evaluation."""
+def at_forward(model: nn.Module, number: int, act: Callable[[], object], *, training: bool) -> None:
+    """Does something when a model is called for the `number`-th time in training, or in evaluation."""
     calls = iter(range(1, number + 1))
 
     def hook(module: nn.Module, inputs: object) -> None:
         if module.training == training and next(calls, None) == number:
             act()
 
-    network.register_forward_pre_hook(hook)
+    model.register_forward_pre_hook(hook)
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -108,12 +108,12 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def published(folder: Path) -> dict[str, bytes]:
     """Every file below a run's `networks/`."""
-    networks = folder / "networks"
-    return {str(path.relative_to(networks)): path.read_bytes() for path in networks.rglob("*") if path.is_file()}
+    models = folder / "networks"
+    return {str(path.relative_to(models)): path.read_bytes() for path in models.rglob("*") if path.is_file()}
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
-    """Two runs left the same state, records and networks, bit by bit."""
+    """Two runs left the same state, records and models, bit by bit."""
     mine, other = final_state(folder), final_state(expected)
     assert mine.keys() == other.keys()
     assert [key for key in other if not torch.equal(mine[key], other[key])] == []

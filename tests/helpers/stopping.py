@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from feature_gan_kd import Interrupted
 from tests.helpers.runs import at_forward, build
 
-CHANGES = {"checkpoint_every": None, "epochs": 2, "sync_batchnorm": True}
+CHANGES = {"checkpoint_every_steps": None, "epochs": 2, "sync_batchnorm": True}
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.distributed.collectives import process_count, process_index
+from feature_gan_kd.distributed.collectives import process_index, world_size
 from tests.helpers import norm_worker
 
 
-class SmallNetwork(nn.Module):
+class SmallModel(nn.Module):
     """Convolution, normalisation, convolution, mean and a linear layer, of any type whatever that of the images.
 
     Args:
@@ -48,16 +48,16 @@ class SmallNetwork(nn.Module):
 
 
 def plain(*widths: int) -> list[nn.Module]:
-    """Networks without batch statistics."""
-    return [SmallNetwork(width, nn.GroupNorm(2, width)) for width in widths]
+    """Models without batch statistics."""
+    return [SmallModel(width, nn.GroupNorm(2, width)) for width in widths]
 
 
 def normalised(dtype: torch.dtype = torch.float64) -> list[nn.Module]:
-    """Networks with batch statistics."""
+    """Models with batch statistics."""
     return [
-        SmallNetwork(4, nn.BatchNorm2d(4, momentum=None), dtype),
-        SmallNetwork(6, BatchNormAct2d(6), dtype),
-        SmallNetwork(4, nn.BatchNorm2d(4, affine=False), dtype),
+        SmallModel(4, nn.BatchNorm2d(4, momentum=None), dtype),
+        SmallModel(6, BatchNormAct2d(6), dtype),
+        SmallModel(4, nn.BatchNorm2d(4, affine=False), dtype),
     ]
 
 
@@ -74,8 +74,8 @@ SETTINGS: dict[str, Any] = {
     "max_eval_samples": 50,
     "batch_size": 12,
     "epochs": 2,
-    "log_every": 1,
-    "checkpoint_every": 3,
+    "log_every_steps": 1,
+    "checkpoint_every_steps": 3,
     "lr": 0.05,
     "adversarial_lr": 1e-3,
     "discriminator_lr": 1e-3,
@@ -86,13 +86,13 @@ CASES: dict[str, Mapping[str, Any]] = {
     "cycle of 3": {"models": lambda: plain(4, 6, 4)},
     "frozen source": {"models": lambda: plain(4, 6, 4), "frozen": [2]},
     "complete, two layers": {"feature_layers": ["features.0", "features.3"], "topology": "complete"},
-    "parts": {"accumulation_steps": 2},
-    "more parts than a process has images": {"accumulation_steps": 5, "batch_size": 9},
+    "parts": {"grad_accum_steps": 2},
+    "more parts than a process has images": {"grad_accum_steps": 5, "batch_size": 9},
     "clipped": {"clip_grad": 0.5},
     "l1 and l2": {"method": "l1", "l2_weight": 0.5},
     "logit": {"method": "logit"},
     "zero-gradient": {"method": "zero-gradient"},
-    "recorded": {"record_similarity": 20, "record_gradients": True, "feature_layers": ["features.0", "features.3"]},
+    "recorded": {"similarity_images": 20, "log_gradients": True, "feature_layers": ["features.0", "features.3"]},
     "group norm in discriminators": {"discriminator_norm": "group"},
     "no norm in discriminators": {"discriminator_norm": "none"},
     "hinge on patches": {
@@ -100,12 +100,12 @@ CASES: dict[str, Mapping[str, Any]] = {
         "discriminator_patches": True,
         "discriminator_spectral_norm": True,
         "discriminator_interval": 2,
-        "adversarial_warmup": 0.5,
+        "adversarial_warmup_fraction": 0.5,
     },
     "unpaired": {"discriminator_unpaired": True, "max_train_samples": 36},  # every share is even
     "relativistic": {"adversarial_loss": "relativistic", "adversarial_interval": 2},
     "batch norm": {"models": normalised, "sync_batchnorm": True},
-    "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "accumulation_steps": 2},
+    "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "grad_accum_steps": 2},
     "ended early": {"epochs": 5, "lr": 1e-6, "early_stopping_patience": 2},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
     "a fault in the last process": {"fault": 3},
@@ -123,31 +123,31 @@ def build(models: Sequence[nn.Module], **settings: Any) -> OnlineAdversarialDist
     return OnlineAdversarialDistiller(models, **{**SETTINGS, **settings})
 
 
-def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], object] = lambda network: None) -> None:
-    """Trains one case into a folder; `act` is called with network 0 in its forward pass of that number (from 1)."""
+def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], object] = lambda model: None) -> None:
+    """Trains one case into a folder; `act` is called with model 0 in its forward pass of that number (from 1)."""
     torch.manual_seed(0)
     changes = dict(CASES[case])
     models = changes.pop("models", lambda: plain(4, 6))
     data = changes.pop("data", lambda: (None, None))
     fault = changes.pop("fault", 0)
-    if fault and process_index() == process_count() - 1:
+    if fault and process_index() == world_size() - 1:
         number, act = fault, poison
     distiller = build(models(), **changes)
     numbers = itertools.count(1)
     distiller.models[0].register_forward_pre_hook(
-        lambda network, _: act(network) and None if network.training and next(numbers) == number else None
+        lambda model, _: act(model) and None if model.training and next(numbers) == number else None
     )
     distiller.fit(*data(), output_dir=folder, resume=folder.exists())
 
 
-def poison(network: nn.Module) -> None:
+def poison(model: nn.Module) -> None:
     """Makes this forward pass give NaN."""
-    handle = network.register_forward_hook(lambda network, images, logits: (handle.remove(), logits * torch.nan)[1])
+    handle = model.register_forward_hook(lambda model, images, logits: (handle.remove(), logits * torch.nan)[1])
 
 
-def spoil(network: nn.Module) -> None:
+def spoil(model: nn.Module) -> None:
     """Changes one weight, by the least there is."""
-    bias = list(network.parameters())[-1].detach()
+    bias = list(model.parameters())[-1].detach()
     bias[5] = torch.nextafter(bias[5], bias[5] + 1)
 
 
@@ -155,7 +155,7 @@ def run_spoiled(folder: Path) -> None:
     """Trains a pair of which the second process has another weight, and writes down what ends that."""
     index = process_index()
     try:
-        run("pair", folder / "run", 3, spoil if index == 1 else lambda network: None)
+        run("pair", folder / "run", 3, spoil if index == 1 else lambda model: None)
     except UserError as error:
         (folder / f"{index}.txt").write_text(str(error))
 
@@ -173,7 +173,7 @@ def main() -> None:
             run_spoiled(folder)
         else:
             dies = rank == process_index()
-            run(case, folder, number * dies, lambda network: os.kill(os.getpid(), signal.SIGKILL))
+            run(case, folder, number * dies, lambda model: os.kill(os.getpid(), signal.SIGKILL))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.method import losses
-from feature_gan_kd.method.connection import Link, build_links, build_transfer, pool_to
+from feature_gan_kd.method.connection import Connection, build_connections, build_transfer, pool_to
 from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminator, MapShape
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.utils.errors import UserError
@@ -171,51 +171,54 @@ def test_pooling_to_its_own_grid_is_the_map_itself() -> None:
     [((4, 3, 3), (4, 3, 3)), ((4, 6, 6), (5, 3, 3)), ((5, 3, 3), (4, 6, 6)), ((4, 2, 6), (6, 5, 3))],
 )
 def test_link_brings_two_maps_together(learner: MapShape, source: MapShape) -> None:
-    link = scrambled(Link(EDGE, 0, learner, source))
-    assert isinstance(link, Link)
+    connection = scrambled(Connection(EDGE, 0, learner, source))
+    assert isinstance(connection, Connection)
     own, other = maps(learner).requires_grad_(), maps(source, seed=1).requires_grad_()
-    fake, real = link.maps(own, other)
-    lesson = reference.Lesson(0, 1, "", reference.values_of(link.transfer), {})
-    expected_fake, expected_real = lesson.maps(own, other, lesson.transfer)
+    fake, real = connection.maps(own, other)
+    expected = reference.ReferenceConnection(0, 1, "", reference.values_of(connection.transfer), {})
+    expected_fake, expected_real = expected.maps(own, other, expected.transfer)
     torch.testing.assert_close(fake, expected_fake)
     torch.testing.assert_close(real, expected_real)
     # The source's map reaches the discriminator as it is: no weight of ours, and no gradient back.
     assert not real.requires_grad
     assert fake.requires_grad
-    assert link.discriminator is not None
-    assert link.discriminator(fake).shape == link.discriminator(real).shape == (4,)
-    loss = losses.discriminator(link.discriminator(real), link.discriminator(fake))
+    assert connection.discriminator is not None
+    assert connection.discriminator(fake).shape == connection.discriminator(real).shape == (4,)
+    loss = losses.discriminator(connection.discriminator(real), connection.discriminator(fake))
     assert torch.autograd.grad(loss, other, allow_unused=True) == (None,)
 
 
 def test_link_takes_a_larger_grid_than_it_was_built_for() -> None:
-    link = Link(EDGE, 0, (4, 3, 3), (4, 3, 3)).double()
-    fake, real = link.maps(maps((4, 5, 5)), maps((4, 6, 6)))
+    connection = Connection(EDGE, 0, (4, 3, 3), (4, 3, 3)).double()
+    fake, real = connection.maps(maps((4, 5, 5)), maps((4, 6, 6)))
     assert fake.shape == real.shape == (4, 4, 3, 3)
 
 
 @pytest.mark.parametrize(
-    ("learner", "source", "network"),
+    ("learner", "source", "model"),
     [((5, 3, 3), (4, 3, 3), 1), ((4, 2, 3), (4, 3, 3), 1), ((4, 3, 3), (4, 3, 2), 0), ((4, 3, 3), (3, 3, 3), 0)],
 )
-def test_link_refuses_other_maps(learner: MapShape, source: MapShape, network: int) -> None:
-    link = Link(EDGE, 0, (4, 3, 3), (4, 3, 3)).double()
-    with pytest.raises(UserError, match=rf"^network {network}: its feature map is .* built for 4x3x3: .*image_size$"):
-        link.maps(maps(learner), maps(source))
+def test_link_refuses_other_maps(learner: MapShape, source: MapShape, model: int) -> None:
+    connection = Connection(EDGE, 0, (4, 3, 3), (4, 3, 3)).double()
+    with pytest.raises(UserError, match=rf"^model {model}: its feature map is .* built for 4x3x3: .*image_size$"):
+        connection.maps(maps(learner), maps(source))
 
 
 def test_links_one_per_edge_and_tap() -> None:
     shapes: list[list[MapShape]] = [[(4, 8, 8), (6, 4, 4)], [(4, 8, 8), (7, 2, 2)]]
-    links = build_links([Edge(0, 1), Edge(1, 0)], shapes, seed=0, discriminator=Discriminator)
-    assert [(str(link.edge), link.tap, link.learner_shape, link.source_shape, link.grid) for link in links] == [
+    connections = build_connections([Edge(0, 1), Edge(1, 0)], shapes, seed=0, discriminator=Discriminator)
+    assert [
+        (str(connection.edge), connection.tap, connection.learner_shape, connection.source_shape, connection.grid)
+        for connection in connections
+    ] == [
         ("0->1", 0, (4, 8, 8), (4, 8, 8), (8, 8)),
         ("0->1", 1, (7, 2, 2), (6, 4, 4), (2, 2)),
         ("1->0", 0, (4, 8, 8), (4, 8, 8), (8, 8)),
         ("1->0", 1, (6, 4, 4), (7, 2, 2), (2, 2)),
     ]
-    assert all(isinstance(link.discriminator, Discriminator) for link in links)
-    bare = build_links([Edge(0, 1)], shapes, seed=0, discriminator=None)
-    assert [link.discriminator for link in bare] == [None, None]
+    assert all(isinstance(connection.discriminator, Discriminator) for connection in connections)
+    bare = build_connections([Edge(0, 1)], shapes, seed=0, discriminator=None)
+    assert [connection.discriminator for connection in bare] == [None, None]
 
 
 def test_links_are_a_function_of_the_seed_alone() -> None:
@@ -223,7 +226,7 @@ def test_links_are_a_function_of_the_seed_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first, again, other = (
-        nn.ModuleList(build_links([EDGE], shapes, seed=seed, discriminator=Discriminator)).state_dict()
+        nn.ModuleList(build_connections([EDGE], shapes, seed=seed, discriminator=Discriminator)).state_dict()
         for seed in (3, 3, 4)
     )
     assert torch.equal(torch.get_rng_state(), state)
@@ -233,5 +236,5 @@ def test_links_are_a_function_of_the_seed_alone() -> None:
 
 def test_links_need_as_many_taps_on_both_sides() -> None:
     shapes: list[list[MapShape]] = [[(4, 4, 4)], [(4, 4, 4), (4, 2, 2)]]
-    with pytest.raises(UserError, match=r"^feature_layers: network 1 has 2 tapped layers and its source 0 has 1: "):
-        build_links([EDGE], shapes, seed=0, discriminator=Discriminator)
+    with pytest.raises(UserError, match=r"^feature_layers: model 1 has 2 tapped layers and its source 0 has 1: "):
+        build_connections([EDGE], shapes, seed=0, discriminator=Discriminator)

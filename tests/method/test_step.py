@@ -16,9 +16,9 @@ from feature_gan_kd.training import checkpoint
 from tests.helpers.reference import (
     Gradients,
     Key,
-    Lesson,
-    Network,
+    PeerModel,
     Reference,
+    ReferenceConnection,
     Settings,
     Spec,
     buffers_of,
@@ -32,7 +32,7 @@ SIZE = 8
 
 
 class TinyNet(nn.Module):
-    """The network that `Spec` describes."""
+    """The model that `Spec` describes."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TinyNet(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A wiring: small networks, who teaches whom (written out, not asked of the package), and where."""
+    """A wiring: small models, who teaches whom (written out, not asked of the package), and where."""
 
     specs: Sequence[Spec]
     edges: Sequence[tuple[int, int]] = ((0, 1), (1, 0))
@@ -128,23 +128,23 @@ def with_rates(settings: Settings) -> Settings:
     )
 
 
-def networks_of(specs: Sequence[Spec], dtype: torch.dtype = torch.float64) -> list[TinyNet]:
-    """Small networks with random weights everywhere, those of the batch norms included."""
+def models_of(specs: Sequence[Spec], dtype: torch.dtype = torch.float64) -> list[TinyNet]:
+    """Small models with random weights everywhere, those of the batch norms included."""
     torch.manual_seed(1)
-    networks = [TinyNet(spec) for spec in specs]
-    for network in networks:
-        for module in network.modules():
+    models = [TinyNet(spec) for spec in specs]
+    for model in models:
+        for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, std=0.5)
                 module.running_mean.normal_(std=0.3)
                 module.running_var.uniform_(0.5, 1.5)
-    return [network.to(dtype) for network in networks]
+    return [model.to(dtype) for model in models]
 
 
 def distiller_of(case: Case, dtype: torch.dtype = torch.float64, **settings: Any) -> OnlineAdversarialDistiller:
     distiller = OnlineAdversarialDistiller(
-        networks_of(case.specs, dtype),
+        models_of(case.specs, dtype),
         feature_layers=list(case.blocks),
         topology=case.topology,
         frozen=case.frozen,
@@ -160,18 +160,18 @@ def distiller_of(case: Case, dtype: torch.dtype = torch.float64, **settings: Any
 
 
 def reference_of(case: Case, distiller: OnlineAdversarialDistiller, settings: Settings) -> Reference:
-    networks = [
-        Network(spec, values_of(module), buffers_of(module))
+    models = [
+        PeerModel(spec, values_of(module), buffers_of(module))
         for spec, module in zip(case.specs, distiller.models, strict=True)
     ]
     compares = settings.adversarial or settings.l1 or settings.l2
     places = [(edge, block) for edge in case.edges for block in case.blocks] if compares else []
     judges = list(distiller.discriminators) or [nn.Identity() for _ in places]
-    lessons = [
-        Lesson(*edge, block, values_of(moved), values_of(judge))
+    connections = [
+        ReferenceConnection(*edge, block, values_of(moved), values_of(judge))
         for (edge, block), moved, judge in zip(places, distiller.transfers, judges, strict=True)
     ]
-    return Reference(networks, case.edges, lessons, settings, case.frozen)
+    return Reference(models, case.edges, connections, settings, case.frozen)
 
 
 def batch(number: int = 0, size: int = 6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def batch(number: int = 0, size: int = 6, dtype: torch.dtype = torch.float64) ->
 
 def parameters_of(distiller: OnlineAdversarialDistiller) -> dict[Key, nn.Parameter]:
     places = [
-        ("network", distiller.models),
+        ("model", distiller.models),
         ("transfer", distiller.transfers),
         ("discriminator", distiller.discriminators),
     ]
@@ -202,7 +202,7 @@ def gradients_of(distiller: OnlineAdversarialDistiller, images: Tensor, labels: 
     distiller.step.gradients(images.to(device), labels.to(device), count, found.__setitem__)
     names = {id(parameter): key for key, parameter in parameters_of(distiller).items()}
     out: Gradients = {"logit": {}, "feature": {}, "discriminator": {}}
-    for kind, update in distiller.step.updates.items():
+    for kind, update in distiller.step.optimizer_groups.items():
         out[kind] = {names[id(p)]: g for p, g in zip(update.parameters, found[kind], strict=True)}
     return out
 
@@ -214,19 +214,23 @@ def assert_equal(actual: Tensor, expected: Tensor, what: object, rtol: float = 1
 
 
 def assert_state(distiller: OnlineAdversarialDistiller, reference: Reference, **tolerance: float) -> None:
-    """Every parameter of networks, transfers and discriminators, and every running statistic."""
+    """Every parameter of models, transfers and discriminators, and every running statistic."""
     parameters = parameters_of(distiller)
-    expected = [("network", k, name) for k, network in enumerate(reference.networks) for name in network.weights]
-    expected += [("transfer", i, name) for i, lesson in enumerate(reference.lessons) for name in lesson.transfer]
-    expected += [("discriminator", i, n) for i, lesson in enumerate(reference.lessons) for n in lesson.discriminator]
+    expected = [("model", k, name) for k, model in enumerate(reference.models) for name in model.weights]
+    expected += [
+        ("transfer", i, name) for i, connection in enumerate(reference.connections) for name in connection.transfer
+    ]
+    expected += [
+        ("discriminator", i, n) for i, connection in enumerate(reference.connections) for n in connection.discriminator
+    ]
     assert set(parameters) == set(expected)
     for key, parameter in parameters.items():
         assert_equal(parameter, reference.value(key), key, **tolerance)
-    for k, network in enumerate(reference.networks):
+    for k, model in enumerate(reference.models):
         buffers = dict(distiller.models[k].named_buffers())
-        assert set(buffers) == set(network.running)
-        for name, value in network.running.items():
-            assert_equal(buffers[name], value, ("network", k, name), **tolerance)
+        assert set(buffers) == set(model.running)
+        for name, value in model.running.items():
+            assert_equal(buffers[name], value, ("model", k, name), **tolerance)
 
 
 def check_gradients(case: Case, settings: Settings, **overrides: Any) -> None:
@@ -252,7 +256,7 @@ def check_steps(case: Case, settings: Settings, steps: int, **overrides: Any) ->
     assert_state(distiller, reference)
     for key, parameter in parameters_of(distiller).items():
         moved = (parameter - before[key]).abs().max()
-        still = key[0] == "network" and key[1] in case.frozen
+        still = key[0] == "model" and key[1] in case.frozen
         assert moved == 0 if still else moved > 1e-3, key
 
 
@@ -280,7 +284,7 @@ def test_whole_updates_of_every_method(method: str) -> None:
 
 def test_weights_and_temperature_can_be_any() -> None:
     settings = Settings(temperature=1.7, logit=0.4, adversarial=0.3, l1=0.2, l2=2.5)
-    own = {"temperature": 1.7, "logit_weight": 0.4, "adversarial_weight": 0.3, "l1_weight": 0.2, "l2_weight": 2.5}
+    own = {"temperature": 1.7, "kl_weight": 0.4, "adversarial_weight": 0.3, "l1_weight": 0.2, "l2_weight": 2.5}
     check_gradients(CASES["pair, unequal channels"], settings, **own)
     check_steps(CASES["pair, unequal channels"], settings, 2, **own)
 
@@ -288,7 +292,7 @@ def test_weights_and_temperature_can_be_any() -> None:
 def test_the_papers_recipe_is_the_default() -> None:
     # The wrapper without a setting: SGD 0.1, 0.9, 1e-4 and Adam 2e-5, 0.1, 0.1, as `Settings` has them.
     case = CASES["pair, unequal channels"]
-    distiller = OnlineAdversarialDistiller(networks_of(case.specs), feature_layers="block2", image_size=SIZE)
+    distiller = OnlineAdversarialDistiller(models_of(case.specs), feature_layers="block2", image_size=SIZE)
     reference = reference_of(case, distiller, METHODS["afd"])
     for number in range(2):
         distiller.training_step(*batch(number))
@@ -310,7 +314,7 @@ def test_adversarial_interval(method: str) -> None:
 @pytest.mark.parametrize("case", ["pair", "pair, unequal channels", "pair, one frozen", "complete of 3"])
 @pytest.mark.parametrize("method", ["afd", "l2-only"])
 def test_single_backward(method: str, case: str) -> None:
-    check_steps(CASES[case], replace(METHODS[method], single=True), 3, method=method, single_backward=True)
+    check_steps(CASES[case], replace(METHODS[method], single=True), 3, method=method, joint_backward=True)
 
 
 @pytest.mark.parametrize("patches", [False, True])
@@ -348,8 +352,8 @@ def test_discriminators_may_step_less_often(interval: int) -> None:
 def test_both_cheaper_modes_with_clipping_and_parts() -> None:
     settings = replace(METHODS["afd"], single=True, interval=3, clip=0.5)
     case = CASES["pair, unequal channels"]
-    own: dict[str, Any] = {"single_backward": True, "adversarial_interval": 3, "clip_grad": 0.5}
-    distiller = distiller_of(case, accumulation_steps=2, **own)
+    own: dict[str, Any] = {"joint_backward": True, "adversarial_interval": 3, "clip_grad": 0.5}
+    distiller = distiller_of(case, grad_accum_steps=2, **own)
     reference = reference_of(case, distiller, with_rates(settings))
     for number in range(4):
         distiller.training_step(*batch(number))
@@ -370,7 +374,7 @@ def test_soft_labels() -> None:
 
 @pytest.mark.parametrize("limit", [0.05, 1000.0])
 def test_gradient_clipping(limit: float) -> None:
-    # One norm per network, of its logit gradient alone.
+    # One norm per model, of its logit gradient alone.
     case = CASES["cycle of 3, one frozen"]
     check_steps(case, replace(METHODS["afd"], clip=limit), 2, clip_grad=limit)
 
@@ -390,18 +394,18 @@ class SharedGradient(TinyNet):
 
 def test_clipping_where_parameters_share_a_gradient_in_memory() -> None:
     torch.manual_seed(0)
-    networks = [SharedGradient().double(), TinyNet(FOUR).double()]
+    models = [SharedGradient().double(), TinyNet(FOUR).double()]
     images, labels = batch()
     plain, clipped = (
         OnlineAdversarialDistiller(
-            copy.deepcopy(networks), method="logit", image_size=SIZE, weight_decay=0.0, clip_grad=limit
+            copy.deepcopy(models), method="logit", image_size=SIZE, weight_decay=0.0, clip_grad=limit
         )
         for limit in (None, 0.1)
     )
     moves = []
     for distiller in (plain, clipped):
         distiller.training_step(images, labels)
-        pairs = zip(networks[0].parameters(), distiller.models[0].parameters(), strict=True)
+        pairs = zip(models[0].parameters(), distiller.models[0].parameters(), strict=True)
         moves.append([after.detach().cpu() - before for before, after in pairs])
     norm = torch.sqrt(sum((move / 0.1).square().sum() for move in moves[0]))
     assert norm > 0.2
@@ -413,7 +417,7 @@ def test_clipping_where_parameters_share_a_gradient_in_memory() -> None:
 
 
 def test_a_source_gets_nothing_from_its_learner() -> None:
-    # In 0 -> 1 -> 2 -> 0, network 0 learns from 2 alone: whatever its learner 1 is, 0's gradients stay bit for bit.
+    # In 0 -> 1 -> 2 -> 0, model 0 learns from 2 alone: whatever its learner 1 is, 0's gradients stay bit for bit.
     case = CASES["cycle of 3, unequal channels and grids"]
     distiller = distiller_of(case)
     before = gradients_of(distiller, *batch())
@@ -424,18 +428,18 @@ def test_a_source_gets_nothing_from_its_learner() -> None:
     for (what, k, name), gradient in before["logit"].items():
         assert torch.equal(gradient, after["logit"][what, k, name]) == (k == 0), (k, name)
     for (what, k, name), gradient in before["feature"].items():
-        # L_G asks about the learner's own map alone, so network 2 does not see that its source changed.
-        learner = k if what == "network" else (k + 1) % 3
+        # L_G asks about the learner's own map alone, so model 2 does not see that its source changed.
+        learner = k if what == "model" else (k + 1) % 3
         assert torch.equal(gradient, after["feature"][what, k, name]) == (learner != 1), (what, k, name)
     for (what, i, name), gradient in before["discriminator"].items():
-        # The third discriminator judges networks 2 and 0, the others see network 1.
+        # The third discriminator judges models 2 and 0, the others see model 1.
         assert torch.equal(gradient, after["discriminator"][what, i, name]) == (i == 2), (i, name)
 
 
 def test_each_loss_reaches_its_own_parameters_alone() -> None:
     case = CASES["pair, unequal channels"]
     one, hundred = (
-        gradients_of(distiller_of(case, adversarial_weight=weight, logit_weight=0), *batch()) for weight in (1, 100)
+        gradients_of(distiller_of(case, adversarial_weight=weight, kl_weight=0), *batch()) for weight in (1, 100)
     )
     # L_G is what its weight scales: extractors and transfers move by it, discriminators and the logit update do not.
     for key, gradient in one["feature"].items():
@@ -444,7 +448,7 @@ def test_each_loss_reaches_its_own_parameters_alone() -> None:
         for key, gradient in one[kind].items():
             assert torch.equal(hundred[kind][key], gradient), key
     assert {key[0] for key in one["discriminator"]} == {"discriminator"}
-    assert {key[0] for key in one["feature"]} == {"network", "transfer"}
+    assert {key[0] for key in one["feature"]} == {"model", "transfer"}
     assert not any(name.startswith("head") for _, _, name in one["feature"])
 
 
@@ -478,8 +482,8 @@ def test_no_gradient_is_left_behind() -> None:
 
 @pytest.mark.parametrize("method", ["afd", "l1", "vanilla"])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_one_forward_per_network_and_image(method: str, parts: int) -> None:
-    distiller = distiller_of(CASES["cycle of 3, one frozen"], method=method, accumulation_steps=parts)
+def test_one_forward_per_model_and_image(method: str, parts: int) -> None:
+    distiller = distiller_of(CASES["cycle of 3, one frozen"], method=method, grad_accum_steps=parts)
     seen: list[list[int]] = [[], [], []]
     for k, model in enumerate(distiller.models):
         model.register_forward_hook(lambda _, args, __, k=k: seen[k].append(len(args[0])))
@@ -501,10 +505,10 @@ def test_statistics_are_updated_once_per_step_and_not_by_wiring() -> None:
 @pytest.mark.parametrize("size", [5, 2])  # of 2 images only 2 parts can be made
 @pytest.mark.parametrize("method", ["vanilla", "logit", "l1", "l2-only"])
 def test_parts_of_a_batch_equal_the_whole(method: str, size: int) -> None:
-    # Exact where nothing looks at the batch as a whole: networks without batch statistics, and no discriminator.
+    # Exact where nothing looks at the batch as a whole: models without batch statistics, and no discriminator.
     case = Case([PLAIN, PLAIN])
     whole = distiller_of(case, method=method)
-    parts = distiller_of(case, method=method, accumulation_steps=3)
+    parts = distiller_of(case, method=method, grad_accum_steps=3)
     for number in range(2):
         expected, metrics = (each.training_step(*batch(number, size)) for each in (whole, parts))
         for key, value in metrics.items():
@@ -518,7 +522,7 @@ def test_parts_under_the_adversarial_method(size: int, parts: int) -> None:
     # Discriminators, transfers and batch norms see a part at a time: what is equal is the mean, weighted by images,
     # of the parts' gradients at one point; running statistics move once per part.
     case = CASES["pair, unequal channels"]
-    distiller = distiller_of(case, accumulation_steps=parts)
+    distiller = distiller_of(case, grad_accum_steps=parts)
     reference = reference_of(case, distiller, with_rates(METHODS["afd"]))
     for number in range(2):
         images, labels = batch(number, size)
@@ -529,7 +533,7 @@ def test_parts_under_the_adversarial_method(size: int, parts: int) -> None:
 
 def test_accumulation_with_the_control_without_gradient() -> None:
     case = CASES["pair"]
-    distiller = distiller_of(case, method="zero-gradient", accumulation_steps=2)
+    distiller = distiller_of(case, method="zero-gradient", grad_accum_steps=2)
     reference = reference_of(case, distiller, with_rates(METHODS["zero-gradient"]))
     distiller.training_step(*batch())
     reference.step(*batch(), parts=2)
@@ -557,11 +561,11 @@ def test_restored_optimisers_go_on_as_if_never_stopped(channels_last: bool) -> N
     first, second = (distiller_of(case, channels_last=channels_last) for _ in range(2))
     first.training_step(*batch(0))
     second.load_state(first.state())
-    for kind, update in first.step.updates.items():
+    for kind, update in first.step.optimizer_groups.items():
         # As they come from disk: contiguous.
         tensors, groups = checkpoint.optimizer_state(update.optimizer)
         tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-        checkpoint.load_optimizer_state(second.step.updates[kind].optimizer, tensors, groups)
+        checkpoint.load_optimizer_state(second.step.optimizer_groups[kind].optimizer, tensors, groups)
     for number in (1, 2):
         first.training_step(*batch(number))
         second.training_step(*batch(number))
@@ -603,7 +607,7 @@ def test_losses_are_computed_in_single_precision_under_bf16() -> None:
     for learner, source in ((0, 1), (1, 0)):
         expected = {
             "cross_entropy": cross_entropy(z[learner], labels),
-            "logit": divergence(z[learner], z[source], 3.0),
+            "kl": divergence(z[learner], z[source], 3.0),
             "l1": (m[learner] - m[source]).abs().mean(),
             "l2": ((m[learner] - m[source]) ** 2).mean(),
         }
@@ -621,7 +625,7 @@ def test_losses_are_computed_in_single_precision_under_bf16() -> None:
 
 def test_metrics_are_the_terms_before_their_weights() -> None:
     case = CASES["complete of 3"]
-    distiller = distiller_of(case, logit_weight=0.5, adversarial_weight=2.0, l1_weight=0.1, l2_weight=0.2)
+    distiller = distiller_of(case, kl_weight=0.5, adversarial_weight=2.0, l1_weight=0.1, l2_weight=0.2)
     reference = reference_of(case, distiller, with_rates(METHODS["afd"]))
     images, labels = batch()
     metrics = distiller.training_step(images, labels)
@@ -629,14 +633,16 @@ def test_metrics_are_the_terms_before_their_weights() -> None:
     expected: dict[str, Tensor] = {}
     for k in range(3):
         sources = [source for source, learner in ALL if learner == k]
-        terms: dict[str, list[Tensor]] = {"logit": [], "adversarial": [], "discriminator": [], "l1": [], "l2": []}
+        terms: dict[str, list[Tensor]] = {"kl": [], "adversarial": [], "discriminator": [], "l1": [], "l2": []}
         expected[f"cross_entropy/{k}"] = cross_entropy(passes[k].logits, labels)
         expected[f"accuracy/{k}"] = (passes[k].logits.argmax(1) == labels).double().mean()
         for source in sources:
-            lesson = next(one for one in reference.lessons if (one.source, one.learner) == (source, k))
-            fake_map, real_map = lesson.maps(passes[k].maps["block2"], passes[source].maps["block2"], lesson.transfer)
-            real, fake = (discriminator(lesson.discriminator, each) for each in (real_map, fake_map))
-            terms["logit"].append(divergence(passes[k].logits, passes[source].logits, 3.0))
+            connection = next(one for one in reference.connections if (one.source, one.learner) == (source, k))
+            fake_map, real_map = connection.maps(
+                passes[k].maps["block2"], passes[source].maps["block2"], connection.transfer
+            )
+            real, fake = (discriminator(connection.discriminator, each) for each in (real_map, fake_map))
+            terms["kl"].append(divergence(passes[k].logits, passes[source].logits, 3.0))
             terms["adversarial"].append(((1 - fake) ** 2).mean())
             terms["discriminator"].append(((1 - real) ** 2).mean() + (fake**2).mean())
             terms["l1"].append((fake_map - real_map).abs().mean())
@@ -657,7 +663,7 @@ def test_vanilla_has_no_other_metric() -> None:
 # Modes, and parameters that take no part.
 
 
-def test_a_step_trains_whatever_mode_the_networks_are_in() -> None:
+def test_a_step_trains_whatever_mode_the_models_are_in() -> None:
     case = CASES["cycle of 3, one frozen"]
     expected, switched = distiller_of(case), distiller_of(case)
     for number in range(2):
@@ -680,12 +686,12 @@ def test_a_part_that_the_user_set_to_evaluation_stays_so() -> None:
 
 def test_parameters_without_gradient_stay() -> None:
     case = CASES["pair"]
-    networks = networks_of(case.specs)
-    networks[0].unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
-    networks[0].block1[0].weight.requires_grad_(False)
-    still = [networks[0].unused, networks[0].block1[0].weight]
+    models = models_of(case.specs)
+    models[0].unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    models[0].block1[0].weight.requires_grad_(False)
+    still = [models[0].unused, models[0].block1[0].weight]
     before = [parameter.detach().clone() for parameter in still]
-    distiller = OnlineAdversarialDistiller(networks, feature_layers="block2", image_size=SIZE, clip_grad=1.0, **RATES)
+    distiller = OnlineAdversarialDistiller(models, feature_layers="block2", image_size=SIZE, clip_grad=1.0, **RATES)
     for number in range(2):
         distiller.training_step(*batch(number))
     for parameter, value in zip(still, before, strict=True):
@@ -693,14 +699,14 @@ def test_parameters_without_gradient_stay() -> None:
     assert all(parameter.isfinite().all() for parameter in distiller.models[0].parameters())
 
 
-def test_a_network_whose_extractor_is_fixed_still_learns_by_its_transfer() -> None:
+def test_a_model_whose_extractor_is_fixed_still_learns_by_its_transfer() -> None:
     case = CASES["pair, unequal channels"]
-    networks = networks_of(case.specs)
-    networks[0].block1.requires_grad_(False)
-    networks[0].block2.requires_grad_(False)
-    distiller = OnlineAdversarialDistiller(networks, feature_layers="block2", image_size=SIZE, **RATES)
+    models = models_of(case.specs)
+    models[0].block1.requires_grad_(False)
+    models[0].block2.requires_grad_(False)
+    distiller = OnlineAdversarialDistiller(models, feature_layers="block2", image_size=SIZE, **RATES)
     before = {key: parameter.detach().clone() for key, parameter in parameters_of(distiller).items()}
     distiller.training_step(*batch())
     for key, parameter in parameters_of(distiller).items():
-        fixed = key[:2] == ("network", 0) and not key[2].startswith("head")
+        fixed = key[:2] == ("model", 0) and not key[2].startswith("head")
         assert torch.equal(parameter, before[key]) == fixed, key

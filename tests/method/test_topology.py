@@ -42,7 +42,7 @@ def test_named_wirings(name: Any, count: int) -> None:
         ("star", (1, 2), [(1, 0), (2, 0)]),
     ],
 )
-def test_nobody_teaches_a_frozen_network(name: Any, frozen: Any, expected: list[tuple[int, int]]) -> None:
+def test_nobody_teaches_a_frozen_model(name: Any, frozen: Any, expected: list[tuple[int, int]]) -> None:
     assert pairs(build_edges(name, 3, frozen)) == expected
 
 
@@ -71,15 +71,15 @@ def test_an_edge_reads_as_an_arrow() -> None:
         ("cycle", 2, (-1,), ["frozen", "-1", "0 to 1"]),
         ("cycle", 2, ("resnet18",), ["frozen", "resnet18", "0 to 1"]),
         ("cycle", 2, (True,), ["frozen", "True", "0 to 1"]),
-        ("cycle", 2, (0, 1), ["frozen", "every network"]),
-        ("complete", 3, (2, 1, 0), ["frozen", "every network"]),
-        ([(0, 1), (1, 2)], 2, (), ["topology", "1->2", "network 2", "0 to 1"]),
-        ([(-1, 1), (1, 0)], 2, (), ["topology", "network -1", "0 to 1"]),
+        ("cycle", 2, (0, 1), ["frozen", "every model"]),
+        ("complete", 3, (2, 1, 0), ["frozen", "every model"]),
+        ([(0, 1), (1, 2)], 2, (), ["topology", "1->2", "model 2", "0 to 1"]),
+        ([(-1, 1), (1, 0)], 2, (), ["topology", "model -1", "0 to 1"]),
         ([(0, 0), (0, 1)], 2, (), ["topology", "0->0", "its own source"]),
         ([(0, 1), (1, 0), (0, 1)], 2, (), ["topology", "0->1", "twice"]),
-        ([(0, 1), (1, 0)], 2, (0,), ["topology", "1->0", "network 0", "frozen"]),
-        ([(0, 1)], 2, (), ["topology", "network 0", "freeze"]),
-        ([], 2, (), ["topology", "network 0", "freeze"]),
+        ([(0, 1), (1, 0)], 2, (0,), ["topology", "1->0", "model 0", "frozen"]),
+        ([(0, 1)], 2, (), ["topology", "model 0", "freeze"]),
+        ([], 2, (), ["topology", "model 0", "freeze"]),
         ([(0, 1, 2)], 2, (), ["topology", "(0, 1, 2)", "(source, learner)"]),
         ([(0.5, 1)], 2, (), ["topology", "(0.5, 1)", "(source, learner)"]),
         ([("0", "1")], 2, (), ["topology", "('0', '1')", "(source, learner)"]),

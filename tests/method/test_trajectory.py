@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.training.callbacks import Callback
-from tests.helpers.worker import SmallNetwork, normalised
+from tests.helpers.worker import SmallModel, normalised
 
 READS = [
     Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.__bool__, Tensor.__float__, Tensor.__int__,
@@ -67,17 +67,17 @@ class Counting(Callback):
         {},
         {"method": "logit"},
         {"adversarial_interval": 2},
-        {"single_backward": True},
+        {"joint_backward": True},
         {"momentum": 0.0},
-        {"accumulation_steps": 2, "clip_grad": 1.0},
+        {"grad_accum_steps": 2, "clip_grad": 1.0},
         {"mixed_precision": "bf16"},
     ],
     ids=lambda mode: ", ".join(mode) or "exact",
 )
 def test_nothing_is_read_from_the_device_between_two_records(mode: dict[str, Any], tmp_path: Path) -> None:
-    networks = [SmallNetwork(width, nn.BatchNorm2d(width), torch.float32) for width in (4, 6)]
+    models = [SmallModel(width, nn.BatchNorm2d(width), torch.float32) for width in (4, 6)]
     distiller = OnlineAdversarialDistiller(
-        networks, image_size=8, max_train_samples=48, batch_size=4, log_every=5, epochs=2, **mode
+        models, image_size=8, max_train_samples=48, batch_size=4, log_every_steps=5, epochs=2, **mode
     )
     reads = Reads()
     with reads, ReadsInside(reads):
@@ -93,9 +93,9 @@ def test_nothing_is_read_from_the_device_between_two_records(mode: dict[str, Any
 def trajectory() -> list[dict[str, float]]:
     """Metrics of 50 updates of a pair in float32, and at the end the sums of all weights."""
     torch.manual_seed(0)
-    networks: list[nn.Module] = normalised(torch.float32)[:2]
+    models: list[nn.Module] = normalised(torch.float32)[:2]
     distiller = OnlineAdversarialDistiller(
-        networks, image_size=8, lr=0.05, adversarial_lr=1e-3, discriminator_lr=1e-3, feature_layers="features"
+        models, image_size=8, lr=0.05, adversarial_lr=1e-3, discriminator_lr=1e-3, feature_layers="features"
     )
     generator = torch.Generator().manual_seed(1)
     found = []

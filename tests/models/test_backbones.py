@@ -13,15 +13,15 @@ import torch
 from benchmarks.sweep_page import page
 from benchmarks.sweep_taps import TOLERANCES
 from feature_gan_kd import DistillConfig
-from feature_gan_kd.method.build import wire
+from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import build_edges
-from feature_gan_kd.models.build import build_networks
+from feature_gan_kd.models.build import build_models
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def test_twenty_random_pairs() -> None:
-    """Both directions of each pair are wired, each network at its own size; a seed that failed is in the message."""
+    """Both directions of each pair are wired, each model at its own size; a seed that failed is in the message."""
     seed = random.SystemRandom().randrange(2**32)
     names = [name for name in timm.list_models() if not name.endswith("_enc")]
     drawn = random.Random(seed).sample(names, 40)
@@ -29,18 +29,18 @@ def test_twenty_random_pairs() -> None:
         channels = {int(timm.get_pretrained_cfg(name, allow_unregistered=False).input_size[0]) for name in pair}
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of timm's, on how some architectures are built
-            networks = build_networks(
+            models = build_models(
                 pair, num_classes=7, in_chans=max(channels), pretrained=False, image_size=None, seed=0
             )
-            wiring = wire(networks, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=max(channels))
-            maps = [torch.zeros(2, *network.taps[0].shape) for network in wiring.tapped]
-            for link in wiring.links:
-                fake, real = link.maps(maps[link.edge.learner], maps[link.edge.source])
+            modules = build_modules(models, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=max(channels))
+            maps = [torch.zeros(2, *model.taps[0].shape) for model in modules.tapped]
+            for connection in modules.connections:
+                fake, real = connection.maps(maps[connection.edge.learner], maps[connection.edge.source])
                 assert fake.shape == real.shape, f"seed {seed}: {pair}"
-                assert link.discriminator is not None
-                assert link.discriminator(fake).shape == (2,), f"seed {seed}: {pair}"
-        assert all(wiring.extractors), f"seed {seed}: {pair}"
-        assert wiring.num_classes == 7, f"seed {seed}: {pair}"
+                assert connection.discriminator is not None
+                assert connection.discriminator(fake).shape == (2,), f"seed {seed}: {pair}"
+        assert all(modules.extractors), f"seed {seed}: {pair}"
+        assert modules.num_classes == 7, f"seed {seed}: {pair}"
 
 
 def test_the_committed_sweep_has_every_architecture_and_no_failure() -> None:
@@ -49,7 +49,7 @@ def test_the_committed_sweep_has_every_architecture_and_no_failure() -> None:
     assert [name for name, result in results.items() if "failed" in result] == []
     assert all("only encodes" in results[name]["refused"] for name in refused)
     assert len(refused) == 7
-    assert len(results) == 1381  # 1,371 of timm 1.0.31 and the ten CIFAR networks of this package
+    assert len(results) == 1381  # 1,371 of timm 1.0.31 and the ten CIFAR models of this package
     assert all(len(results[name]["links"]) == 2 for name in results.keys() - refused)
 
 

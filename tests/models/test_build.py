@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from feature_gan_kd import UserError
-from feature_gan_kd.models.build import Network, build_architecture, build_networks, memory_format_for
+from feature_gan_kd.models.build import PeerModel, build_architecture, build_models, memory_format_for
 
 
-def build(models: Any, **settings: Any) -> list[Network]:
+def build(models: Any, **settings: Any) -> list[PeerModel]:
     defaults: dict[str, Any] = {
         "num_classes": 3,
         "in_chans": 3,
@@ -26,7 +26,7 @@ def build(models: Any, **settings: Any) -> list[Network]:
         "image_size": None,
         "seed": 0,
     }
-    return build_networks(models, **{**defaults, **settings})
+    return build_models(models, **{**defaults, **settings})
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -67,7 +67,7 @@ def test_classes_channels_and_names() -> None:
 
 
 def test_each_keeps_its_own_classes_without_a_number() -> None:
-    assert [network.module.num_classes for network in build(["test_resnet", "cifar_resnet20"], num_classes=None)] == [
+    assert [model.module.num_classes for model in build(["test_resnet", "cifar_resnet20"], num_classes=None)] == [
         1000,
         100,
     ]
@@ -87,17 +87,17 @@ def test_a_vit_is_built_for_the_size_a_cnn_takes_any() -> None:
 @pytest.mark.parametrize(
     ("models", "asked", "sizes"),
     [
-        (["cifar_resnet20", "test_resnet"], None, [32, 32]),  # a network that takes any size follows the first
+        (["cifar_resnet20", "test_resnet"], None, [32, 32]),  # a model that takes any size follows the first
         (["test_resnet", "cifar_resnet20"], None, [160, 160]),
         (["cifar_resnet20", "test_vit"], None, [32, 160]),  # a ViT has a size of its own
         (["test_resnet", "test_vit"], 48, [48, 48]),
     ],
 )
 def test_sizes_of_the_images(models: list[str], asked: int | None, sizes: list[int]) -> None:
-    networks = build(models, image_size=asked)
-    assert [network.image_size for network in networks] == sizes
-    for network, size in zip(networks, sizes, strict=True):
-        assert network.module.eval()(torch.zeros(1, 3, size, size)).shape == (1, 3)
+    models = build(models, image_size=asked)
+    assert [model.image_size for model in models] == sizes
+    for model, size in zip(models, sizes, strict=True):
+        assert model.module.eval()(torch.zeros(1, 3, size, size)).shape == (1, 3)
 
 
 def test_modules_are_taken_as_they_are() -> None:
@@ -125,9 +125,9 @@ def test_a_local_folder_comes_with_its_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("trained", "asked"), [(3, 1), (1, 3)])
 def test_trained_on_other_channels(trained: int, asked: int, tmp_path: Path) -> None:
     """timm adapts the weights; the normalisation is that of the channels' average."""
-    network: Any = timm.create_model("test_resnet", num_classes=4, in_chans=trained)
-    network.pretrained_cfg = {**network.pretrained_cfg, "mean": (0.2, 0.3, 0.4)[:trained], "std": (0.5,) * trained}
-    timm.models.save_for_hf(network, str(tmp_path), safe_serialization=True)
+    model: Any = timm.create_model("test_resnet", num_classes=4, in_chans=trained)
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": (0.2, 0.3, 0.4)[:trained], "std": (0.5,) * trained}
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
     one, _ = build([f"local-dir:{tmp_path}", "test_resnet"], in_chans=asked)
     assert one.normalisation is not None
     assert one.normalisation.mean == pytest.approx((0.3 if trained == 3 else 0.2,) * asked)
@@ -144,14 +144,14 @@ def test_where_weights_come_from_is_remembered(tmp_path: Path) -> None:
     assert one.origin == {"hf_hub_id": None, "license": "cc-by-nc-4.0"}
     assert other.origin == {"hf_hub_id": None, "license": None}
     said = json.loads(json.dumps(one.description()))
-    again = Network.described(timm.create_model("test_resnet"), said)
+    again = PeerModel.described(timm.create_model("test_resnet"), said)
     assert (again.origin, json.loads(json.dumps(again.description()))) == (one.origin, said)
     del said["origin"]  # of a checkpoint that does not say it yet
-    assert Network.described(timm.create_model("test_resnet"), said).origin == other.origin
+    assert PeerModel.described(timm.create_model("test_resnet"), said).origin == other.origin
 
 
 @pytest.mark.parametrize("models", [["test_resnet"], "test_resnet", [], nn.Linear(2, 2), [nn.Linear(2, 2)]])
-def test_one_network_is_too_few(models: Any) -> None:
+def test_one_model_is_too_few(models: Any) -> None:
     assert "at least 2 are needed" in refused(models)
 
 
@@ -159,7 +159,7 @@ def test_one_module_cannot_stand_twice() -> None:
     module = nn.Linear(2, 2)
     assert "the same module stands twice" in refused([module, module])
     build([module, copy.deepcopy(module)])
-    build(["test_resnet", "test_resnet"])  # two networks of one architecture
+    build(["test_resnet", "test_resnet"])  # two models of one architecture
 
 
 def test_compiled_modules_are_refused() -> None:
@@ -170,11 +170,11 @@ def test_compiled_modules_are_refused() -> None:
     in_part.layer4 = torch.compile(in_part.layer4, backend="eager")
     for module in (whole, in_place, in_part):
         assert re.match(
-            r"models: network 1 \(.*\) is compiled: give it as it was, and set comp", refused([plain, module])
+            r"models: model 1 \(.*\) is compiled: give it as it was, and set comp", refused([plain, module])
         )
 
 
-def test_what_is_no_network() -> None:
+def test_what_is_no_model() -> None:
     assert refused(["test_resnet", 3]) == "models: int at place 1, expected a name of timm's or a module"
 
 
@@ -206,16 +206,16 @@ def test_what_cannot_be_built(model: str, settings: dict[str, Any], message: str
     assert message in refused([model, "cifar_resnet20"], **settings)
 
 
-def test_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, and not after half a minute of retries."""
 
     def unknown(*args: Any, **_: Any) -> Any:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    for name in ("test_resnet", "hf-hub:nobody/no-such-network"):
+    for name in ("test_resnet", "hf-hub:nobody/no-such-model"):
         message = refused([name, "test_vit"], pretrained=True)
-        assert message.startswith(f"models: the weights of {name} could not be fetched (there is no network")
+        assert message.startswith(f"models: the weights of {name} could not be fetched (there is no model")
 
 
 @pytest.mark.parametrize(("classes", "remedy"), [(None, "give num_classes"), (5, "name another")])
@@ -232,11 +232,11 @@ import torch
 from torch import nn
 from feature_gan_kd import OnlineAdversarialDistiller
 
-def network():
+def model():
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 5)
     return nn.Sequential(nn.Conv2d(3, 48, 1, stride=2), nn.ReLU(), *head)
 
-distiller = OnlineAdversarialDistiller([network(), network()], image_size=256)
+distiller = OnlineAdversarialDistiller([model(), model()], image_size=256)
 for _ in range(3):
     distiller.training_step(torch.randn(2, 3, 256, 256), torch.tensor([1, 2]))
 print("trained")

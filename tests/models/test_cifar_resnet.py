@@ -1,4 +1,4 @@
-"""The shared timm contract, on one network of each family, and the ResNets themselves."""
+"""The shared timm contract, on one model of each family, and the ResNets themselves."""
 
 from pathlib import Path
 

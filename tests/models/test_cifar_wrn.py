@@ -1,4 +1,4 @@
-"""What is particular to the wide networks; their timm contract is tested in test_cifar_resnet.py."""
+"""What is particular to the wide models; their timm contract is tested in test_cifar_resnet.py."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""Compiled networks take the steps of those that are not; where no compiler works, training goes on without."""
+"""Compiled models take the steps of those that are not; where no compiler works, training goes on without."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.models.compile import Compiler
-from tests.helpers.small_networks import Convolutional, assert_same_state
+from tests.helpers.small_models import Convolutional, assert_same_state
 
 SIZE = 8
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},
     "interval": {"adversarial_interval": 2},
-    "single backward": {"single_backward": True},
-    "parts": {"accumulation_steps": 2},
+    "single backward": {"joint_backward": True},
+    "parts": {"grad_accum_steps": 2},
     "logit": {"method": "logit"},
     "l1": {"method": "l1"},
     "frozen source": {"frozen": [0]},
@@ -41,13 +41,13 @@ def _forgetful() -> Iterator[None]:
 
 def pair(compiles: bool, backend: str = "aot_eager", **settings: Any) -> OnlineAdversarialDistiller:
     torch.manual_seed(0)
-    networks = [Convolutional(4), Convolutional(6)]
+    models = [Convolutional(4), Convolutional(6)]
     own = {"feature_layers": "block2", "lr": 0.05, "adversarial_lr": 1e-3, "discriminator_lr": 1e-3, **settings}
-    distiller = OnlineAdversarialDistiller(networks, image_size=SIZE, **own)
+    distiller = OnlineAdversarialDistiller(models, image_size=SIZE, **own)
     if compiles:
         compiler = Compiler(backend)
-        for network in distiller.step.networks:
-            network.compile_forward(compiler)
+        for model in distiller.step.models:
+            model.compile_forward(compiler)
     return distiller
 
 
@@ -57,14 +57,14 @@ def batch(number: int, size: int = 6) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_compiled_networks_take_the_same_steps(mode: str) -> None:
+def test_compiled_models_take_the_same_steps(mode: str) -> None:
     """Also of an uneven last batch, and after an evaluation; this backend computes as without it."""
     plain, compiled = (pair(compiles, **MODES[mode]) for compiles in (False, True))
     for distiller in (plain, compiled):
         for number, size in enumerate((6, 6, 3, 6)):
             distiller.training_step(*batch(number, size))
-            for network in distiller.models:
-                network.eval()(batch(0)[0])
+            for model in distiller.models:
+                model.eval()(batch(0)[0])
     assert_same_state(compiled, plain)
 
 
@@ -73,11 +73,11 @@ def test_every_size_is_compiled_once_by_itself() -> None:
     compiler = Compiler()
     compiler._compile = counter
     distiller = pair(False)
-    for network in distiller.step.networks:
-        network.compile_forward(compiler)
+    for model in distiller.step.models:
+        model.compile_forward(compiler)
     for number, size in enumerate((6, 6, 3, 6, 3, 6)):
         distiller.training_step(*batch(number, size))
-    assert counter.frame_count == 4  # two networks, two sizes
+    assert counter.frame_count == 4  # two models, two sizes
 
 
 def test_a_compiled_run_goes_on_to_the_same_weights() -> None:
@@ -96,13 +96,13 @@ def test_a_compiled_run_goes_on_to_the_same_weights() -> None:
     assert_same_state(second, whole)
 
 
-def test_compiled_networks_stay_the_users_own() -> None:
+def test_compiled_models_stay_the_users_own() -> None:
     distiller = pair(True)
     distiller.training_step(*batch(0))
-    for network in distiller.models:
-        assert not any(module._forward_hooks for module in network.modules())
-        assert list(network.state_dict()) == list(pickle.loads(pickle.dumps(network)).state_dict())
-        assert "forward" not in vars(network)
+    for model in distiller.models:
+        assert not any(module._forward_hooks for module in model.modules())
+        assert list(model.state_dict()) == list(pickle.loads(pickle.dumps(model)).state_dict())
+        assert "forward" not in vars(model)
 
 
 def test_without_a_compiler_training_goes_on_after_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

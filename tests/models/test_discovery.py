@@ -1,4 +1,4 @@
-"""Maps are found in networks of every form."""
+"""Maps are found in models of every form."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-import feature_gan_kd.models  # noqa: F401  (registers the CIFAR networks with timm)
+import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
 from feature_gan_kd import UserError
-from feature_gan_kd.models.discovery import find_taps, layers_of, try_out
-from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedNetwork
+from feature_gan_kd.models.discovery import dry_run, find_taps, layers_of
+from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedModel
 
 
-def network_of(name: str, **kwargs: Any) -> nn.Module:
+def model_of(name: str, **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
-    network: nn.Module = timm.create_model(name, num_classes=7, **kwargs)
-    return network.eval()
+    model: nn.Module = timm.create_model(name, num_classes=7, **kwargs)
+    return model.eval()
 
 
-def map_of(network: nn.Module, tap: Tap, images: Tensor) -> Tensor:
+def map_of(model: nn.Module, tap: Tap, images: Tensor) -> Tensor:
     with torch.no_grad():
-        feature_map: Tensor = TappedNetwork(network, [tap], "network")(images)[1][0]
+        feature_map: Tensor = TappedModel(model, [tap], "model")(images)[1][0]
     assert tuple(feature_map.shape[1:]) == tap.shape
     return feature_map
 
@@ -51,14 +51,14 @@ def test_the_last_map(
     name: str, side: int, title: str, layout: Layout, prefix: int, shape: tuple[int, int, int]
 ) -> None:
     with torch.device("meta"):
-        network = network_of(name)
+        model = model_of(name)
         images = torch.zeros(2, 3, side, side)
-    (tap,) = find_taps(network, images, name)
+    (tap,) = find_taps(model, images, name)
     assert (tap.title, tap.layout, tap.prefix_tokens, tap.shape) == (title, layout, prefix, shape)
-    trial = try_out(TappedNetwork(network, [tap], name), images)
+    trial = dry_run(TappedModel(model, [tap], name), images)
     assert trial.classes == 7
     head = (
-        {id(parameter) for parameter in network.get_classifier().parameters()} if name != "crossvit_tiny_240" else set()
+        {id(parameter) for parameter in model.get_classifier().parameters()} if name != "crossvit_tiny_240" else set()
     )  # type: ignore[operator]
     assert trial.extractor
     assert not head & {id(parameter) for parameter in trial.extractor}
@@ -69,63 +69,63 @@ def test_the_last_map(
 )
 def test_the_map_is_timms_own(name: str, side: int) -> None:
     """Equal to what `forward_intermediates` gives for the last stage, where both are the same tensor."""
-    network = network_of(name)
+    model = model_of(name)
     images = torch.randn(2, 3, side, side)
-    (tap,) = find_taps(network, images, name)
+    (tap,) = find_taps(model, images, name)
     kwargs = {"norm": True} if name == "test_vit" else {}
     with torch.no_grad():
-        expected = network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True, **kwargs)[-1]  # type: ignore[operator]
-    torch.testing.assert_close(map_of(network, tap, images), expected)
+        expected = model.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True, **kwargs)[-1]  # type: ignore[operator]
+    torch.testing.assert_close(map_of(model, tap, images), expected)
 
 
 def test_tokens_go_back_to_their_grid_row_by_row() -> None:
-    network = network_of("vit_tiny_patch16_224", img_size=(32, 64))
+    model = model_of("vit_tiny_patch16_224", img_size=(32, 64))
     images = torch.randn(1, 3, 32, 64)
-    (tap,) = find_taps(network, images, "vit")
+    (tap,) = find_taps(model, images, "vit")
     assert tap.shape == (192, 2, 4)
     with torch.no_grad():
-        tokens = network.forward_features(images)  # type: ignore[operator]
-    feature_map = map_of(network, tap, images)
+        tokens = model.forward_features(images)  # type: ignore[operator]
+    feature_map = map_of(model, tap, images)
     assert torch.equal(feature_map[0, :, 1, 2], tokens[0, 1 + 1 * 4 + 2])
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
 @pytest.mark.parametrize("stage", [-1, -2, 0])
 def test_any_stage_by_its_number(name: str, stage: int) -> None:
-    network, images = network_of(name), torch.randn(2, 3, 160, 160)
-    (tap,) = find_taps(network, images, name, [stage])
+    model, images = model_of(name), torch.randn(2, 3, 160, 160)
+    (tap,) = find_taps(model, images, name, [stage])
     with torch.no_grad():
-        expected = network.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)[stage]  # type: ignore[operator]
-        logits, (feature_map,) = TappedNetwork(network, [tap], name)(images)
-        assert torch.equal(logits, network(images))
+        expected = model.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)[stage]  # type: ignore[operator]
+        logits, (feature_map,) = TappedModel(model, [tap], name)(images)
+        assert torch.equal(logits, model(images))
     assert torch.equal(feature_map, expected)
 
 
 def test_a_stage_is_tapped_at_its_module_where_one_gives_it() -> None:
     for name, layer in (("test_resnet", "layer3"), ("cifar_resnet20", "layer2")):
-        (tap,) = find_taps(network_of(name), torch.randn(2, 3, 32, 32), "it", [-2])
+        (tap,) = find_taps(model_of(name), torch.randn(2, 3, 32, 32), "it", [-2])
         assert (tap.origin, tap.layer) == (Origin.MODULE, layer)
 
 
-def test_a_stage_of_a_network_that_pools_after_its_stages() -> None:
+def test_a_stage_of_a_model_that_pools_after_its_stages() -> None:
     with torch.device("meta"):
-        (tap,) = find_taps(network_of("gemma4_vit_167m"), torch.zeros(2, 3, 224, 224), "it", [-2])
+        (tap,) = find_taps(model_of("gemma4_vit_167m"), torch.zeros(2, 3, 224, 224), "it", [-2])
     assert (tap.origin, tap.layer) == (Origin.MODULE, "encoder.blocks.14")
 
 
-def test_an_early_stage_of_a_network_that_would_stop_there() -> None:
+def test_an_early_stage_of_a_model_that_would_stop_there() -> None:
     with torch.device("meta"):
-        network, images = network_of("hiera_tiny_224"), torch.zeros(2, 3, 224, 224)
-        (tap,) = find_taps(network, images, "hiera", [-2])
-        assert try_out(TappedNetwork(network, [tap], "hiera"), images).classes == 7
+        model, images = model_of("hiera_tiny_224"), torch.zeros(2, 3, 224, 224)
+        (tap,) = find_taps(model, images, "hiera", [-2])
+        assert dry_run(TappedModel(model, [tap], "hiera"), images).classes == 7
     assert tap.shape == (384, 14, 14)
 
 
 def test_several_layers_keep_the_order_they_were_named_in() -> None:
-    network, images = network_of("test_resnet"), torch.randn(2, 3, 64, 64)
-    taps = find_taps(network, images, "network", ["layer4", 1, "layer2", 0])
+    model, images = model_of("test_resnet"), torch.randn(2, 3, 64, 64)
+    taps = find_taps(model, images, "model", ["layer4", 1, "layer2", 0])
     with torch.no_grad():
-        _, maps = TappedNetwork(network, taps, "network")(images)
+        _, maps = TappedModel(model, taps, "model")(images)
     assert [tuple(one.shape[1:]) for one in maps] == [tap.shape for tap in taps]
     assert torch.equal(maps[1], maps[1])
     assert [tap.shape[1] for tap in taps] == [2, 16, 8, 32]
@@ -146,8 +146,8 @@ def test_several_layers_keep_the_order_they_were_named_in() -> None:
 )
 def test_torchvisions_own(build: Any, side: int, layer: str, shape: tuple[int, int, int]) -> None:
     with torch.device("meta"):
-        network, images = build(num_classes=7), torch.zeros(2, 3, side, side)
-    (tap,) = find_taps(network, images, "network")
+        model, images = build(num_classes=7), torch.zeros(2, 3, side, side)
+    (tap,) = find_taps(model, images, "model")
     assert (tap.layer, tap.shape) == (layer, shape)
 
 
@@ -180,40 +180,40 @@ class Shared(nn.Module):
 )
 def test_layers_that_cannot_be_tapped(layers: list[str | int], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        find_taps(Shared(), torch.randn(2, 3, 8, 8), "network", layers)
+        find_taps(Shared(), torch.randn(2, 3, 8, 8), "model", layers)
     assert "\n" not in str(error.value)
 
 
 def test_a_shared_module_is_passed_over() -> None:
-    assert find_taps(Shared(), torch.randn(2, 3, 8, 8), "network")[0].layer == "stem"
+    assert find_taps(Shared(), torch.randn(2, 3, 8, 8), "model")[0].layer == "stem"
 
 
-def test_a_network_without_maps() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 7))
+def test_a_model_without_maps() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 7))
     with pytest.raises(UserError, match="no module gives a map"):
-        find_taps(network, torch.randn(2, 3, 8, 8), "network")
+        find_taps(model, torch.randn(2, 3, 8, 8), "model")
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"])
 def test_gradient_checkpointing_before_and_after(name: str) -> None:
     """The same map and gradient as without, or an error that names the layer."""
-    network, images = network_of(name), torch.randn(2, 3, 160, 160)
-    (tap,) = find_taps(network, images, name)
+    model, images = model_of(name), torch.randn(2, 3, 160, 160)
+    (tap,) = find_taps(model, images, name)
 
     def gradients(one: Tap) -> list[Tensor | None]:
-        _, (feature_map,) = TappedNetwork(network, [one], name)(images)
-        return list(torch.autograd.grad(feature_map.square().sum(), list(network.parameters()), allow_unused=True))
+        _, (feature_map,) = TappedModel(model, [one], name)(images)
+        return list(torch.autograd.grad(feature_map.square().sum(), list(model.parameters()), allow_unused=True))
 
     expected = gradients(tap)
-    network.set_grad_checkpointing(True)  # type: ignore[operator]
-    (found,) = find_taps(network, images, name)
+    model.set_grad_checkpointing(True)  # type: ignore[operator]
+    (found,) = find_taps(model, images, name)
     for one, other in zip(expected, gradients(found), strict=True):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(other, one)
     if found != tap:
         with pytest.raises(UserError, match=f"layer '{tap.layer}' was called 0 times"):
-            TappedNetwork(network, [tap], name)(images)
+            TappedModel(model, [tap], name)(images)
 
 
 def test_layers_in_the_users_notation() -> None:

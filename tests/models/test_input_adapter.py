@@ -1,4 +1,4 @@
-"""Each network gets the same images in its own size and normalisation."""
+"""Each model gets the same images in its own size and normalisation."""
 
 from __future__ import annotations
 
@@ -45,38 +45,38 @@ def test_size() -> None:
 
 
 def pretrained_pair(folder: Path) -> list[str]:
-    """Two published networks: other sizes, other normalisations."""
+    """Two published models: other sizes, other normalisations."""
     names = []
     for name, size, mean in (("test_resnet", 64, (0.5, 0.5, 0.5)), ("test_vit", 32, (0.2, 0.3, 0.4))):
         kwargs = {"img_size": size} if name == "test_vit" else {}
-        network = timm.create_model(name, num_classes=3, **kwargs)
-        network.pretrained_cfg["mean"] = mean
-        network.pretrained_cfg["input_size"] = (3, size, size)
-        timm.models.save_for_hf(network, folder / name, model_args=kwargs, safe_serialization=True)
+        model = timm.create_model(name, num_classes=3, **kwargs)
+        model.pretrained_cfg["mean"] = mean
+        model.pretrained_cfg["input_size"] = (3, size, size)
+        timm.models.save_for_hf(model, folder / name, model_args=kwargs, safe_serialization=True)
         names.append(f"local-dir:{folder / name}")
     return names
 
 
 def test_pretrained_peers_of_other_sizes_and_normalisations(tmp_path: Path) -> None:
-    """A network beside another one sees what it would see alone; what is published says so."""
+    """A model beside another one sees what it would see alone; what is published says so."""
     distiller = OnlineAdversarialDistiller(pretrained_pair(tmp_path), batch_size=4, epochs=1)
     assert distiller.image_size == 64
-    assert [network.adapter.size for network in distiller.step.networks] == [64, 32]
+    assert [model.adapter.size for model in distiller.step.models] == [64, 32]
     data = image_dataset(12, 64)
     distiller.fit(data)
     resnet, vit = distiller.save_pretrained(tmp_path / "out")
     published = [timm.create_model(f"local-dir:{folder}", pretrained=True).eval() for folder in (resnet, vit)]
-    configs = [network.pretrained_cfg for network in published]
+    configs = [model.pretrained_cfg for model in published]
     assert [tuple(config["input_size"]) for config in configs] == [(3, 64, 64), (3, 32, 32)]
     assert [tuple(config["mean"]) for config in configs] == [(0.5, 0.5, 0.5), (0.2, 0.3, 0.4)]
     pixels = torch.rand(3, 3, 64, 64)
     shared = normalised(pixels, distiller.normalisation())
     own = normalised(pixels, Normalisation(tuple(configs[1]["mean"]), tuple(configs[1]["std"])))
     small = torch.nn.functional.interpolate(own, (32, 32), mode="bilinear", antialias=True)
-    for network in distiller.step.networks:
-        network.eval()
+    for model in distiller.step.models:
+        model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(distiller.step.networks[1](shared)[0], published[1](small))
+        torch.testing.assert_close(distiller.step.models[1](shared)[0], published[1](small))
 
 
 def test_a_restored_distiller_adapts_likewise(tmp_path: Path) -> None:
@@ -86,14 +86,14 @@ def test_a_restored_distiller_adapts_likewise(tmp_path: Path) -> None:
     distiller.save_checkpoint(tmp_path / "saved")
     restored = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved")
     assert restored.evaluate(data) == distiller.evaluate(data)
-    assert [network.image_size for network in restored.networks] == [64, 32]
+    assert [model.image_size for model in restored.peers] == [64, 32]
 
 
 @pytest.mark.parametrize("size", [None, 64])
-def test_a_network_of_a_fixed_size_keeps_it(size: int | None) -> None:
+def test_a_model_of_a_fixed_size_keeps_it(size: int | None) -> None:
     """A module that takes 32 pixels alone, beside one that takes any."""
     vit = timm.create_model("test_vit", num_classes=3, img_size=32)
     distiller = OnlineAdversarialDistiller([timm.create_model("test_resnet", num_classes=3), vit], image_size=size)
-    assert [network.image_size for network in distiller.networks] == [size or 160, 32]
+    assert [model.image_size for model in distiller.peers] == [size or 160, 32]
     side = distiller.image_size
     assert distiller.training_step(torch.randn(4, 3, side, side), torch.arange(4) % 3)["cross_entropy/1"] > 0

@@ -15,16 +15,16 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-import feature_gan_kd.models  # noqa: F401  registers the CIFAR networks
+import feature_gan_kd.models  # noqa: F401  registers the CIFAR models
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.models.discovery import find_taps, layers_of, try_out, upstream_parameters
-from feature_gan_kd.models.taps import Layer, Layout, Origin, Tap, TappedNetwork, logits_of, tensors_of
+from feature_gan_kd.models.discovery import dry_run, find_taps, layers_of, upstream_parameters
+from feature_gan_kd.models.taps import Layer, Layout, Origin, Tap, TappedModel, logits_of, tensors_of
 from feature_gan_kd.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A network, and what its last map must be found to be."""
+    """A model, and what its last map must be found to be."""
 
     build: Callable[[], nn.Module]
     layer: str
@@ -35,7 +35,7 @@ class Sample:
     size: tuple[int, int] = (64, 64)
 
 
-def timm_network(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
+def timm_model(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, num_classes=5, **kwargs)
 
 
@@ -51,17 +51,17 @@ def swin() -> nn.Module:
 
 
 SAMPLES = {
-    "resnet": Sample(timm_network("test_resnet"), "layer4", Layout.NCHW, (96, 2, 2), ("fc.",)),
-    "efficientnet": Sample(timm_network("test_efficientnet"), "bn2", Layout.NCHW, (256, 2, 2), ("classifier.",)),
-    "convnext": Sample(timm_network("test_convnext"), "norm_pre", Layout.NCHW, (64, 2, 2), ("head.",)),
-    "nfnet": Sample(timm_network("test_nfnet"), "final_act", Layout.NCHW, (192, 2, 2), ("head.",)),
-    "cifar": Sample(timm_network("cifar_resnet20"), "layer3", Layout.NCHW, (64, 8, 8), ("fc.",), size=(32, 32)),
-    "wide": Sample(timm_network("cifar_wrn_16_2"), "act", Layout.NCHW, (128, 8, 8), ("fc.",), size=(32, 32)),
-    "mambaout": Sample(timm_network("test_mambaout"), "stages", Layout.NHWC, (64, 2, 2), ("head.",)),
+    "resnet": Sample(timm_model("test_resnet"), "layer4", Layout.NCHW, (96, 2, 2), ("fc.",)),
+    "efficientnet": Sample(timm_model("test_efficientnet"), "bn2", Layout.NCHW, (256, 2, 2), ("classifier.",)),
+    "convnext": Sample(timm_model("test_convnext"), "norm_pre", Layout.NCHW, (64, 2, 2), ("head.",)),
+    "nfnet": Sample(timm_model("test_nfnet"), "final_act", Layout.NCHW, (192, 2, 2), ("head.",)),
+    "cifar": Sample(timm_model("cifar_resnet20"), "layer3", Layout.NCHW, (64, 8, 8), ("fc.",), size=(32, 32)),
+    "wide": Sample(timm_model("cifar_wrn_16_2"), "act", Layout.NCHW, (128, 8, 8), ("fc.",), size=(32, 32)),
+    "mambaout": Sample(timm_model("test_mambaout"), "stages", Layout.NHWC, (64, 2, 2), ("head.",)),
     "swin": Sample(swin, "norm", Layout.NHWC, (32, 8, 8), ("head.",), size=(32, 32)),
-    "vit": Sample(timm_network("test_vit", img_size=64), "norm", Layout.NLC, (64, 4, 4), ("head.",), prefix_tokens=1),
+    "vit": Sample(timm_model("test_vit", img_size=64), "norm", Layout.NLC, (64, 4, 4), ("head.",), prefix_tokens=1),
     "vit without class token": Sample(
-        timm_network("test_vit_relpos", img_size=64), "norm", Layout.NLC, (96, 4, 4), ("fc_norm.", "head.")
+        timm_model("test_vit_relpos", img_size=64), "norm", Layout.NLC, (96, 4, 4), ("fc_norm.", "head.")
     ),
     "vit with registers": Sample(
         vision_transformer((32, 32), reg_tokens=3),
@@ -84,13 +84,13 @@ def built(sample: Sample) -> nn.Module:
     return sample.build()
 
 
-def tapped(sample: Sample) -> TappedNetwork:
-    network = built(sample)
-    return TappedNetwork(network, find_taps(network, images_of(sample), "it"), "it")
+def tapped(sample: Sample) -> TappedModel:
+    model = built(sample)
+    return TappedModel(model, find_taps(model, images_of(sample), "it"), "it")
 
 
-def hooks_in(network: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
+def hooks_in(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def by_hand(features: Tensor, sample: Sample) -> Tensor:
@@ -111,23 +111,23 @@ def by_hand(features: Tensor, sample: Sample) -> Tensor:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_last_map_is_found(name: str) -> None:
     sample = SAMPLES[name]
-    network = tapped(sample)
-    assert network.taps == (Tap(sample.layer, sample.layout, sample.prefix_tokens, sample.shape),)
+    model = tapped(sample)
+    assert model.taps == (Tap(sample.layer, sample.layout, sample.prefix_tokens, sample.shape),)
     images = images_of(sample)
-    network.eval()
+    model.eval()
     with torch.no_grad():
-        logits, (feature_map,) = network(images)
-        assert torch.equal(feature_map, by_hand(network.network.forward_features(images), sample))
-        assert torch.equal(logits, network.network(images))
+        logits, (feature_map,) = model(images)
+        assert torch.equal(feature_map, by_hand(model.module.forward_features(images), sample))
+        assert torch.equal(logits, model.module(images))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_extractor_is_all_that_the_map_comes_from(name: str) -> None:
     sample = SAMPLES[name]
-    network = tapped(sample)
-    trial = try_out(network, images_of(sample))
+    model = tapped(sample)
+    trial = dry_run(model, images_of(sample))
     assert trial.classes == 5
-    own = dict(network.network.named_parameters())
+    own = dict(model.module.named_parameters())
     assert {key for key, parameter in own.items() if parameter not in trial.extractor} == {
         key for key in own if key.startswith(sample.behind)
     }
@@ -138,23 +138,23 @@ def test_the_extractor_is_all_that_the_map_comes_from(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_users_module_is_untouched(name: str) -> None:
     sample = SAMPLES[name]
-    network = built(sample)
-    untouched = copy.deepcopy(network)
+    model = built(sample)
+    untouched = copy.deepcopy(model)
     images = images_of(sample)
-    wrapped = TappedNetwork(network, find_taps(network, images, "it"), "it")
-    try_out(wrapped, images)
-    assert hooks_in(network) == 0
-    assert all(module.training for module in network.modules())
+    wrapped = TappedModel(model, find_taps(model, images, "it"), "it")
+    dry_run(wrapped, images)
+    assert hooks_in(model) == 0
+    assert all(module.training for module in model.modules())
     wrapped.eval()
     untouched.eval()
     with torch.no_grad():
         wrapped(images)
         expected = untouched(images)
-    assert hooks_in(network) == 0
-    assert network.state_dict().keys() == untouched.state_dict().keys()
-    assert all(torch.equal(value, untouched.state_dict()[key]) for key, value in network.state_dict().items())
+    assert hooks_in(model) == 0
+    assert model.state_dict().keys() == untouched.state_dict().keys()
+    assert all(torch.equal(value, untouched.state_dict()[key]) for key, value in model.state_dict().items())
     with torch.no_grad():
-        for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(twin(images), expected)
             assert vars(twin).keys() == vars(untouched).keys()
 
@@ -162,17 +162,17 @@ def test_the_users_module_is_untouched(name: str) -> None:
 @pytest.mark.parametrize(("left", "right"), [("resnet", "vit"), ("swin", "cifar"), ("mambaout", "efficientnet")])
 def test_pairs_of_different_kinds_train(left: str, right: str) -> None:
     samples = [SAMPLES[left], SAMPLES[right]]
-    networks = [built(sample) for sample in samples]
-    distiller = OnlineAdversarialDistiller(networks, image_size=samples[0].size[0], channels_last=False)
-    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    models = [built(sample) for sample in samples]
+    distiller = OnlineAdversarialDistiller(models, image_size=samples[0].size[0], channels_last=False)
+    before = [copy.deepcopy(model.state_dict()) for model in models]
     images = torch.randn(4, 3, *samples[0].size)
     for _ in range(2):  # timm's residual branches begin at zero and pass no gradient in the first step
         metrics = distiller.training_step(images, torch.tensor([0, 1, 2, 3]))
     assert all(value.isfinite() for value in metrics.values())
-    for network, old in zip(networks, before, strict=True):
-        assert hooks_in(network) == 0
-        moved = {key: not torch.equal(value.cpu(), old[key]) for key, value in network.state_dict().items()}
-        assert all(moved[key] for key, _ in network.named_parameters()), moved
+    for model, old in zip(models, before, strict=True):
+        assert hooks_in(model) == 0
+        moved = {key: not torch.equal(value.cpu(), old[key]) for key, value in model.state_dict().items()}
+        assert all(moved[key] for key, _ in model.named_parameters()), moved
 
 
 class Functional(nn.Module):
@@ -196,25 +196,25 @@ class Functional(nn.Module):
 
 
 def test_a_last_map_that_no_module_gives() -> None:
-    network = Functional()
+    model = Functional()
     images = torch.randn(2, 3, 8, 8)
-    taps = find_taps(network, images, "it")
+    taps = find_taps(model, images, "it")
     assert taps == [Tap("", Layout.NCHW, 0, (4, 6, 6), origin=Origin.FEATURES)]
-    wrapped = TappedNetwork(network, taps, "it")
+    wrapped = TappedModel(model, taps, "it")
     logits, (feature_map,) = wrapped(images)
-    assert torch.equal(logits, network(images))
-    assert torch.equal(feature_map, network.conv(images).square())
-    assert try_out(wrapped, images).extractor == set(network.conv.parameters())
+    assert torch.equal(logits, model(images))
+    assert torch.equal(feature_map, model.conv(images).square())
+    assert dry_run(wrapped, images).extractor == set(model.conv.parameters())
 
 
-def test_a_last_map_that_would_cost_the_networks_own_forward() -> None:
+def test_a_last_map_that_would_cost_the_models_own_forward() -> None:
     with pytest.raises(
         UserError, match=r"^it: the map of forward_features can only be had by changing its logits: name a"
     ):
         find_taps(Functional(scale=2.0), torch.randn(2, 3, 8, 8), "it")
 
 
-# Networks that are not timm's, and layers by name.
+# Models that are not timm's, and layers by name.
 
 
 class Plain(nn.Module):
@@ -266,15 +266,15 @@ class Odd(nn.Module):
 PLAIN_IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def taps_of(*layers: Layer, network: nn.Module | None = None) -> list[Tap]:
-    return find_taps(network or Plain(), PLAIN_IMAGES, "network 0 (Plain)", layers)
+def taps_of(*layers: Layer, model: nn.Module | None = None) -> list[Tap]:
+    return find_taps(model or Plain(), PLAIN_IMAGES, "model 0 (Plain)", layers)
 
 
-def refusal(*layers: Layer, network: nn.Module | None = None) -> str:
+def refusal(*layers: Layer, model: nn.Module | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        taps_of(*layers, network=network)
+        taps_of(*layers, model=model)
     message = str(caught.value)
-    assert message.startswith("network 0 (Plain): ")
+    assert message.startswith("model 0 (Plain): ")
     assert "\n" not in message
     return message
 
@@ -285,26 +285,26 @@ def test_the_last_spatial_output_is_found_in_other_modules() -> None:
 
 
 def test_layers_by_name() -> None:
-    network = Plain()
-    taps = taps_of("first", "second", network=network)
+    model = Plain()
+    taps = taps_of("first", "second", model=model)
     assert taps == [Tap("first", Layout.NCHW, 0, (4, 6, 6)), Tap("second", Layout.NCHW, 0, (6, 4, 4))]
-    wrapped = TappedNetwork(network, taps, "it")
+    wrapped = TappedModel(model, taps, "it")
     _, maps = wrapped(PLAIN_IMAGES)
-    assert torch.equal(maps[0], network.first(PLAIN_IMAGES))
-    assert torch.equal(maps[1], network.second(network.shared(maps[0])))
-    only_first = TappedNetwork(network, taps[:1], "it")
-    assert try_out(only_first, PLAIN_IMAGES).extractor == set(network.first.parameters())
-    assert try_out(wrapped, PLAIN_IMAGES).extractor == {*network.first.parameters(), *network.second.parameters()}
+    assert torch.equal(maps[0], model.first(PLAIN_IMAGES))
+    assert torch.equal(maps[1], model.second(model.shared(maps[0])))
+    only_first = TappedModel(model, taps[:1], "it")
+    assert dry_run(only_first, PLAIN_IMAGES).extractor == set(model.first.parameters())
+    assert dry_run(wrapped, PLAIN_IMAGES).extractor == {*model.first.parameters(), *model.second.parameters()}
 
 
 def test_one_layer_twice_and_none_at_all() -> None:
-    network = Plain()
-    _, maps = TappedNetwork(network, taps_of("first", "first", network=network), "it")(PLAIN_IMAGES)
+    model = Plain()
+    _, maps = TappedModel(model, taps_of("first", "first", model=model), "it")(PLAIN_IMAGES)
     assert torch.equal(maps[0], maps[1])
-    logits, none = TappedNetwork(network, [], "it")(PLAIN_IMAGES)
+    logits, none = TappedModel(model, [], "it")(PLAIN_IMAGES)
     assert none == ()
-    assert torch.equal(logits, network(PLAIN_IMAGES))
-    assert try_out(TappedNetwork(network, [], "it"), PLAIN_IMAGES).extractor == set()
+    assert torch.equal(logits, model(PLAIN_IMAGES))
+    assert dry_run(TappedModel(model, [], "it"), PLAIN_IMAGES).extractor == set()
 
 
 @pytest.mark.parametrize(
@@ -312,27 +312,27 @@ def test_one_layer_twice_and_none_at_all() -> None:
     [lambda x: (x[:, :1], x, "last"), lambda x: {"a": x[:, :1], "b": x}, lambda x: ([x[:, :1]], (x, x.mean()))],
 )
 def test_the_last_map_of_several_tensors(make: Callable[[Tensor], Any]) -> None:
-    network = Odd(make)
-    (tap,) = taps_of("odd", network=network)
+    model = Odd(make)
+    (tap,) = taps_of("odd", model=model)
     assert tap == Tap("odd", Layout.NCHW, 0, (4, 6, 6), element=1)
-    _, (feature_map,) = TappedNetwork(network, [tap], "it")(PLAIN_IMAGES)
-    assert torch.equal(feature_map, network.first(PLAIN_IMAGES))
+    _, (feature_map,) = TappedModel(model, [tap], "it")(PLAIN_IMAGES)
+    assert torch.equal(feature_map, model.first(PLAIN_IMAGES))
 
 
 def test_stages_by_number() -> None:
-    network = timm.create_model("test_resnet", num_classes=5)
+    model = timm.create_model("test_resnet", num_classes=5)
     images = torch.randn(2, 3, 64, 64)
-    taps = find_taps(network, images, "it", [-1, "layer2", 1])
+    taps = find_taps(model, images, "it", [-1, "layer2", 1])
     assert [tap.shape for tap in taps] == [(96, 2, 2), (48, 8, 8), (32, 16, 16)]
-    untouched = copy.deepcopy(network)
-    logits, maps = TappedNetwork(network, taps, "it")(images)  # in training
+    untouched = copy.deepcopy(model)
+    logits, maps = TappedModel(model, taps, "it")(images)  # in training
     by_name = find_taps(untouched, images, "it", ["layer4", "layer2", "layer1"])
-    expected, expected_maps = TappedNetwork(untouched, by_name, "it")(images)
+    expected, expected_maps = TappedModel(untouched, by_name, "it")(images)
     assert torch.equal(logits, expected)
     assert all(torch.equal(one, other) for one, other in zip(maps, expected_maps, strict=True))
-    assert all(torch.equal(value, untouched.state_dict()[key]) for key, value in network.state_dict().items())
+    assert all(torch.equal(value, untouched.state_dict()[key]) for key, value in model.state_dict().items())
     with pytest.raises(UserError, match=r"^it: feature_layers names stage 9, it has 5 stages$"):
-        find_taps(network, images, "it", [9])
+        find_taps(model, images, "it", [9])
 
 
 def test_a_layer_that_does_not_exist() -> None:
@@ -341,9 +341,9 @@ def test_a_layer_that_does_not_exist() -> None:
     message = refusal("zzz")
     assert all(child in message for child in ("first", "second", "head"))
     assert "it has no layer ''" in refusal("")
-    network = timm.create_model("test_resnet", num_classes=5)
+    model = timm.create_model("test_resnet", num_classes=5)
     with pytest.raises(UserError, match=r"^it: it has no layer 'layer4\.2', the nearest are layer4\.0, "):
-        find_taps(network, torch.zeros(1, 3, 64, 64), "it", ["layer4.2"])
+        find_taps(model, torch.zeros(1, 3, 64, 64), "it", ["layer4.2"])
 
 
 def test_a_layer_must_be_called_once() -> None:
@@ -363,13 +363,13 @@ def test_a_layer_must_be_called_once() -> None:
     ],
 )
 def test_outputs_that_are_no_map(make: Callable[[Tensor], Any], words: str) -> None:
-    message = refusal("odd", network=Odd(make))
+    message = refusal("odd", model=Odd(make))
     assert f"layer 'odd' gives {words}, which has no grid: name a layer that gives a map" in message
 
 
 def test_no_last_map_to_be_found() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    assert "no module gives a map: name a layer with feature_layers" in refusal(network=network)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    assert "no module gives a map: name a layer with feature_layers" in refusal(model=model)
 
 
 class TrainsOtherwise(nn.Module):
@@ -390,37 +390,37 @@ class TrainsOtherwise(nn.Module):
 
 @pytest.mark.parametrize("calls", [0, 2])
 def test_every_forward_is_checked(calls: int) -> None:
-    network = TrainsOtherwise(calls)
-    wrapped = TappedNetwork(network, taps_of("first", network=network), "network 1 (it)")
-    with pytest.raises(UserError, match=rf"^network 1 \(it\): layer 'first' was called {calls} times"):
+    model = TrainsOtherwise(calls)
+    wrapped = TappedModel(model, taps_of("first", model=model), "model 1 (it)")
+    with pytest.raises(UserError, match=rf"^model 1 \(it\): layer 'first' was called {calls} times"):
         wrapped(PLAIN_IMAGES)
-    assert hooks_in(network) == 0
+    assert hooks_in(model) == 0
 
 
 def test_hooks_go_after_an_error_and_the_users_own_stay() -> None:
-    network = Plain()
+    model = Plain()
     seen: list[int] = []
-    network.first.register_forward_hook(lambda *_: seen.append(1))
-    wrapped = TappedNetwork(network, taps_of("second", network=network), "it")
+    model.first.register_forward_hook(lambda *_: seen.append(1))
+    wrapped = TappedModel(model, taps_of("second", model=model), "it")
     with pytest.raises(RuntimeError):
         wrapped(torch.zeros(2, 4, 8, 8))
-    assert hooks_in(network) == 1
+    assert hooks_in(model) == 1
     seen.clear()
     wrapped(PLAIN_IMAGES)
     assert seen == [1]
-    assert hooks_in(network) == 1
+    assert hooks_in(model) == 1
 
 
 def test_finding_changes_nothing() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))
-    network.extend([nn.Flatten(), nn.Linear(4, 5)])
-    network[1].eval()
-    before = copy.deepcopy(network.state_dict())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))
+    model.extend([nn.Flatten(), nn.Linear(4, 5)])
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    try_out(TappedNetwork(network, taps_of(network=network), "it"), PLAIN_IMAGES)
+    dry_run(TappedModel(model, taps_of(model=model), "it"), PLAIN_IMAGES)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    assert [module.training for module in network] == [True, False, True, True, True, True]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [module.training for module in model] == [True, False, True, True, True, True]
 
 
 # Helpers.

@@ -125,17 +125,17 @@ def test_own_milestones() -> None:
 
 
 def test_cosine_with_warmup() -> None:
-    steps, warmup = 40, 4
-    seen = rates(DistillConfig(scheduler="cosine", warmup=0.1, lr=0.2), steps)
-    rising = [0.2 * step / warmup for step in range(warmup)]
-    falling = [0.1 * (1 + math.cos(math.pi * step / steps)) for step in range(warmup, steps)]
+    steps, warmup_fraction = 40, 4
+    seen = rates(DistillConfig(scheduler="cosine", warmup_fraction=0.1, lr=0.2), steps)
+    rising = [0.2 * step / warmup_fraction for step in range(warmup_fraction)]
+    falling = [0.1 * (1 + math.cos(math.pi * step / steps)) for step in range(warmup_fraction, steps)]
     assert seen["logit"] == pytest.approx(rising + falling)
     # The adversarial rates follow the paper's steps whatever the logit loss's schedule.
     assert seen["feature"] == pytest.approx(stepped(2e-5, steps, (0.25, 0.5)))
 
 
 def test_multistep_with_warmup() -> None:
-    seen = rates(DistillConfig(warmup=0.2), 20)
+    seen = rates(DistillConfig(warmup_fraction=0.2), 20)
     assert seen["logit"] == pytest.approx([0.025 * k for k in range(4)] + stepped(0.1, 20, (0.5, 0.75))[4:])
 
 
@@ -150,7 +150,7 @@ def test_adversarial_rates_scaled_to_a_short_run() -> None:
 
 def test_the_rate_is_a_function_of_the_update_alone() -> None:
     """However often, and in whatever order, a schedule is asked: a resumed run, or one of more processes."""
-    config = DistillConfig(scheduler="cosine", warmup=0.1)
+    config = DistillConfig(scheduler="cosine", warmup_fraction=0.1)
     expected = rates(config, 30)
     made = optimizers(config)
     schedules = build_schedules(made, config, 30)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.optim.gradient_stats import Diagnosis
+from feature_gan_kd.optim.gradient_stats import GradientStats
 from tests.helpers.runs import build as build_run
 from tests.helpers.runs import final_state, records
 from tests.helpers.worker import build, images, plain
@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 
 def made(**settings: Any) -> OnlineAdversarialDistiller:
     torch.manual_seed(0)
-    return build(plain(4, 6), **{"record_gradients": True, **SETTINGS, **settings})
+    return build(plain(4, 6), **{"log_gradients": True, **SETTINGS, **settings})
 
 
 def vector(tensors: list[Tensor]) -> Tensor:
@@ -63,7 +63,7 @@ def gradients_of(
     """Per module its gradient of one kind for the batch, taken by another distiller of the same weights."""
     taken: dict[str, list[Tensor | None]] = {}
     made().step.gradients(IMAGES, LABELS, torch.tensor(float(len(IMAGES))), taken.__setitem__)
-    update = distiller.step.updates[kind]
+    update = distiller.step.optimizer_groups[kind]
     by_parameter = dict(zip(update.parameters, taken[kind], strict=True))
     found, weights = [], []
     for module in modules:
@@ -123,14 +123,14 @@ def test_the_control_has_no_gradient() -> None:
 
 def test_the_gradient_is_the_one_that_the_optimiser_is_given() -> None:
     """Of the whole batch, whatever its parts, and clipped."""
-    whole, parts = made().training_step(IMAGES, LABELS), made(accumulation_steps=3).training_step(IMAGES, LABELS)
+    whole, parts = made().training_step(IMAGES, LABELS), made(grad_accum_steps=3).training_step(IMAGES, LABELS)
     assert float(whole["gradient_logit/0"]) == pytest.approx(float(parts["gradient_logit/0"]), rel=1e-9)
     clipped = made(clip_grad=0.01).training_step(IMAGES, LABELS)
     assert float(clipped["gradient_logit/0"]) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_what_is_recorded() -> None:
-    """Learners under both losses, discriminators under theirs; neither transfer layers nor a frozen network."""
+    """Learners under both losses, discriminators under theirs; neither transfer layers nor a frozen model."""
     keys = made(frozen=[0]).training_step(IMAGES, LABELS).keys()
     found = sorted(key for key in keys if key.split("_")[0] in KINDS)
     assert found == sorted(
@@ -166,12 +166,12 @@ def test_right_answers() -> None:
 def test_one_update_in_so_many_is_measured_and_it_compares_maps(
     every: int | None, interval: int, due: list[int]
 ) -> None:
-    diagnosis = Diagnosis(every=every, interval=interval)
-    assert [number for number in range(12) if diagnosis.due(number)] == due
+    gradient_stats = GradientStats(every=every, interval=interval)
+    assert [number for number in range(12) if gradient_stats.due(number)] == due
 
 
 def test_an_update_that_is_not_measured_has_no_such_metric() -> None:
-    distiller = made(log_every=3)
+    distiller = made(log_every_steps=3)
     measured = ["update_feature/0" in distiller.training_step(IMAGES, LABELS) for _ in range(7)]
     assert measured == [True, False, False, True, False, False, True]
 
@@ -186,7 +186,7 @@ def test_a_skipped_update_moves_nothing() -> None:
 
 def test_records_of_a_run(tmp_path: Path) -> None:
     """A record in which an update was measured has the figures, and the run is otherwise the same."""
-    build_run(record_gradients=True).fit(output_dir=tmp_path / "run")
+    build_run(log_gradients=True).fit(output_dir=tmp_path / "run")
     build_run().fit(output_dir=tmp_path / "plain")
     mine, plain_state = final_state(tmp_path / "run"), final_state(tmp_path / "plain")
     assert all(torch.equal(value, mine[key]) for key, value in plain_state.items())

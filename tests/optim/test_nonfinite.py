@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from feature_gan_kd import Callback, DivergedError, OnlineAdversarialDistiller
-from feature_gan_kd.optim.nonfinite import Buffers, Faults
+from feature_gan_kd.optim.nonfinite import BufferSnapshot, NonFiniteGuard
 
 
 class Poisoned(nn.Module):
-    """A small network with batch normalisation whose forward or backward pass gives infinities when it is told to."""
+    """A small model with batch normalisation whose forward or backward pass gives infinities when it is told to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def test_counts_and_culprits() -> None:
     report = distiller.step.faults.report()
     assert (report.skipped, report.longest) == (3, 2)
     assert "cross_entropy/1" in report.where
-    assert "gradient of the logit loss in network 1 (Poisoned)" in report.where
+    assert "gradient of the logit loss in model 1 (Poisoned)" in report.where
     assert "cross_entropy/0" not in report.where
 
 
@@ -127,9 +127,9 @@ def test_a_discriminator_is_a_culprit_like_any_other() -> None:
     distiller.training_step(*batch())
     where = distiller.step.faults.report().where
     assert "gradient of the discriminator loss in discriminator 0->1" in where
-    assert "gradient of the feature loss in network 1 (Poisoned)" in where
+    assert "gradient of the feature loss in model 1 (Poisoned)" in where
     assert {"adversarial/1", "discriminator/1"} <= set(where)
-    assert not any(name.endswith(("1->0", "/0", "network 0 (Poisoned)")) for name in where)
+    assert not any(name.endswith(("1->0", "/0", "model 0 (Poisoned)")) for name in where)
     after = everything(distiller)
     assert all(torch.equal(value, after[key]) for key, value in before.items() if not value.isnan().any())
 
@@ -142,7 +142,7 @@ def test_no_fault_no_report() -> None:
 
 
 def test_gradients_that_are_not_there_count_nothing() -> None:
-    faults = Faults()
+    faults = NonFiniteGuard()
     losses = {"loss": torch.tensor(1.0)}
     gradients = {"logit": [None, torch.tensor([1.0, 2.0]), torch.tensor([3.0])]}
     owners = {"logit": ["a", "a", "b"]}
@@ -153,7 +153,7 @@ def test_gradients_that_are_not_there_count_nothing() -> None:
 
 
 def test_large_gradients_are_no_fault() -> None:
-    faults = Faults()
+    faults = NonFiniteGuard()
     large = {"logit": [torch.full((1000,), 3e38)]}
     assert float(faults.look({"loss": torch.tensor(1.0)}, large, {"logit": ["a"]})) == 0
 
@@ -164,22 +164,22 @@ def test_large_gradients_are_no_fault() -> None:
 def test_one_element_that_is_not_finite_is_a_fault(values: list[float]) -> None:
     gradient = torch.zeros(4, 8, 3, 3).to(memory_format=torch.channels_last)
     gradient[1, 2, 0, :2] = torch.tensor(values)
-    faults = Faults()
+    faults = NonFiniteGuard()
     skipped = faults.look({"loss": torch.zeros(())}, {"logit": [torch.ones(3), gradient]}, {"logit": ["a", "b"]})
     assert skipped == 1
     assert faults.report().where == ["gradient of the logit loss in b"]
 
 
 def test_buffers_of_every_type() -> None:
-    network = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm1d(2).double())
-    before = Buffers([network])
-    for buffer in network.buffers():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm1d(2).double())
+    before = BufferSnapshot([model])
+    for buffer in model.buffers():
         buffer.add_(1)
-    changed = [buffer.clone() for buffer in network.buffers()]
+    changed = [buffer.clone() for buffer in model.buffers()]
     before.restore(torch.tensor(0.0))
-    assert all(torch.equal(one, other) for one, other in zip(network.buffers(), changed, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), changed, strict=True))
     before.restore(torch.tensor(1.0))
-    assert all(torch.equal(one, other - 1) for one, other in zip(network.buffers(), changed, strict=True))
+    assert all(torch.equal(one, other - 1) for one, other in zip(model.buffers(), changed, strict=True))
 
 
 def fit(distiller: OnlineAdversarialDistiller, folder: Path, **more: Any) -> Any:
@@ -189,23 +189,23 @@ def fit(distiller: OnlineAdversarialDistiller, folder: Path, **more: Any) -> Any
 
 
 class PoisonFrom(Callback):
-    """Poisons a network from one update on, and heals it after `count` of them."""
+    """Poisons a model from one update on, and heals it after `count` of them."""
 
-    def __init__(self, network: nn.Module, step: int, count: int) -> None:
-        assert isinstance(network, Poisoned)
-        self.network, self.first, self.last = network, step, step + count
+    def __init__(self, model: nn.Module, step: int, count: int) -> None:
+        assert isinstance(model, Poisoned)
+        self.model, self.first, self.last = model, step, step + count
 
     def on_step(self, step: int) -> None:
         """Update number `step` is done: the next is meant."""
         inside = self.first <= step < self.last
-        self.network.poison = FAULTS["a loss"] if inside else (lambda x: x)
+        self.model.poison = FAULTS["a loss"] if inside else (lambda x: x)
 
 
-SMALL = {"batch_size": 5, "epochs": 4, "augmentation": "none", "log_every": 1}
+SMALL = {"batch_size": 5, "epochs": 4, "augmentation": "none", "log_every_steps": 1}
 
 
 def test_a_run_goes_on_after_a_few_skipped_updates(tmp_path: Path) -> None:
-    distiller = build(**SMALL, max_skipped=3)
+    distiller = build(**SMALL, max_nonfinite_steps=3)
     fit(distiller, tmp_path, callbacks=[PoisonFrom(distiller.models[0], 2, 2)])
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["event"] == "step"]
@@ -217,14 +217,14 @@ def test_a_run_goes_on_after_a_few_skipped_updates(tmp_path: Path) -> None:
 
 
 def test_a_run_that_stays_broken_ends_and_names_its_checkpoint(tmp_path: Path) -> None:
-    distiller = build(**SMALL, max_skipped=2)
+    distiller = build(**SMALL, max_nonfinite_steps=2)
     with pytest.raises(DivergedError) as end:
         fit(distiller, tmp_path, callbacks=[PoisonFrom(distiller.models[1], 4, 99)])
     message = str(end.value)
     assert "2 updates in a row up to step 6" in message
     assert "cross_entropy/1" in message
     assert str(tmp_path / "checkpoints" / "step-4") in message
-    again = build(**SMALL, max_skipped=2)
+    again = build(**SMALL, max_nonfinite_steps=2)
     assert fit(again, tmp_path, resume=True).last["step"] == 8  # what was wrong is gone
     plain = build(**SMALL)
     fit(plain, tmp_path / "plain")

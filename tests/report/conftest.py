@@ -19,6 +19,6 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
         image_size=32,
         max_train_samples=96,
         max_eval_samples=40,
-        log_every=2,
+        log_every_steps=2,
     )
     return folder, distiller.fit(epochs=2, batch_size=32, output_dir=folder)

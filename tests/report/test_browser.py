@@ -57,11 +57,11 @@ def with_pictures(run: Path) -> Path:
     """The run with Grad-CAM pictures of the images 0 and 4, each of one colour."""
     place = run / "grad-cam"
     place.mkdir()
-    networks = [{"answer": HOSTILE, "probability": k / 4} for k in range(4)]
+    models = [{"answer": HOSTILE, "probability": k / 4} for k in range(4)]
     for number in (0, 4):
         for k, suffix in enumerate(["", "-0", "-1", "-2", "-3"]):
             Image.new("RGB", (160, 160), (255, 60 * k, 0)).save(place / f"{number}{suffix}.png")
-    images = [{"number": number, "label": "a" * 60, "networks": networks} for number in (0, 4)]
+    images = [{"number": number, "label": "a" * 60, "networks": models} for number in (0, 4)]
     layers = [{"layer": "blocks.5.norm1", "grid": [8, 8]}] * 4
     (place / "grad-cam.json").write_text(json.dumps({"layers": layers, "images": images}))
     return run
@@ -184,7 +184,7 @@ def test_pictures_are_shown(browser: Browser, folder: Path) -> None:
     page = opened(browser, folder / "pictures.html")
     sizes = page.evaluate("() => [...document.images].map((one) => [one.naturalWidth, one.clientWidth, one.alt])")
     assert [size[:2] for size in sizes] == [[160, 160]] * 10
-    assert sizes[1][2].startswith(f"where network 0 {LONG[0]} sees aaa")
+    assert sizes[1][2].startswith(f"where model 0 {LONG[0]} sees aaa")
     assert page.get_by_role("columnheader", name="3 ").last.inner_text().endswith("at blocks.5.norm1, 8x8")
     assert page.evaluate("() => window.hacked") is None
     page.context.close()
@@ -229,6 +229,6 @@ def test_without_javascript_the_figures_are_there(browser: Browser, folder: Path
 
 def test_a_name_is_shown_as_it_is(browser: Browser, folder: Path) -> None:
     page = opened(browser, folder / "hostile.html")
-    assert HOSTILE in page.locator(".networks").inner_text()
+    assert HOSTILE in page.locator(".models").inner_text()
     assert "</script><script>" in hovered(page)
     page.context.close()

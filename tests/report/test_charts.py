@@ -88,7 +88,7 @@ class TestOneRun:
             ("0 → 1 CKA", [0.4] * 3),
         ]
 
-    def test_a_network_has_one_colour_and_a_kind_one_dash(self, tmp_path: Path) -> None:
+    def test_a_model_has_one_colour_and_a_kind_one_dash(self, tmp_path: Path) -> None:
         found = charts_by_panel(write_run(tmp_path))
         styles = [(line.name, line.color, line.dashes) for line in found["answers"][0].lines]
         assert styles == [
@@ -122,7 +122,7 @@ class TestOneRun:
 
 
 class TestSeveralRuns:
-    def test_a_chart_per_network_with_a_line_per_run(self, tmp_path: Path) -> None:
+    def test_a_chart_per_model_with_a_line_per_run(self, tmp_path: Path) -> None:
         found = charts_by_panel(write_run(tmp_path / "a"), write_run(tmp_path / "b", epochs=2))
         charts = found["accuracy"]
         assert [chart.title for chart in charts] == ["0 cifar_resnet20", "1 cifar_resnet32", "ensemble"]
@@ -132,13 +132,13 @@ class TestSeveralRuns:
         assert names == ["a real", "b real", "a fake", "b fake"]
         assert [line.dashes for line in found["answers"][0].lines] == [0, 0, 1, 1]
 
-    def test_other_networks_methods_and_numbers_of_networks(self, tmp_path: Path) -> None:
+    def test_other_models_methods_and_numbers_of_models(self, tmp_path: Path) -> None:
         found = charts_by_panel(
             write_run(tmp_path / "a", method="logit"),
             write_run(tmp_path / "b", names=["cifar_resnet20", "wrn", "vit"], method="l2-only"),
         )
         titles = [chart.title for chart in found["accuracy"]]
-        assert titles == ["0 cifar_resnet20", "network 1", "2 vit", "ensemble"]
+        assert titles == ["0 cifar_resnet20", "model 1", "2 vit", "ensemble"]
         assert [[line.name for line in chart.lines] for chart in found["l2"]] == [["b"]] * 3
         assert [[line.name for line in chart.lines] for chart in found["logit"]] == [["a"]] * 2
 

@@ -24,7 +24,7 @@ def test_runs_against_the_first(tmp_path: Path) -> None:
     lines[-1]["accuracy"][0] = 61.5
     write_lines(better, lines)
     found = compared([read_run(write_run(tmp_path / "a")), read_run(better)], ["a", "b"])
-    assert list(found) == ["0 cifar_resnet20", "network 1", "2 wrn", "ensemble"]
+    assert list(found) == ["0 cifar_resnet20", "model 1", "2 wrn", "ensemble"]
     assert found["0 cifar_resnet20"] == [
         Result("a", "0", "62.00", "64.00", "2"),
         Result("b", "1", "61.50", "66.00", "3", "-0.50", "+2.00"),
@@ -42,9 +42,9 @@ def test_settings_that_differ(tmp_path: Path) -> None:
         "method": ["afd", "afd", "logit"],
         "adversarial_weight": ["1", "1", "0.0"],
         "seed": ["0", "0", "3"],
-        "network 0": ["cifar_resnet20", "cifar_resnet20", "x"],
-        "network 1": ["cifar_resnet32", "cifar_resnet32", "y"],
-        "network 2": ["-", "-", "z"],
+        "model 0": ["cifar_resnet20", "cifar_resnet20", "x"],
+        "model 1": ["cifar_resnet32", "cifar_resnet32", "y"],
+        "model 2": ["-", "-", "z"],
         "edges": ["0 → 1, 1 → 0", "0 → 1, 1 → 0", "0 → 1, 1 → 2, 2 → 0"],
         "device": ["-", "-", "cpu"],
     }

@@ -85,7 +85,7 @@ class TestPanels:
         assert panel_names(figure) == expected
         assert all(lines_of(axes) for axes in figure.axes)
 
-    def test_title_names_method_networks_and_data(self, tmp_path: Path) -> None:
+    def test_title_names_method_models_and_data(self, tmp_path: Path) -> None:
         texts = [text.get_text() for text in curves(read_run(write_run(tmp_path))).texts]
         assert texts[0] == "afd: cifar_resnet20 and cifar_resnet32 on uoft-cs/cifar100"
         assert texts[1].startswith("3 of 3 epochs · 50,000 training images")
@@ -114,7 +114,7 @@ class TestPanels:
         assert list(undecided.get_ydata()) == [0.5, 0.5]
         assert "0→1 real 0.97" in words_of(axes)
 
-    def test_a_network_has_one_colour_everywhere(self, tmp_path: Path) -> None:
+    def test_a_model_has_one_colour_everywhere(self, tmp_path: Path) -> None:
         figure = curves(read_run(write_run(tmp_path, names=LONG)))
         colors: dict[str, set[object]] = {}
         for axes in figure.axes:
@@ -142,22 +142,22 @@ class TestPanels:
     def test_what_is_not_finite_is_left_out(self, tmp_path: Path) -> None:
         run = read_run(write_run(tmp_path, method="logit"))
         for position, one in enumerate(run.steps):
-            one["metrics"]["logit/0"] = math.nan
+            one["metrics"]["kl/0"] = math.nan
             one["metrics"]["cross_entropy/1"] = math.inf if position > 1 else 3.0
         recorded = series(run)
-        assert "logit/0" not in recorded
+        assert "kl/0" not in recorded
         assert recorded["cross_entropy/1"] == ([0.5, 1.0], [3.0, 3.0])
-        assert list(lines_of(panel(curves(run), "logit"))) == ["logit/1"]
+        assert list(lines_of(panel(curves(run), "logit"))) == ["kl/1"]
 
     @pytest.mark.parametrize(
         "options",
         [
             {},
             {"epochs": 0},
-            {"epochs": 1, "log_every": 8},
+            {"epochs": 1, "log_every_steps": 8},
             {"names": LONG, "epochs": 300, "planned": 300},
             {"names": LONG, "edges": [(s, t) for s in range(4) for t in range(4) if s != t]},
-            {"names": [f"network{k}_of_many" for k in range(12)]},
+            {"names": [f"model{k}_of_many" for k in range(12)]},
             {"names": ["a$b_$c", r"d\e^{f}"], "method": "vanilla"},
         ],
     )

@@ -19,7 +19,7 @@ from PIL import Image
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.cli import main
 from feature_gan_kd.report import read_run
-from feature_gan_kd.report.gradcam import sights_of
+from feature_gan_kd.report.gradcam import grad_cam_results
 from feature_gan_kd.training.history import History
 from tests.report.written import write_run
 
@@ -38,7 +38,7 @@ def pixels(path: Path) -> Any:
 
 
 class TestDrawing:
-    def test_a_picture_per_image_and_network(self, drawn: Path) -> None:
+    def test_a_picture_per_image_and_model(self, drawn: Path) -> None:
         names = sorted(path.name for path in (drawn / "grad-cam").iterdir())
         assert names == sorted([*(f"{n}{k}.png" for n in (2, 7) for k in ("", "-0", "-1")), "grad-cam.json"])
         assert {pixels(drawn / "grad-cam" / name).shape for name in names[:-1]} == {(160, 160, 3)}
@@ -64,7 +64,7 @@ class TestDrawing:
             (7, str(int(labels[7]))), (2, str(int(labels[2])))
         ]  # fmt: skip
 
-    def test_the_answers_are_those_of_the_best_networks(self, drawn: Path) -> None:
+    def test_the_answers_are_those_of_the_best_models(self, drawn: Path) -> None:
         about = json.loads((drawn / "grad-cam" / "grad-cam.json").read_text())
         assert [(one["layer"], one["grid"]) for one in about["layers"]] == [
             ("layer4", [1, 1]),
@@ -80,7 +80,7 @@ class TestDrawing:
         assert not list(folder.glob(".*"))
 
     def test_a_run_that_is_going_on_and_does_not_look_at_maps(self, tmp_path: Path) -> None:
-        """The networks that its last evaluation published; other images; a class without a name."""
+        """The models that its last evaluation published; other images; a class without a name."""
 
         class StopError(Exception):
             """Ends the run."""
@@ -92,7 +92,7 @@ class TestDrawing:
             method="vanilla",
             max_train_samples=64,
             max_eval_samples=20,
-            checkpoint_every=1,
+            checkpoint_every_steps=1,
         )
         distiller.models[0].register_forward_pre_hook(lambda *_: stop(distiller.step.number, StopError))
         with pytest.raises(StopError):
@@ -100,7 +100,7 @@ class TestDrawing:
         main(["report", str(tmp_path / "run"), "--grad-cam", "3"])
         assert (tmp_path / "run" / "grad-cam" / "3-1.png").exists()
 
-    def test_networks_that_cannot_be_built_again(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_models_that_cannot_be_built_again(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         from tests.helpers.runs import build
 
         build(epochs=1).fit(output_dir=tmp_path / "run")
@@ -121,7 +121,7 @@ class TestPage:
         page = (drawn / "report.html").read_text()
         images = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', page)
         assert len(images) == 6
-        assert images[1][1].startswith("where network 0 test_resnet sees ")
+        assert images[1][1].startswith("where model 0 test_resnet sees ")
         names = ["7.png", "7-0.png", "7-1.png", "2.png", "2-0.png", "2-1.png"]
         for (content, _), name in zip(images, names, strict=True):
             assert base64.b64decode(content) == (drawn / "grad-cam" / name).read_bytes()
@@ -134,10 +134,10 @@ class TestPage:
         main(["report", str(other), str(drawn), "--output", str(tmp_path / "both.html")])
         page = (tmp_path / "both.html").read_text()
         assert page.count("<img ") == 6
-        assert page.count("Grad-CAM: where the networks see the right class: run") == 1
+        assert page.count("Grad-CAM: where the models see the right class: run") == 1
 
     def test_a_run_without_pictures(self, tmp_path: Path) -> None:
-        assert sights_of(read_run(write_run(tmp_path))) is None
+        assert grad_cam_results(read_run(write_run(tmp_path))) is None
 
 
 JSON = st.recursive(
@@ -163,7 +163,7 @@ def test_whatever_is_said_of_the_pictures(spoiled: Path, text: bytes) -> None:
     (spoiled / "grad-cam" / "grad-cam.json").write_bytes(text)
     run = read_run(spoiled)
     try:
-        rows = [] if (found := sights_of(run)) is None else found.rows
+        rows = [] if (found := grad_cam_results(run)) is None else found.rows
     except UserError as error:
         rows = re.findall(r"^grad_cam: the pictures in .* are damaged \(\w+\): .*$", str(error))[1:]
     assert rows == []

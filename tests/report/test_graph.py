@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from feature_gan_kd.report import read_run
-from feature_gan_kd.report.graph import RADIUS, WIDTH, Graph, graph_of, lessons_of, networks_of
+from feature_gan_kd.report.graph import RADIUS, WIDTH, Graph, graph_of, models_of, terms_of
 from tests.report.written import change_description, write_run
 
 
 def graph(folder: Path, count: int, edges: list[tuple[int, int]] | None = None) -> Graph:
-    return graph_of(read_run(write_run(folder, names=[f"network_{k}" for k in range(count)], edges=edges)))
+    return graph_of(read_run(write_run(folder, names=[f"model_{k}" for k in range(count)], edges=edges)))
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 6, 12])
@@ -46,11 +46,11 @@ def test_arrows_in_both_directions_do_not_cover_each_other(tmp_path: Path) -> No
     assert math.dist((there.x, there.y), (back.x, back.y)) > 30
 
 
-def test_frozen_networks_and_discriminators(tmp_path: Path) -> None:
+def test_frozen_models_and_discriminators(tmp_path: Path) -> None:
     drawn = graph_of(read_run(write_run(tmp_path, frozen=[0], edges=[(0, 1)])))
     assert [node.frozen for node in drawn.nodes] == [True, False]
-    assert drawn.judged
-    assert not graph_of(read_run(write_run(tmp_path, method="logit"))).judged
+    assert drawn.has_discriminators
+    assert not graph_of(read_run(write_run(tmp_path, method="logit"))).has_discriminators
 
 
 @pytest.mark.parametrize(
@@ -59,24 +59,24 @@ def test_frozen_networks_and_discriminators(tmp_path: Path) -> None:
         ("afd", ["logits: T² KL(source ‖ learner), T = 3, weight 1", "feature maps: the learner's are to pass"]),
         ("l1", ["logits: ", "feature maps: mean absolute difference, weight 1"]),
         ("l2-only", ["feature maps: mean squared difference, weight 1"]),
-        ("vanilla", ["nothing: every network learns from the labels alone"]),
+        ("vanilla", ["nothing: every model learns from the labels alone"]),
     ],
 )
 def test_what_passes(method: str, words: list[str], tmp_path: Path) -> None:
-    lessons = lessons_of(read_run(write_run(tmp_path, method=method)))
+    lessons = terms_of(read_run(write_run(tmp_path, method=method)))
     assert len(lessons) == len(words)
-    assert all(lesson.startswith(word) for lesson, word in zip(lessons, words, strict=True))
+    assert all(term.startswith(word) for term, word in zip(lessons, words, strict=True))
 
 
 def test_weights_of_the_settings_count(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path, logit_weight=0.5, temperature=4, adversarial_weight=0))
-    assert lessons_of(run) == ["logits: T² KL(source ‖ learner), T = 4, weight 0.5"]
+    run = read_run(write_run(tmp_path, kl_weight=0.5, temperature=4, adversarial_weight=0))
+    assert terms_of(run) == ["logits: T² KL(source ‖ learner), T = 4, weight 0.5"]
 
 
 def test_parameters_and_maps_where_they_are_on_record(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
-    assert networks_of(read_run(folder)) == [{"parameters": "", "maps": []}] * 2
+    assert models_of(read_run(folder)) == [{"parameters": "", "maps": []}] * 2
     maps = [{"layer": "layer3", "shape": [64, 8, 8]}]
-    change_description(folder, wiring=[{"parameters": 278324, "maps": maps}, {"parameters": 1, "maps": []}])
-    found = networks_of(read_run(folder))
+    change_description(folder, taps=[{"parameters": 278324, "maps": maps}, {"parameters": 1, "maps": []}])
+    found = models_of(read_run(folder))
     assert found == [{"parameters": "278,324", "maps": ["layer3 64x8x8"]}, {"parameters": "1", "maps": []}]

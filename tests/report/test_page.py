@@ -147,11 +147,11 @@ class TestStates:
     def test_not_finite(self, tmp_path: Path) -> None:
         lines = read_lines(write_run(tmp_path))
         for line in lines[:4]:
-            line["metrics"] |= {"logit/0": float("nan"), "skipped": 0.25}
+            line["metrics"] |= {"kl/0": float("nan"), "skipped": 0.25}
         write_lines(tmp_path, lines)
         assert self.notices(tmp_path) == [
             "3 updates skipped: a loss or gradient was not finite.",
-            "logit/0: 3 records not finite, the first at update 4; not drawn.",
+            "kl/0: 3 records not finite, the first at update 4; not drawn.",
         ]
         assert not re.search(r"\b(NaN|nan|inf|Infinity)\b", page_of(tmp_path))
 
@@ -199,9 +199,9 @@ def test_names_are_never_markup(tmp_path: Path) -> None:
         versions={HOSTILE: HOSTILE},
         device=HOSTILE,
         config={**read_run(hostile).settings, "train_split": HOSTILE, HOSTILE: HOSTILE},
-        wiring=[{"parameters": 1, "maps": [{"layer": HOSTILE, "shape": [HOSTILE]}]}] * 2,
+        modules=[{"parameters": 1, "maps": [{"layer": HOSTILE, "shape": [HOSTILE]}]}] * 2,
     )
-    change_description(plain, wiring=[{"parameters": 1, "maps": [{"layer": "x", "shape": [1]}]}] * 2)
+    change_description(plain, modules=[{"parameters": 1, "maps": [{"layer": "x", "shape": [1]}]}] * 2)
     for folders in ((hostile,), (plain, hostile)):
         elements = elements_of(*folders)
         assert len(elements.all("script")) == 3

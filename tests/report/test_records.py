@@ -28,7 +28,7 @@ class TestRealRun:
 
 class TestSeries:
     def test_long_runs_are_averaged_by_updates(self, tmp_path: Path) -> None:
-        run = read_run(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every=5))
+        run = read_run(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every_steps=5))
         del run.steps[0]  # so the first record counts for twice the updates of the second
         x, y = series(run)["cross_entropy/0"]
         assert len(run.steps) == 299
@@ -38,7 +38,7 @@ class TestSeries:
         assert (x[-1], y[-1]) == (30, pytest.approx(1 / 1500))
 
     def test_what_few_records_have_is_averaged_over_these(self, tmp_path: Path) -> None:
-        lines = read_lines(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every=5))
+        lines = read_lines(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every_steps=5))
         steps = [line for line in lines if line["event"] == "step"]
         for line in steps[::4]:  # in every second group of two
             line["metrics"]["update_logit/0"] = line["step"] / 10
@@ -48,7 +48,7 @@ class TestSeries:
         assert (x[:2], y[:2]) == ([10 / 50, 30 / 50], [0.5, 2.5])
 
     def test_speed_of_a_group_is_images_over_seconds(self, tmp_path: Path) -> None:
-        run = read_run(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every=5))
+        run = read_run(write_run(tmp_path, epochs=30, planned=30, updates=50, log_every_steps=5))
         run.steps[0]["images_per_second"] = 100.0
         run.steps[1]["images_per_second"] = 300.0
         assert series(run)["speed/updates"][1][0] == pytest.approx(10 / (5 / 100 + 5 / 300))
@@ -70,14 +70,14 @@ class TestSeries:
 
     def test_what_is_not_finite_is_counted(self, tmp_path: Path) -> None:
         lines = read_lines(write_run(tmp_path))
-        lines[1]["metrics"]["logit/0"] = math.nan
-        lines[3]["metrics"]["logit/0"] = math.inf
+        lines[1]["metrics"]["kl/0"] = math.nan
+        lines[3]["metrics"]["kl/0"] = math.inf
         lines[-1]["loss"][1] = math.nan
-        lines[-1]["metrics"]["logit/1"] = math.nan  # the epoch's copy of what its last update's record has
+        lines[-1]["metrics"]["kl/1"] = math.nan  # the epoch's copy of what its last update's record has
         write_lines(tmp_path, lines)
         run = read_run(tmp_path)
-        assert not_finite(run) == {"logit/0": (2, 8), "loss/1": (1, 24)}
-        assert [len(series(run)[key][0]) for key in ("logit/0", "logit/1", "loss/1")] == [4, 6, 2]
+        assert not_finite(run) == {"kl/0": (2, 8), "loss/1": (1, 24)}
+        assert [len(series(run)[key][0]) for key in ("kl/0", "kl/1", "loss/1")] == [4, 6, 2]
 
     def test_skipped_updates_are_counted(self, tmp_path: Path) -> None:
         lines = read_lines(write_run(tmp_path))

@@ -21,7 +21,7 @@ class TestTable:
 
     def test_exactly(self, tmp_path: Path) -> None:
         assert table(read_run(write_run(tmp_path))).splitlines() == [
-            "network           last top-1 %  best top-1 %  in epoch",
+            "model           last top-1 %  best top-1 %  in epoch",
             "0 cifar_resnet20         62.00         64.00         2",
             "1 cifar_resnet32         62.25         64.25         2",
             "ensemble                 71.00         72.00         2",

@@ -37,7 +37,7 @@ def write_run(
     epochs: int = 3,
     planned: int = 3,
     updates: int = 8,
-    log_every: int = 4,
+    log_every_steps: int = 4,
     edges: Sequence[tuple[int, int]] | None = None,
     frozen: Sequence[int] = (),
     layers: Sequence[str] | None = None,
@@ -58,7 +58,7 @@ def write_run(
         "data": {"name": "uoft-cs/cifar100", "train_images": 50000, "evaluation_images": 10000},
     }
     lines: list[dict[str, Any]] = []
-    for step in range(log_every, max(epochs, 1) * updates + 1, log_every):
+    for step in range(log_every_steps, max(epochs, 1) * updates + 1, log_every_steps):
         epoch = (step - 1) // updates + 1
         metrics = {
             f"{kind}/{k}": (k + 1) / step for kind in ("cross_entropy", "accuracy", *KINDS[method]) for k in learners

@@ -21,7 +21,7 @@ SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_clas
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    state = Checkpoint({"network-0": {"w": torch.arange(6.0).view(2, 3).t(), "n": torch.tensor(3)}}, {"step": 7})
+    state = Checkpoint({"model-0": {"w": torch.arange(6.0).view(2, 3).t(), "n": torch.tensor(3)}}, {"step": 7})
     checkpoint.save(state, tmp_path / "step-7", SIGNATURE)
     return tmp_path / "step-7"
 
@@ -29,8 +29,8 @@ def folder(tmp_path: Path) -> Path:
 def test_round_trip(folder: Path) -> None:
     state = checkpoint.load(folder, SIGNATURE)
     assert state.meta == {"step": 7}
-    assert torch.equal(state.tensors["network-0"]["w"], torch.arange(6.0).view(2, 3).t())
-    assert state.tensors["network-0"]["n"].dtype is torch.int64
+    assert torch.equal(state.tensors["model-0"]["w"], torch.arange(6.0).view(2, 3).t())
+    assert state.tensors["model-0"]["n"].dtype is torch.int64
     assert [path.name for path in folder.parent.iterdir()] == ["step-7"]
 
 
@@ -50,12 +50,12 @@ def test_a_planted_pickle_is_not_run(folder: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (Path(folder.parent / "boom"),))  # type: ignore[return-value]
 
-    (folder / "network-0.safetensors").write_bytes(pickle.dumps(Bomb()))
+    (folder / "model-0.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(UserError, match="differs from what was written"):
         checkpoint.load(folder, SIGNATURE)
     # with a hash that agrees, too
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["network-0.safetensors"] = checkpoint._hash(folder / "network-0.safetensors")
+    manifest["files"]["model-0.safetensors"] = checkpoint._hash(folder / "model-0.safetensors")
     del manifest["digest"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is no safetensors file"):
@@ -64,7 +64,7 @@ def test_a_planted_pickle_is_not_run(folder: Path) -> None:
 
 
 def damage(folder: Path, kind: str) -> None:
-    weights, manifest = folder / "network-0.safetensors", folder / "manifest.json"
+    weights, manifest = folder / "model-0.safetensors", folder / "manifest.json"
     content = weights.read_bytes()
     if kind == "truncated":
         weights.write_bytes(content[:-1])
@@ -118,7 +118,7 @@ def test_damage_is_recognised(folder: Path, kind: str, message: str) -> None:
         ({**SIGNATURE, "config": {"lr": 0.2}}, "config lr 0.1, this run has 0.2"),
     ],
 )
-def test_other_networks_are_refused(folder: Path, other: dict[str, object], message: str) -> None:
+def test_other_models_are_refused(folder: Path, other: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         checkpoint.load(folder, other)
 
@@ -129,7 +129,7 @@ def test_a_write_that_fails_leaves_the_one_before(folder: Path, monkeypatch: pyt
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(Checkpoint({"network-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
+        checkpoint.save(Checkpoint({"model-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
     assert checkpoint.newest(folder.parent) == [folder]
     assert checkpoint.load(folder, SIGNATURE).meta == {"step": 7}
     assert [path.name for path in folder.parent.iterdir()] == ["step-7"]
@@ -165,8 +165,8 @@ def test_everything_is_on_the_disk_before_the_name_is(folder: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "rename", move)
-    checkpoint.save(Checkpoint({"network-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
-    assert set(events[:-2]) == {"manifest.json", "network-0.safetensors", "state.json", ".step-9.writing"}
+    checkpoint.save(Checkpoint({"model-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
+    assert set(events[:-2]) == {"manifest.json", "model-0.safetensors", "state.json", ".step-9.writing"}
     assert events[-2:] == [".step-9.writing to step-9", folder.parent.name]
 
 
@@ -179,19 +179,19 @@ def test_a_setting_that_the_writer_did_not_know_has_its_default(folder: Path) ->
 def test_optimiser_state_goes_on_where_it_was() -> None:
     def train(steps: int, restart: int | None) -> torch.Tensor:
         torch.manual_seed(0)
-        network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(network.parameters(), lr=0.1, fused=True)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
         for step in range(steps):
             if step == restart:
                 saved = checkpoint.optimizer_state(optimizer)
                 contiguous = {key: value.contiguous() for key, value in saved[0].items()}
-                optimizer = torch.optim.Adam(network.parameters(), lr=9.0, fused=True)
+                optimizer = torch.optim.Adam(model.parameters(), lr=9.0, fused=True)
                 checkpoint.load_optimizer_state(optimizer, contiguous, json.loads(json.dumps(saved[1])))
             torch.manual_seed(step)
             optimizer.zero_grad()
-            network(torch.randn(2, 3, 5, 5)).square().sum().backward()
+            model(torch.randn(2, 3, 5, 5)).square().sum().backward()
             optimizer.step()
-        return network.weight.detach().contiguous()
+        return model.weight.detach().contiguous()
 
     assert torch.equal(train(4, restart=2), train(4, restart=None))
 
@@ -199,11 +199,11 @@ def test_optimiser_state_goes_on_where_it_was() -> None:
 def test_load_weights_all_or_nothing(folder: Path) -> None:
     from safetensors.torch import save_file
 
-    network = nn.Linear(2, 2)
-    before = network.weight.detach().clone()
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
     save_file({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, folder / "model.safetensors")
     with pytest.raises(UserError, match="other tensors"):
-        checkpoint.load_weights(network, folder)
-    assert torch.equal(network.weight, before)
+        checkpoint.load_weights(model, folder)
+    assert torch.equal(model.weight, before)
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load_weights(network, folder.parent)
+        checkpoint.load_weights(model, folder.parent)

@@ -22,7 +22,7 @@ from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.models.input_adapter import Normalisation
 from feature_gan_kd.training import cuda_graphs
 from feature_gan_kd.training.cuda_graphs import WARM_UPS, CudaGraphs
-from tests.helpers.small_networks import Convolutional, assert_same_state
+from tests.helpers.small_models import Convolutional, assert_same_state
 
 SIZE = 8
 WAITING = {
@@ -34,19 +34,19 @@ MODES: dict[str, dict[str, Any]] = {
     "exact": {},
     "interval": {"adversarial_interval": 2},
     "rare discriminators": {"discriminator_interval": 3},
-    "single backward": {"single_backward": True},
-    "parts": {"accumulation_steps": 2},
+    "single backward": {"joint_backward": True},
+    "parts": {"grad_accum_steps": 2},
     "clipped": {"clip_grad": 0.5},
     "logit": {"method": "logit"},
     "l1": {"method": "l1"},
     "vanilla": {"method": "vanilla"},
     "frozen source": {"frozen": [0]},
     "two taps": {"feature_layers": ["block1", "block2"]},
-    "three networks": {"widths": (4, 6, 4)},
+    "three models": {"widths": (4, 6, 4)},
     "bf16": {"mixed_precision": "bf16"},
     "spectral norm": {"discriminator_spectral_norm": True},
     "no momentum": {"momentum": 0.0},
-    "measured": {"record_gradients": True, "log_every": 3},
+    "measured": {"log_gradients": True, "log_every_steps": 3},
 }
 
 
@@ -132,9 +132,9 @@ class OperatorRecorder:
 
 def trained(distiller: OnlineAdversarialDistiller) -> list[Tensor]:
     step = distiller.step
-    modules = [*distiller.models, *distiller.links]
+    modules = [*distiller.models, *distiller.connections]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    for update in step.updates.values():
+    for update in step.optimizer_groups.values():
         tensors += [v for state in update.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     return [*tensors, *step.faults.tensors()]
 
@@ -159,8 +159,8 @@ def batch(number: int, size: int = 6) -> tuple[Tensor, Tensor]:
 
 def evaluate(distiller: OnlineAdversarialDistiller) -> None:
     images = batch(0)[0].to(distiller.accelerator.device)
-    for network in distiller.models:
-        network.eval()(images)
+    for model in distiller.models:
+        model.eval()(images)
 
 
 def update(distiller: OnlineAdversarialDistiller, numbers: Iterable[int]) -> None:
@@ -175,7 +175,7 @@ def train(distiller: OnlineAdversarialDistiller, sizes: list[int], start: int = 
     found = []
     for number, size in enumerate(sizes, start):
         torch.manual_seed(number)
-        for update in distiller.step.updates.values():
+        for update in distiller.step.optimizer_groups.values():
             for group in update.optimizer.param_groups:
                 group["lr"] *= 0.9
         found.append(distiller.training_step(*batch(number, size)))
@@ -239,13 +239,13 @@ def _other_state(distiller: OnlineAdversarialDistiller) -> None:
 
 
 def _frozen_statistics(distiller: OnlineAdversarialDistiller) -> None:
-    for network in distiller.models:
-        network.train()
-        network.get_submodule("block1.1").eval()
+    for model in distiller.models:
+        model.train()
+        model.get_submodule("block1.1").eval()
 
 
 def _no_decay(distiller: OnlineAdversarialDistiller) -> None:
-    distiller.step.logit_update.optimizer.param_groups[0]["weight_decay"] = 0.0
+    distiller.step.logit_group.optimizer.param_groups[0]["weight_decay"] = 0.0
 
 
 def _less_dropout(distiller: OnlineAdversarialDistiller) -> None:
@@ -315,7 +315,7 @@ class _Counting(Convolutional):
         return super().forward(images)
 
 
-def test_a_network_that_counts_its_calls_is_recorded_once() -> None:
+def test_a_model_that_counts_its_calls_is_recorded_once() -> None:
     distiller = OnlineAdversarialDistiller([_Counting(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
     recorder = recorded(distiller)
     update(distiller, range(9))
@@ -334,7 +334,7 @@ def test_fit_takes_its_updates_from_recordings(monkeypatch: pytest.MonkeyPatch) 
     holder: list[OnlineAdversarialDistiller] = []
     for switch in (False, True):
         torch.manual_seed(0)
-        first, second = OnlineAdversarialDistiller(["cifar_resnet8"] * 2, num_classes=10, image_size=32).networks
+        first, second = OnlineAdversarialDistiller(["cifar_resnet8"] * 2, num_classes=10, image_size=32).peers
         trained_before = dataclasses.replace(second, normalisation=Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.1)))
         holder.append(
             OnlineAdversarialDistiller(
@@ -387,16 +387,18 @@ def test_memory_that_runs_out_in_a_recording_is_said_as_elsewhere(monkeypatch: p
         distiller.training_step(*batch(WARM_UPS))
 
 
-@pytest.mark.parametrize("network", [_Reading, _Copying])
-def test_what_cannot_be_recorded_ends_in_one_line(network: type[Convolutional]) -> None:
-    distiller = OnlineAdversarialDistiller([network(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
+@pytest.mark.parametrize("model", [_Reading, _Copying])
+def test_what_cannot_be_recorded_ends_in_one_line(model: type[Convolutional]) -> None:
+    distiller = OnlineAdversarialDistiller([model(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
     recorded(distiller)
     update(distiller, range(WARM_UPS))
     with pytest.raises(
-        UserError, match=r"^cuda_graphs: an update cannot be recorded \(.*capturing\): most often a network"
+        UserError, match=r"^cuda_graphs: an update cannot be recorded \(.*capturing\): most often a model"
     ):
         distiller.training_step(*batch(WARM_UPS))
-    rates = [group["lr"] for update in distiller.step.updates.values() for group in update.optimizer.param_groups]
+    rates = [
+        group["lr"] for update in distiller.step.optimizer_groups.values() for group in update.optimizer.param_groups
+    ]
     assert all(isinstance(rate, float) for rate in rates)
     assert distiller.step.number == WARM_UPS
 
@@ -412,7 +414,7 @@ def test_optimisers_that_are_not_fused_are_refused() -> None:
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "process_count", lambda: 2)
+    monkeypatch.setattr(cuda_graphs, "world_size", lambda: 2)
     with pytest.raises(UserError, match=r"^cuda_graphs: 2 processes, expected one"):
         cuda_graphs.for_gpu(build().step, torch.device("cuda"))
 

@@ -40,27 +40,27 @@ def split(sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(pictures.split(sizes), labels.split(sizes), strict=True)
 
 
-def networks() -> list[Fixed]:
+def models() -> list[Fixed]:
     return [Fixed(torch.tensor([1.0, 1, 1, 1])), Fixed(torch.tensor([3.0, -1, 0.5, 2]))]
 
 
 @pytest.mark.parametrize("sizes", [[23], [10, 10, 3], [1] * 23, [1, 22], [22, 1], [7, 0, 16]])
 def test_every_image_counts_once_whatever_the_batches(sizes: list[int]) -> None:
     pictures, labels = images()
-    pair = networks()
+    pair = models()
     result = evaluate(pair, split(sizes))
-    logits = [(pictures.flatten(1) * network.factor).detach() for network in pair]
+    logits = [(pictures.flatten(1) * model.factor).detach() for model in pair]
     for k, one in enumerate(logits):
         assert result.accuracy[k] == pytest.approx(100 * (one.argmax(1) == labels).double().mean().item())
         assert result.loss[k] == pytest.approx(F.cross_entropy(one.double(), labels).item(), rel=1e-6)
-        assert pair[k].seen == [size for size in sizes if size]  # networks in general fail on an empty batch
+        assert pair[k].seen == [size for size in sizes if size]  # models in general fail on an empty batch
     together = (logits[0] + logits[1]).argmax(1)
     assert result.ensemble == pytest.approx(100 * (together == labels).double().mean().item())
     assert result.images == 23
 
 
 def test_the_ensemble_is_the_mean_of_logits_not_a_vote() -> None:
-    """Two networks are barely for class 0 and one is sure of class 1: only the mean of the logits says 1."""
+    """Two models are barely for class 0 and one is sure of class 1: only the mean of the logits says 1."""
     weak, sure = torch.tensor([0.2, 0.1]), torch.tensor([-5.0, 5])
     batch = (torch.ones(1, 2, 1, 1), torch.tensor([1]))
     result = evaluate([Fixed(weak), Fixed(weak.clone()), Fixed(sure)], [batch])
@@ -69,7 +69,7 @@ def test_the_ensemble_is_the_mean_of_logits_not_a_vote() -> None:
 
 
 def test_modes_are_restored_module_by_module() -> None:
-    pair = networks()
+    pair = models()
     pair[0].train()
     pair[0].dropout.eval()
     pair[1].eval()
@@ -79,10 +79,10 @@ def test_modes_are_restored_module_by_module() -> None:
 
 
 def test_modes_are_restored_after_an_error() -> None:
-    pair = networks()
+    pair = models()
     with pytest.raises(RuntimeError):
         evaluate(pair, [(torch.ones(2, 3, 1, 1), torch.zeros(2, dtype=torch.int64))])
-    assert all(module.training for network in pair for module in network.modules())
+    assert all(module.training for model in pair for module in model.modules())
 
 
 def test_sums_not_means_are_added_over_processes() -> None:
@@ -90,9 +90,9 @@ def test_sums_not_means_are_added_over_processes() -> None:
     shares: list[Tensor] = []
     parts = list(split([20, 3]))
     for part in parts:
-        evaluate(networks(), [part], add_up=lambda sums: shares.append(sums) or sums)  # type: ignore[func-returns-value]
-    both = evaluate(networks(), [parts[0]], add_up=lambda sums: sums + shares[1])
-    alone = evaluate(networks(), split([23]))
+        evaluate(models(), [part], add_up=lambda sums: shares.append(sums) or sums)  # type: ignore[func-returns-value]
+    both = evaluate(models(), [parts[0]], add_up=lambda sums: sums + shares[1])
+    alone = evaluate(models(), split([23]))
     assert both.images == alone.images == 23
     assert both.accuracy == pytest.approx(alone.accuracy)
     assert both.loss == pytest.approx(alone.loss)
@@ -112,11 +112,11 @@ def test_losses_are_taken_in_full_precision_under_autocast() -> None:
 
 def test_without_an_image() -> None:
     with pytest.raises(UserError, match="not one image"):
-        evaluate(networks(), [])
+        evaluate(models(), [])
 
 
 def test_what_is_no_classifier() -> None:
-    with pytest.raises(UserError, match=r"network 1: its output is \(2, 4, 1, 1\), expected logits"):
+    with pytest.raises(UserError, match=r"model 1: its output is \(2, 4, 1, 1\), expected logits"):
         evaluate([nn.Flatten(), nn.Identity()], [(torch.ones(2, 4, 1, 1), torch.zeros(2, dtype=torch.int64))])
 
 
@@ -128,5 +128,5 @@ def test_the_context_is_entered_for_every_batch() -> None:
         entered.append(torch.is_inference_mode_enabled())
         yield
 
-    evaluate(networks(), split([5, 5, 2]), autocast=context)
+    evaluate(models(), split([5, 5, 2]), autocast=context)
     assert entered == [True] * 3

@@ -23,8 +23,8 @@ from tests.helpers.runs import AtStep, assert_same_run, build, records, steps_of
 
 # 13 updates an epoch. A checkpoint takes some 11 MB.
 OPTIONS = ("train", "--models", "test_resnet", "test_vit", "--image-size", "16", "--max-train-samples", "100")
-OPTIONS += ("--max-eval-samples", "20", "--batch-size", "8", "--epochs", "2", "--log-every", "1")
-OPTIONS += ("--checkpoint-every", "7")
+OPTIONS += ("--max-eval-samples", "20", "--batch-size", "8", "--epochs", "2", "--log-every-steps", "1")
+OPTIONS += ("--checkpoint-every-steps", "7")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,7 +172,7 @@ def test_a_stop_on_a_full_disk(disk: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 def test_what_no_disk_takes(tmp_path: Path) -> None:
     """The same without a disk of one's own: files beyond a limit cannot be written."""
-    distiller = build(epochs=1, checkpoint_every=2)
+    distiller = build(epochs=1, checkpoint_every_steps=2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE)
     try:

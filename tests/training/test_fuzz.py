@@ -27,10 +27,10 @@ from feature_gan_kd.training.history import History
 SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_classes": 3, "config": {"lr": 0.1}}
 STATE = Checkpoint(
     {
-        "network-0": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)},
+        "model-0": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)},
         "optimizer-logit": {"0.momentum_buffer": torch.ones(2, 3)},
     },
-    {"step": 7, "history": {"epochs": [{"accuracy": [1.0, 2.0]}]}, "lesson": None},
+    {"step": 7, "history": {"epochs": [{"accuracy": [1.0, 2.0]}]}, "provenance": None},
 )
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, -1])
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
@@ -125,7 +125,7 @@ def test_an_unharmed_checkpoint_is_loaded(folder: Path) -> None:
 
 @fuzz(500)
 @given(
-    st.sampled_from(["manifest.json", "state.json", "network-0.safetensors", "optimizer-logit.safetensors"]), damages()
+    st.sampled_from(["manifest.json", "state.json", "model-0.safetensors", "optimizer-logit.safetensors"]), damages()
 )
 def test_a_damaged_checkpoint(folder: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
     path = folder / name
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint(folder: Path, name: str, damage: Callable[[bytes],
         whole_or_refused(folder)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "state.json", "network-0.safetensors"])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "model-0.safetensors"])
 def test_every_byte_counts(folder: Path, name: str) -> None:
     """But those of the name of the manifest's digest, without which a manifest is one of the first versions."""
     data = (folder / name).read_bytes()

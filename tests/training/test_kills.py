@@ -17,7 +17,7 @@ from tests.helpers.runs import assert_same_run, steps_of
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ("--models", "test_resnet", "test_vit", "--image-size", "16", "--max-train-samples", "100")
-OPTIONS += ("--max-eval-samples", "50", "--batch-size", "32", "--checkpoint-every", "1", "--log-every", "1")
+OPTIONS += ("--max-eval-samples", "50", "--batch-size", "32", "--checkpoint-every-steps", "1", "--log-every-steps", "1")
 OPTIONS += ("--mixup", "0.4", "--cutmix", "1", "--lr", "0.01")
 
 

@@ -33,7 +33,9 @@ class Meter(Callback):
 @pytest.mark.slow
 def test_two_thousand_updates_with_evaluations_and_checkpoints(tmp_path: Path) -> None:
     meter = Meter()
-    build(epochs=STEPS // 5, checkpoint_every=None, keep_last=2).fit(output_dir=tmp_path / "run", callbacks=[meter])
+    build(epochs=STEPS // 5, checkpoint_every_steps=None, keep_checkpoints=2).fit(
+        output_dir=tmp_path / "run", callbacks=[meter]
+    )
     memory = [rss for step, (rss, _) in meter.seen.items() if step >= WARM_UP]
     files = [count for step, (_, count) in meter.seen.items() if step >= WARM_UP]
     half = len(memory) // 2

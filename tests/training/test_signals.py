@@ -33,7 +33,7 @@ def sends(number: int) -> Callable[[], None]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    build(checkpoint_every=None).fit(output_dir=folder)
+    build(checkpoint_every_steps=None).fit(output_dir=folder)
     return folder
 
 
@@ -49,23 +49,23 @@ def test_a_signal_ends_the_run_after_its_step(number: int, step: int, undisturbe
     """In the middle of an epoch, and between its last update and its evaluation."""
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt) as stop:
-        build(checkpoint_every=None).fit(output_dir=folder, callbacks=[AtStep(step, sends(number))])
+        build(checkpoint_every_steps=None).fit(output_dir=folder, callbacks=[AtStep(step, sends(number))])
     assert isinstance(stop.value, Interrupted)
     assert stop.value.signal == number
     name = signal.Signals(number).name
     assert str(stop.value) == f"{name}: stopped after step {step} of 15, its checkpoint is in {folder}"
     assert steps_of(folder)[-1] == step
-    build(checkpoint_every=None).fit(output_dir=folder, resume=True)
+    build(checkpoint_every_steps=None).fit(output_dir=folder, resume=True)
     assert_same_run(folder, undisturbed)
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 3])
-def test_a_signal_in_the_middle_of_a_step(accumulation_steps: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("grad_accum_steps", [1, 3])
+def test_a_signal_in_the_middle_of_a_step(grad_accum_steps: int, tmp_path: Path) -> None:
     """The step is finished, with all parts of an accumulation."""
-    settings = {"accumulation_steps": accumulation_steps, "checkpoint_every": None, "epochs": 2}
+    settings = {"grad_accum_steps": grad_accum_steps, "checkpoint_every_steps": None, "epochs": 2}
     build(**settings).fit(output_dir=tmp_path / "undisturbed")
     distiller = build(**settings)
-    at_forward(distiller.models[0], 6 * accumulation_steps + 1, sends(signal.SIGTERM), training=True)
+    at_forward(distiller.models[0], 6 * grad_accum_steps + 1, sends(signal.SIGTERM), training=True)
     with pytest.raises(Interrupted):
         distiller.fit(output_dir=tmp_path / "run")
     assert steps_of(tmp_path / "run") == [5, 7]
@@ -75,13 +75,13 @@ def test_a_signal_in_the_middle_of_a_step(accumulation_steps: int, tmp_path: Pat
 
 def test_a_signal_in_an_evaluation(undisturbed: Path, tmp_path: Path) -> None:
     """It is not finished: the checkpoint has the updates of the epoch, and the run goes on with the evaluation."""
-    folder, distiller = tmp_path / "run", build(checkpoint_every=None)
+    folder, distiller = tmp_path / "run", build(checkpoint_every_steps=None)
     at_forward(distiller.models[1], 2, sends(signal.SIGTERM), training=False)
     with pytest.raises(Interrupted):
         distiller.fit(output_dir=folder)
     assert steps_of(folder) == [5, 10]
     assert [record["epoch"] for record in records(folder) if record["event"] == "epoch"] == [1]
-    build(checkpoint_every=None).fit(output_dir=folder, resume=True)
+    build(checkpoint_every_steps=None).fit(output_dir=folder, resume=True)
     assert_same_run(folder, undisturbed)
 
 
@@ -97,12 +97,12 @@ def test_a_second_ctrl_c_leaves_at_once(undisturbed: Path, tmp_path: Path) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_file", save_file)
         with pytest.raises(KeyboardInterrupt) as stop:
-            build(checkpoint_every=None).fit(output_dir=folder, callbacks=[AtStep(7, sends(signal.SIGINT))])
+            build(checkpoint_every_steps=None).fit(output_dir=folder, callbacks=[AtStep(7, sends(signal.SIGINT))])
     assert not isinstance(stop.value, Interrupted)
     assert steps_of(folder) == [5]
     assert (folder / "checkpoints" / ".step-7.writing").exists()
     assert newest_good(folder / "checkpoints", None) is not None
-    build(checkpoint_every=None).fit(output_dir=folder, resume=True)
+    build(checkpoint_every_steps=None).fit(output_dir=folder, resume=True)
     assert_same_run(folder, undisturbed)
 
 
@@ -142,7 +142,18 @@ def test_a_run_in_another_thread_and_without_a_folder(tmp_path: Path) -> None:
 def train(folder: Path, data: Path, log: Path) -> subprocess.Popen[bytes]:
     """`train` in a session of its own, as a shell starts it, images read by a process of its own."""
     options = ["--models", "test_resnet", "test_vit", "--image-size", "16", "--augmentation", "resized-crop"]
-    options += ["--epochs", "9", "--batch-size", "8", "--workers", "1", "--log-every", "5", "--data", str(data)]
+    options += [
+        "--epochs",
+        "9",
+        "--batch-size",
+        "8",
+        "--num-workers",
+        "1",
+        "--log-every-steps",
+        "5",
+        "--data",
+        str(data),
+    ]
     with log.open("wb") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "feature_gan_kd", "train", *options, "--output-dir", str(folder)],

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, against networks in training."""
+"""What a checkpoint holds, against models in training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.training.state import capture, describe_network, rebuild_networks, restore
-from tests.helpers.small_networks import GroupNormNetwork
+from feature_gan_kd.training.state import capture_state, describe_model, rebuild_models, restore
+from tests.helpers.small_models import GroupNormModel
 
 
 def distiller(*widths: int) -> OnlineAdversarialDistiller:
-    return OnlineAdversarialDistiller([GroupNormNetwork(width) for width in widths], image_size=8)
+    return OnlineAdversarialDistiller([GroupNormModel(width) for width in widths], image_size=8)
 
 
 def step(one: OnlineAdversarialDistiller) -> None:
@@ -24,12 +24,12 @@ def step(one: OnlineAdversarialDistiller) -> None:
 def test_what_was_restored_goes_on_as_what_was_captured() -> None:
     first, second = distiller(4, 6), distiller(4, 6)
     step(first)
-    state = copy.deepcopy(capture(first.models, first.links, first.step, {"data": "digits"}))
-    assert restore(state, second.models, second.links, second.step) == {"data": "digits"}
+    state = copy.deepcopy(capture_state(first.models, first.connections, first.step, {"data": "digits"}))
+    assert restore(state, second.models, second.connections, second.step) == {"data": "digits"}
     assert second.step.number == 1
     for one in (first, second):
         step(one)
-    again = [capture(one.models, one.links, one.step, None) for one in (first, second)]
+    again = [capture_state(one.models, one.connections, one.step, None) for one in (first, second)]
     assert again[0].meta == again[1].meta
     assert again[0].tensors.keys() == again[1].tensors.keys()
     for component, tensors in again[0].tensors.items():
@@ -38,21 +38,21 @@ def test_what_was_restored_goes_on_as_what_was_captured() -> None:
             torch.testing.assert_close(again[1].tensors[component][name], value, rtol=0, atol=0, msg=name)
 
 
-def test_the_state_of_other_networks_is_one_line() -> None:
+def test_the_state_of_other_models_is_one_line() -> None:
     first, second = distiller(4, 6), distiller(6, 4)
-    state = capture(first.models, first.links, first.step, None)
-    with pytest.raises(UserError, match="other networks or discriminators"):
-        restore(state, second.models, second.links, second.step)
+    state = capture_state(first.models, first.connections, first.step, None)
+    with pytest.raises(UserError, match="other models or discriminators"):
+        restore(state, second.models, second.connections, second.step)
 
 
 def test_a_description_tells_shapes_apart() -> None:
-    digests = [describe_network(network)["tensors"] for network in distiller(4, 4, 6).networks]
+    digests = [describe_model(model)["tensors"] for model in distiller(4, 4, 6).peers]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_all_modules_or_none_are_given() -> None:
     signature = distiller(4, 6).description()
-    fresh = [GroupNormNetwork(4), GroupNormNetwork(6)]
-    assert [network.module for network in rebuild_networks(signature, fresh)] == fresh
+    fresh = [GroupNormModel(4), GroupNormModel(6)]
+    assert [model.module for model in rebuild_models(signature, fresh)] == fresh
     with pytest.raises(UserError, match="1 given, the checkpoint holds 2: give all, in order"):
-        rebuild_networks(signature, fresh[:1])
+        rebuild_models(signature, fresh[:1])

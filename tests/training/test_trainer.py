@@ -46,15 +46,15 @@ def test_resume_gives_the_very_same_weights(undisturbed: Path, tmp_path: Path, s
 OTHER_SETTINGS: list[dict[str, Any]] = [
     {"mixup": 0.0, "cutmix": 0.0},
     {"cutmix": 0.0},
-    {"accumulation_steps": 3},
+    {"grad_accum_steps": 3},
     {"frozen": [0]},
-    {"optimizer": "adamw", "scheduler": "cosine", "warmup": 0.2},
+    {"optimizer": "adamw", "scheduler": "cosine", "warmup_fraction": 0.2},
     {"optimizer": "lion", "clip_grad": 0.5},
     {"method": "l1"},
-    {"record_gradients": True, "record_similarity": 20, "early_stopping_patience": 2},
+    {"log_gradients": True, "similarity_images": 20, "early_stopping_patience": 2},
     {
         "adversarial_loss": "hinge",
-        "adversarial_warmup": 0.5,
+        "adversarial_warmup_fraction": 0.5,
         "discriminator_patches": True,
         "discriminator_spectral_norm": True,
         "discriminator_noise": 0.1,
@@ -66,10 +66,10 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", OTHER_SETTINGS, ids=str)
 def test_resume_with_other_settings_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
     """Stopped in the middle of an epoch, and of an accumulation where there is one."""
-    settings = {**settings, "epochs": 2, "checkpoint_every": 3}
+    settings = {**settings, "epochs": 2, "checkpoint_every_steps": 3}
     build(**settings).fit(output_dir=tmp_path / "undisturbed")
     distiller = build(**settings)
-    at_forward(distiller.models[1], 7 * settings.get("accumulation_steps", 1) - 1, cut, training=True)
+    at_forward(distiller.models[1], 7 * settings.get("grad_accum_steps", 1) - 1, cut, training=True)
     with pytest.raises(PowerCutError):
         distiller.fit(output_dir=tmp_path / "run")
     build(**settings).fit(output_dir=tmp_path / "run", resume=True)
@@ -77,7 +77,7 @@ def test_resume_with_other_settings_of_the_run(settings: dict[str, Any], tmp_pat
 
 
 def test_resume_unpickles_nothing(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what a run holds, from its checkpoint to its published networks."""
+    """Of what a run holds, from its checkpoint to its published models."""
     folder = tmp_path / "run"
     with pytest.raises(PowerCutError):
         build().fit(output_dir=folder, callbacks=[AtStep(7, cut)])
@@ -108,7 +108,7 @@ def test_mixing_is_a_function_of_the_step(undisturbed: Path, tmp_path: Path) -> 
 def test_a_power_cut_at_the_end_of_an_epoch(
     event: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the epoch's records, its checkpoint and the best networks, and while a folder is replaced."""
+    """Between the epoch's records, its checkpoint and the best models, and while a folder is replaced."""
     folder, distiller = tmp_path / "run", build()
     with monkeypatch.context() as patch:
         if event == "publish":
@@ -116,7 +116,7 @@ def test_a_power_cut_at_the_end_of_an_epoch(
         elif event == "record":
             patch.setattr(distiller, "evaluate_source", lambda *args: cut())
         else:
-            real, replaced = files.take_place, []
+            real, replaced = files.move_into_place, []
 
             def cut_inside(temporary: Path, target: Path) -> None:
                 if target.exists():
@@ -125,7 +125,7 @@ def test_a_power_cut_at_the_end_of_an_epoch(
                     cut()
                 real(temporary, target)
 
-            patch.setattr("feature_gan_kd.export.timm_folder.take_place", cut_inside)
+            patch.setattr("feature_gan_kd.export.timm_folder.move_into_place", cut_inside)
         with pytest.raises(PowerCutError):
             distiller.fit(output_dir=folder)
     build().fit(output_dir=folder, resume=True)
@@ -133,13 +133,13 @@ def test_a_power_cut_at_the_end_of_an_epoch(
 
 
 def test_what_is_published_needs_no_recomputing(undisturbed: Path, tmp_path: Path) -> None:
-    """A run killed between its last checkpoint and the networks has them after `resume`; the rest is not touched."""
+    """A run killed between its last checkpoint and the models has them after `resume`; the rest is not touched."""
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     best = records(folder)[-1]["epoch"]
     assert any(record["epoch"] != best for record in records(folder))
-    shutil.rmtree(folder / "networks" / "0-RandomNetwork")
-    untouched = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "0-RandomNetwork" not in str(path)}
+    shutil.rmtree(folder / "networks" / "0-RandomModel")
+    untouched = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "0-RandomModel" not in str(path)}
     build().fit(output_dir=folder, resume=True)
     assert published(folder) == published(undisturbed)
     changed = {path.name for path, time in untouched.items() if path.stat().st_mtime_ns != time}
@@ -153,7 +153,7 @@ def test_steps_and_records(undisturbed: Path) -> None:
     last = lines[-1]
     assert len(last["accuracy"]) == 2
     assert last["images"] == 60
-    keys = {"cross_entropy/0", "logit/1", "adversarial/0", "discriminator/1", "real/0->1", "fake/1->0"}
+    keys = {"cross_entropy/0", "kl/1", "adversarial/0", "discriminator/1", "real/0->1", "fake/1->0"}
     assert keys <= last["metrics"].keys()
     rates = [line["lr"]["logit"] for line in lines if line["event"] == "epoch"]
     assert rates == pytest.approx([0.05, 0.005, 0.0005])  # x0.1 at steps 8 and 11 of 15
@@ -168,7 +168,7 @@ def test_best_is_kept_beside_last(tmp_path: Path) -> None:
         assert best["accuracy"] == max(accuracies)
         assert best["epoch"] == accuracies.index(max(accuracies)) + 1
     folders = sorted(path.name for path in (tmp_path / "run" / "networks").iterdir())
-    names = ["0-RandomNetwork", "0-RandomNetwork-best", "1-RandomNetwork", "1-RandomNetwork-best"]
+    names = ["0-RandomModel", "0-RandomModel-best", "1-RandomModel", "1-RandomModel-best"]
     assert folders == names
     distiller.load_best(tmp_path / "run")
     result = distiller.evaluate()
@@ -181,7 +181,7 @@ def test_a_broken_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -
     with pytest.raises(PowerCutError):
         build().fit(output_dir=folder, callbacks=[AtStep(5, cut)])
     newest_one = newest(folder / "checkpoints")[0]
-    (newest_one / "network-0.safetensors").write_bytes(b"")
+    (newest_one / "model-0.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="trying step-3"):
         build().fit(output_dir=folder, resume=True)
     assert_same_run(folder, undisturbed)
@@ -197,7 +197,7 @@ def test_resume_with_other_settings_touches_nothing(undisturbed: Path) -> None:
     assert before == {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("mode", [{"adversarial_interval": 3}, {"single_backward": True}])
+@pytest.mark.parametrize("mode", [{"adversarial_interval": 3}, {"joint_backward": True}])
 def test_a_stop_in_a_cheaper_mode(mode: dict[str, Any], tmp_path: Path) -> None:
     """Which updates compare maps goes on where it was, and so do the means of those that do not."""
     build(**mode).fit(output_dir=tmp_path / "whole")
@@ -210,7 +210,7 @@ def test_a_stop_in_a_cheaper_mode(mode: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [3, 10, 15, 20])
 def test_evaluations_can_be_rare(stop: int, tmp_path: Path) -> None:
     """Every second epoch and the last: no other is in the history, and a stop anywhere changes nothing."""
-    settings = {"evaluate_every": 2, "epochs": 5}
+    settings = {"evaluate_every_epochs": 2, "epochs": 5}
     history = build(**settings).fit(output_dir=tmp_path / "whole")
     assert [record["epoch"] for record in history.epochs] == [2, 4, 5]
     assert [record["step"] for record in history.epochs] == [10, 20, 25]
@@ -225,19 +225,19 @@ def test_evaluations_can_be_rare(stop: int, tmp_path: Path) -> None:
 
 
 def test_accumulation_keeps_the_step_count(tmp_path: Path) -> None:
-    history = build(accumulation_steps=3, epochs=1).fit(output_dir=tmp_path / "run")
+    history = build(grad_accum_steps=3, epochs=1).fit(output_dir=tmp_path / "run")
     assert history.last["step"] == 5
 
 
 @pytest.mark.parametrize(("every", "steps"), [(None, [5, 10]), (5, [5, 10]), (2, [2, 4, 5, 6, 8, 10])])
 def test_every_epoch_ends_with_a_checkpoint(every: int | None, steps: list[int], tmp_path: Path) -> None:
-    build(checkpoint_every=every, epochs=2).fit(output_dir=tmp_path / "run")
+    build(checkpoint_every_steps=every, epochs=2).fit(output_dir=tmp_path / "run")
     assert steps_of(tmp_path / "run") == steps
 
 
 def test_the_checkpoint_of_the_best_epoch_is_kept(tmp_path: Path) -> None:
     """That of the best ensemble, the first of equals, beside the newest."""
-    history = build(epochs=6, lr=0.5, keep_last=1).fit(output_dir=tmp_path / "run")
+    history = build(epochs=6, lr=0.5, keep_checkpoints=1).fit(output_dir=tmp_path / "run")
     ensembles = [record["ensemble"] for record in history.epochs]
     best = 5 * (ensembles.index(max(ensembles)) + 1)
     assert best < 30, "the last epoch is the best: choose another learning rate"

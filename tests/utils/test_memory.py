@@ -17,7 +17,7 @@ from feature_gan_kd.utils.memory import keep_freed_memory
 
 
 class Hungry(nn.Module):
-    """Asks for more memory than there is, as a network that is too large does."""
+    """Asks for more memory than there is, as a model that is too large does."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -37,18 +37,18 @@ class Hungry(nn.Module):
 
 @pytest.mark.parametrize(("where", "said"), [("cuda", "CUDA out of memory"), ("cpu", "can't allocate memory")])
 def test_the_line_names_the_batch_and_what_to_try(where: str, said: str) -> None:
-    distiller = OnlineAdversarialDistiller([Hungry(where), Hungry(where)], image_size=8, accumulation_steps=2)
+    distiller = OnlineAdversarialDistiller([Hungry(where), Hungry(where)], image_size=8, grad_accum_steps=2)
     before = [parameter.detach().clone() for model in distiller.models for parameter in model.parameters()]
     with pytest.raises(UserError, match=said) as error:
         distiller.training_step(torch.randn(12, 3, 8, 8), torch.arange(12) % 5)
     assert str(error.value).startswith("memory: a batch of 12 images of 3x8x8 in 2 parts does not fit on cpu (")
-    remedies = "try accumulation_steps=4, a smaller batch_size or mixed_precision=bf16"
+    remedies = "try grad_accum_steps=4, a smaller batch_size or mixed_precision=bf16"
     assert str(error.value).endswith(remedies)
     assert "\n" not in str(error.value)
     after = [parameter for model in distiller.models for parameter in model.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     # What it says to try does fit.
-    smaller = OnlineAdversarialDistiller([Hungry(where), Hungry(where)], image_size=8, accumulation_steps=4)
+    smaller = OnlineAdversarialDistiller([Hungry(where), Hungry(where)], image_size=8, grad_accum_steps=4)
     assert smaller.training_step(torch.randn(12, 3, 8, 8), torch.arange(12) % 5)["skipped"] == 0
 
 
@@ -66,7 +66,7 @@ def test_other_errors_stay_what_they_are() -> None:
     assert not isinstance(error.value, UserError)
 
 
-@pytest.mark.parametrize("options", ["--batch-size 1", "--batch-size 8 --accumulation-steps 8"])
+@pytest.mark.parametrize("options", ["--batch-size 1", "--batch-size 8 --grad-accum-steps 8"])
 def test_batch_normalisation_of_one_image_is_refused_before_training(
     options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,9 @@
 """What happens beside the training: progress, records, trackers, early stopping, and what users add."""
 
-from feature_gan_kd.training.callbacks.build import listeners as listeners
+from feature_gan_kd.training.callbacks.build import build_callbacks as build_callbacks
 from feature_gan_kd.training.callbacks.callback import Callback as Callback
 from feature_gan_kd.training.callbacks.callback import check_callbacks as check_callbacks
-from feature_gan_kd.training.callbacks.discriminator_monitor import DiscriminatorWatch as DiscriminatorWatch
+from feature_gan_kd.training.callbacks.discriminator_monitor import DiscriminatorMonitor as DiscriminatorMonitor
 from feature_gan_kd.training.callbacks.early_stopping import EarlyStopping as EarlyStopping
 from feature_gan_kd.training.callbacks.json_lines import JsonLines as JsonLines
 from feature_gan_kd.training.callbacks.json_lines import JsonPrinter as JsonPrinter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.training.callbacks.callback import Callback
-from feature_gan_kd.training.callbacks.discriminator_monitor import DiscriminatorWatch
+from feature_gan_kd.training.callbacks.discriminator_monitor import DiscriminatorMonitor
 from feature_gan_kd.training.callbacks.early_stopping import EarlyStopping
 from feature_gan_kd.training.callbacks.json_lines import JsonLines
 from feature_gan_kd.training.callbacks.progress import ProgressLine
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 
-def listeners(
+def build_callbacks(
     config: DistillConfig,
     own: Sequence[Callback],
     *,
@@ -37,7 +37,7 @@ def listeners(
         running: trackers that run already.
         folder: of the run; None keeps no records.
     """
-    heard = [DiscriminatorWatch(bounded=config.objective.adversarial_loss == "paper"), *own]
+    heard = [DiscriminatorMonitor(bounded=config.loss_weights.adversarial_loss == "paper"), *own]
     if config.early_stopping_patience is not None:
         heard.append(EarlyStopping(config.early_stopping_patience))
     if notes is not None:

@@ -27,11 +27,11 @@ class Callback(Protocol):
         return
 
     def on_metrics(self, record: Record) -> None:
-        """Every `log_every` updates: means of the metrics since the last record, learning rates, images a second."""
+        """Every `log_every_steps` updates: mean metrics since the last record, learning rates, images a second."""
         return
 
     def on_evaluate(self, record: Record) -> bool:
-        """The networks were evaluated: a record as in `History.epochs`. True ends the training after this epoch."""
+        """The models were evaluated: a record as in `History.epochs`. True ends the training after this epoch."""
         return False
 
     def on_checkpoint(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ ALIKE = 0.02
 Verdict = Literal["apart", "alike"]
 
 
-class DiscriminatorWatch(Callback):
+class DiscriminatorMonitor(Callback):
     """Warns, once for each discriminator, when it has been of no use for long.
 
     For long means without a break for 500 updates, or a twentieth of the run if that is more.

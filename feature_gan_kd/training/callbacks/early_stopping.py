@@ -9,7 +9,7 @@ from feature_gan_kd.training.history import History, Record
 class EarlyStopping(Callback):
     """Ends a training after `patience` evaluations in a row in which no accuracy was a new best.
 
-    Accuracies are those of every network and of the ensemble, each against its own best: as long as one of them
+    Accuracies are those of every model and of the ensemble, each against its own best: as long as one of them
     rises, the others have something to learn from it (ours).
 
     Args:

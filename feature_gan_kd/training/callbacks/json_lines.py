@@ -13,7 +13,7 @@ from typing import TextIO
 from feature_gan_kd.training.callbacks.callback import Callback
 from feature_gan_kd.training.history import History, Record
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import to_disk, write_text
+from feature_gan_kd.utils.files import fsync, write_text
 
 
 class JsonLines(Callback):
@@ -51,7 +51,7 @@ class JsonLines(Callback):
             try:
                 with self.path.open("a") as file:
                     file.write(json.dumps(record) + "\n")
-                to_disk(self.path)
+                fsync(self.path)
             except OSError:
                 os.truncate(self.path, whole)
                 raise

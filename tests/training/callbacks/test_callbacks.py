@@ -22,7 +22,7 @@ RECORD: dict[str, Any] = {
     "metrics": {
         "cross_entropy/0": 1.234,
         "cross_entropy/1": 2.0,
-        "logit/0": 0.5,
+        "kl/0": 0.5,
         "adversarial/0": 0.25,
         "discriminator/0": 0.75,
         "real/1->0": 0.9,
@@ -122,12 +122,12 @@ def test_records_on_a_stream() -> None:
     stream = io.StringIO()
     printer = JsonPrinter(stream)
     printer.on_start(2, 9, History())
-    printer.on_metrics({**RECORD, "metrics": {**RECORD["metrics"], "logit/0": float("nan")}})
+    printer.on_metrics({**RECORD, "metrics": {**RECORD["metrics"], "kl/0": float("nan")}})
     printer.on_evaluate(EPOCH)
     printer.on_checkpoint(Path("run/checkpoints/step-5"))
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
         {"event": "start", "step": 2, "total": 9},
-        {"event": "step", **RECORD, "metrics": {**RECORD["metrics"], "logit/0": None}},
+        {"event": "step", **RECORD, "metrics": {**RECORD["metrics"], "kl/0": None}},
         {"event": "epoch", **EPOCH},
         {"event": "checkpoint", "folder": "run/checkpoints/step-5"},
     ]
@@ -171,7 +171,12 @@ class Diary(Callback):
 
 def test_what_a_callback_hears_and_in_which_order(tmp_path: Path) -> None:
     """Of an epoch without an evaluation, too, and of a run that goes on what it gave before."""
-    settings: dict[str, Any] = {"max_train_samples": 64, "epochs": 2, "evaluate_every": 2, "checkpoint_every": None}
+    settings: dict[str, Any] = {
+        "max_train_samples": 64,
+        "epochs": 2,
+        "evaluate_every_epochs": 2,
+        "checkpoint_every_steps": None,
+    }
     diary = Diary()
     build(**settings).fit(output_dir=tmp_path / "run", callbacks=[diary])
     assert diary.heard == [

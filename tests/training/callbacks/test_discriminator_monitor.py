@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.training.callbacks.discriminator_monitor import DiscriminatorWatch
+from feature_gan_kd.training.callbacks.discriminator_monitor import DiscriminatorMonitor
 from feature_gan_kd.training.history import History
-from tests.helpers.small_networks import GroupNormNetwork
+from tests.helpers.small_models import GroupNormModel
 
 
 def told(
-    watch: DiscriminatorWatch, answers: list[tuple[float, float]], edge: str = "0->1", every: int = 100
+    watch: DiscriminatorMonitor, answers: list[tuple[float, float]], edge: str = "0->1", every: int = 100
 ) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -29,10 +29,10 @@ def told(
     ("answers", "words"), [((0.97, 0.03), "wholly apart (answers 0.97 and 0.03)"), ((0.5, 0.49), "answered alike")]
 )
 def test_said_once_after_long(answers: tuple[float, float], words: str) -> None:
-    watch = DiscriminatorWatch()
+    watch = DiscriminatorMonitor()
     watch.on_start(0, 1000, History())
     assert told(watch, [answers] * 4) == []
-    watch = DiscriminatorWatch()
+    watch = DiscriminatorMonitor()
     watch.on_start(0, 1000, History())
     (line,) = told(watch, [answers] * 9)
     assert line.startswith("discriminator 0->1: for 500 updates")
@@ -41,7 +41,7 @@ def test_said_once_after_long(answers: tuple[float, float], words: str) -> None:
 
 
 def test_without_a_sigmoid_answers_may_lie_apart() -> None:
-    watch = DiscriminatorWatch(bounded=False)
+    watch = DiscriminatorMonitor(bounded=False)
     watch.on_start(0, 1000, History())
     assert told(watch, [(1.2, -1.3)] * 9) == []
 
@@ -61,7 +61,7 @@ class Undecided(nn.Module):
 
 def test_a_training_says_it_once_for_each_discriminator() -> None:
     distiller = OnlineAdversarialDistiller(
-        [GroupNormNetwork(4, classes=10), GroupNormNetwork(6, classes=10)],
+        [GroupNormModel(4, classes=10), GroupNormModel(6, classes=10)],
         image_size=8,
         discriminator=Undecided,
         discriminator_lr=1e-12,
@@ -69,7 +69,7 @@ def test_a_training_says_it_once_for_each_discriminator() -> None:
         max_eval_samples=10,
         batch_size=2,
         epochs=35,
-        evaluate_every=35,
+        evaluate_every_epochs=35,
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -80,23 +80,23 @@ def test_a_training_says_it_once_for_each_discriminator() -> None:
 
 
 def test_a_break_begins_anew() -> None:
-    watch = DiscriminatorWatch()
+    watch = DiscriminatorMonitor()
     watch.on_start(0, 1000, History())
     assert told(watch, [(0.97, 0.03)] * 4 + [(0.7, 0.3)] + [(0.97, 0.03)] * 4) == []
-    watch = DiscriminatorWatch()
+    watch = DiscriminatorMonitor()
     watch.on_start(0, 1000, History())
     assert told(watch, [(0.97, 0.03)] * 4 + [(0.5, 0.5)] * 4) == []
 
 
 def test_long_runs_need_longer() -> None:
-    watch = DiscriminatorWatch()
+    watch = DiscriminatorMonitor()
     watch.on_start(0, 100_000, History())
     assert told(watch, [(0.97, 0.03)] * 40) == []
     assert len(told(watch, [(0.97, 0.03)] * 60)) == 1
 
 
 def test_good_answers_and_other_methods_say_nothing() -> None:
-    watch = DiscriminatorWatch()
+    watch = DiscriminatorMonitor()
     watch.on_start(0, 1000, History())
     assert told(watch, [(0.7, 0.3)] * 20) == []
     watch.on_metrics({"step": 5000, "metrics": {"cross_entropy/0": 1.0}})

@@ -32,7 +32,7 @@ def ends(stopping: EarlyStopping, *seen: tuple[list[float], float]) -> list[bool
 
 
 def test_any_new_best_counts() -> None:
-    """Of the second network, then of the ensemble; falling and standing still do not."""
+    """Of the second model, then of the ensemble; falling and standing still do not."""
     seen = [([50.0, 40.0], 60.0), ([40.0, 41.0], 50.0), ([40.0, 40.0], 60.5), ([50.0, 41.0], 60.5), ([1.0, 1.0], 1.0)]
     assert ends(EarlyStopping(2), *seen) == [False, False, False, False, True]
     assert ends(EarlyStopping(1), *seen) == [False, False, False, True, True]
@@ -45,7 +45,7 @@ def test_a_least_gain() -> None:
     assert ends(EarlyStopping(2, min_delta=1.0), *seen) == [False, False, True, False, False]
 
 
-def test_a_network_that_is_never_right_still_ends() -> None:
+def test_a_model_that_is_never_right_still_ends() -> None:
     assert ends(EarlyStopping(2), *[([0.0], 0.0)] * 4) == [False, False, True, True]
 
 
@@ -81,7 +81,7 @@ def test_a_run_ends_where_the_rule_says(undisturbed: Path) -> None:
     assert len(epochs) == rose[-1] + 1 + 2
     assert [one.get("stopped") for one in epochs] == [None] * (len(epochs) - 1) + [True]
     assert {path.name for path in (undisturbed / "networks").iterdir()} == {
-        f"{k}-RandomNetwork{which}" for k in (0, 1) for which in ("", "-best")
+        f"{k}-RandomModel{which}" for k in (0, 1) for which in ("", "-best")
     }
 
 

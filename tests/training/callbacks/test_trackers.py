@@ -75,10 +75,10 @@ def test_settings_are_there(tmp_path: Path) -> None:
 
 def test_a_resumed_run_shows_every_step_once(tmp_path: Path) -> None:
     """Updates that were logged after the last checkpoint, and done again, stand there once."""
-    settings: dict[str, Any] = {"checkpoint_every": 6, "log_every": 1}
+    settings: dict[str, Any] = {"checkpoint_every_steps": 6, "log_every_steps": 1}
     with pytest.raises(RuntimeError):
         build(**settings).fit(output_dir=tmp_path / "run", log_with="tensorboard", callbacks=[AtStep(9, cut)])
-    assert max(step for step, _ in read(tmp_path / "run")["logit/0"]) == 8
+    assert max(step for step, _ in read(tmp_path / "run")["kl/0"]) == 8
     build(**settings).fit(output_dir=tmp_path / "run", log_with="tensorboard", resume=True)
     assert_same(read(tmp_path / "run"), recorded(tmp_path / "run"))
 
@@ -150,7 +150,7 @@ def test_what_is_not_installed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wandb_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files are in the run's folder, not where the command was typed."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -1,4 +1,4 @@
-"""Networks of a few hundred parameters, for tests that only need one, and whether two trainings came to the same."""
+"""Models of a few hundred parameters, for tests that only need one, and whether two trainings came to the same."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from feature_gan_kd import OnlineAdversarialDistiller
 
 
-class GroupNormNetwork(nn.Module):
-    """A small network whose statistics do not depend on the batch."""
+class GroupNormModel(nn.Module):
+    """A small model whose statistics do not depend on the batch."""
 
     def __init__(self, width: int, classes: int = 5) -> None:
         super().__init__()
