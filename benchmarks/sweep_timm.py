@@ -119,9 +119,9 @@ def trained(name: str, image_size: int | None = None) -> dict[str, Any]:
             problems.append("logits differ with the wrapper")
     expected = _touched_by_plain_training(model, images, labels)
     model.train()
-    gradients: dict[str, list[Any]] = {}
-    distiller.step.gradients(images, labels, torch.tensor(2.0), gradients.__setitem__)
-    pairs = zip(distiller.step.logit_group.parameters, gradients["logit"], strict=True)
+    distiller.step.gradients(images, labels)
+    group = distiller.step.logit_group
+    pairs = zip(group.parameters, group.gradients, strict=True)
     reached = {id(parameter) for parameter, gradient in pairs if gradient is not None}
     missed = sorted(key for key, value in model.named_parameters() if key in expected and id(value) not in reached)
     if missed:

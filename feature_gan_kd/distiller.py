@@ -534,7 +534,7 @@ class OnlineAdversarialDistiller:
 
     def faults(self) -> SkippedSteps:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""
-        return self.step.faults.report()
+        return self.step.guard.report()
 
     def state(self) -> Checkpoint:
         """Everything that training changes: tensors by component, the rest as JSON values.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.method.connection import Connection, build_connections, check_taps
 from feature_gan_kd.method.discriminator import Discriminator
-from feature_gan_kd.method.step import AdversarialStep, OptimizerGroup
+from feature_gan_kd.method.step import AdversarialStep
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.build import PeerModel, memory_format_for
 from feature_gan_kd.models.discovery import DryRun, dry_run, find_taps, layers_of
@@ -22,6 +22,7 @@ from feature_gan_kd.models.input_adapter import InputAdapter
 from feature_gan_kd.models.taps import Layer, MapShape, TappedModel
 from feature_gan_kd.optim.build import build_optimizer
 from feature_gan_kd.optim.gradient_stats import GradientStats
+from feature_gan_kd.optim.gradients import OptimizerGroup
 from feature_gan_kd.utils.errors import UserError, reason
 
 
@@ -146,9 +147,6 @@ def _maker(
         width=config.discriminator_width,
         norm=config.discriminator_norm,
         bounded=config.loss_weights.adversarial_loss == "paper",
-        patches=config.discriminator_patches,
-        spectral_norm=config.discriminator_spectral_norm,
-        noise=config.discriminator_noise,
     )
 
 
@@ -194,17 +192,13 @@ def build_step(
         modules.frozen,
         modules.connections,
         loss_weights,
-        logit_group=_update("logit", learnt, config),
-        feature_group=_update("feature", extracting, config)
-        if loss_weights.updates_extractors and extracting
-        else None,
-        discriminator_group=_update("discriminator", judging, config) if judging else None,
+        logit_group=_group("logit", learnt, config),
+        feature_group=_group("feature", extracting, config) if loss_weights.updates_extractors and extracting else None,
+        discriminator_group=_group("discriminator", judging, config) if judging else None,
         adversarial_interval=config.adversarial_interval,
         discriminator_interval=config.discriminator_interval,
-        discriminator_unpaired=config.discriminator_unpaired,
         joint_backward=config.joint_backward,
         grad_accum_steps=config.grad_accum_steps,
-        clip_grad=config.clip_grad,
         sync_batchnorm=config.sync_batchnorm,
         autocast=autocast,
         gradient_stats=GradientStats(
@@ -226,6 +220,9 @@ def _parts(modules: MethodModules) -> dict[nn.Parameter, str]:
     return {parameter: part for module, part in owned for parameter in module.parameters()}
 
 
-def _update(kind: str, owned: Sequence[tuple[nn.Parameter, str]], config: DistillConfig) -> OptimizerGroup:
+def _group(name: str, owned: Sequence[tuple[nn.Parameter, str]], config: DistillConfig) -> OptimizerGroup:
+    """The group of parameters with that kind of gradient; each parameter with the part that owns it, in words."""
     parameters = [parameter for parameter, _ in owned]
-    return OptimizerGroup(parameters, build_optimizer(kind, parameters, config), [owner for _, owner in owned])
+    optimizer = build_optimizer(name, parameters, config)
+    clip_grad = config.clip_grad if name == "logit" else None
+    return OptimizerGroup(name, parameters, optimizer, [owner for _, owner in owned], clip_grad)

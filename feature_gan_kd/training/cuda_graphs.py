@@ -13,7 +13,7 @@ from torch import Tensor
 
 from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.method.step import AdversarialStep, Metrics
-from feature_gan_kd.optim.nonfinite import has_state
+from feature_gan_kd.optim.gradients import has_state
 from feature_gan_kd.utils.errors import UserError, reason
 
 WARM_UPS = 3
@@ -224,7 +224,7 @@ class CudaGraphs:
                 found += [value.data_ptr() for value in state.values() if isinstance(value, Tensor)]
         for group in self._groups():
             found += [value for key, value in group.items() if key not in ("params", "lr", "initial_lr")]
-        return found + [counted.data_ptr() for counted in self.step.faults.tensors()]
+        return found + [counted.data_ptr() for counted in self.step.guard.tensors()]
 
 
 def for_gpu(step: AdversarialStep, device: torch.device) -> CudaGraphs:

@@ -95,14 +95,11 @@ CASES: dict[str, Mapping[str, Any]] = {
     "recorded": {"similarity_images": 20, "log_gradients": True, "feature_layers": ["features.0", "features.3"]},
     "group norm in discriminators": {"discriminator_norm": "group"},
     "no norm in discriminators": {"discriminator_norm": "none"},
-    "hinge on patches": {
+    "hinge": {
         "adversarial_loss": "hinge",
-        "discriminator_patches": True,
-        "discriminator_spectral_norm": True,
         "discriminator_interval": 2,
         "adversarial_warmup_fraction": 0.5,
     },
-    "unpaired": {"discriminator_unpaired": True, "max_train_samples": 36},  # every share is even
     "relativistic": {"adversarial_loss": "relativistic", "adversarial_interval": 2},
     "batch norm": {"models": normalised, "sync_batchnorm": True},
     "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "grad_accum_steps": 2},

@@ -136,7 +136,7 @@ def trained(distiller: OnlineAdversarialDistiller) -> list[Tensor]:
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     for update in step.optimizer_groups.values():
         tensors += [v for state in update.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-    return [*tensors, *step.faults.tensors()]
+    return [*tensors, *step.guard.tensors()]
 
 
 def recorded(distiller: OnlineAdversarialDistiller) -> OperatorRecorder:
