@@ -219,7 +219,7 @@ class OnlineAdversarialDistiller:
         with explain_out_of_memory(images, self.config.grad_accum_steps, self.config.mixed_precision == "bf16"):
             metrics = self._update(images, labels.to(self.accelerator.device, non_blocking=True))
         if self.config.check_processes:
-            processes.check_ranks_equal(self._modules.trained_parts())
+            processes.check_ranks_equal(self._modules.trained_modules())
         return metrics
 
     def fit(

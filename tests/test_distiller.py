@@ -371,5 +371,5 @@ def test_models_that_are_nowhere_or_in_two_places() -> None:
 
 
 def test_another_number_of_channels() -> None:
-    with pytest.raises(UserError, match=r"it fails on images of 1x8x8 .*see to image_size and in_chans"):
+    with pytest.raises(UserError, match=r"it fails on images of 1x8x8 .*check image_size and in_chans"):
         OnlineAdversarialDistiller([GroupNormModel(4), GroupNormModel(4)], image_size=8, in_chans=1)

@@ -33,7 +33,7 @@ class Microbatch:
     is_last: bool
 
     def weigh(self, mean: Tensor) -> Tensor:
-        """A mean over this microbatch times its share of the whole batch: those of all microbatches add up to the mean.
+        """Multiplies a mean over this microbatch, a scalar, by its share of the batch: their sum is the whole mean.
 
         A dummy batch has no share, so its gradients are zero.
         """

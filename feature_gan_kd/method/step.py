@@ -148,8 +148,8 @@ class AdversarialStep:
         """Gives every group that acts in this update its gradient of the whole batch.
 
         Args:
-            images: as for a call.
-            labels: as for a call.
+            images: (batch, channels, height, width), this process's share of the batch.
+            labels: (batch,) or (batch, classes).
 
         Returns:
             The metrics of the whole batch.
