@@ -191,7 +191,7 @@ Owned = list[tuple[nn.Parameter, str]]
 def _parameters_by_loss(modules: MethodModules, config: DistillConfig) -> tuple[Owned, Owned, Owned]:
     """The parameters that the logit, the feature and the discriminator loss train (paper, section 3).
 
-    Under `joint_backward` the models' feature loss joins their logit loss, so `feature` holds the transfer layers alone.
+    Under `joint_backward` the models' feature loss joins their logit loss, and `feature` holds transfer layers alone.
     """
     logit: Owned = []
     feature: Owned = []
