@@ -19,6 +19,7 @@ from feature_gan_kd.models.taps import TappedModel
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup, backward
 from feature_gan_kd.optim.nonfinite import BufferSnapshot, NonFiniteGuard
+from feature_gan_kd.utils.errors import UserError
 
 Metrics = dict[str, Tensor]
 
@@ -110,6 +111,7 @@ class AdversarialStep:
         self.gradient_stats = gradient_stats or GradientStats()
         self.guard = NonFiniteGuard()
         self.number = 0  # of updates done
+        self._trainable = [p.requires_grad for k in self.learners for p in self.models[k].parameters()]
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
         self._of_learner = Counter(one.edge.learner for one in self.connections)
         self._of_edge = Counter(one.edge for one in self.connections)
@@ -129,9 +131,11 @@ class AdversarialStep:
             loss or a gradient was not finite: then nothing is changed, on any process.
 
         Raises:
-            UserError: where a model gives no logits or other maps than it was built for, or another process is gone.
+            UserError: if a model gives no logits or other maps than it was built for, if a parameter was frozen or
+                unfrozen since then, or if another process is gone.
         """
         self.set_modes()
+        self._check_trainable()
         buffers = BufferSnapshot([*(self.models[k].module for k in self.learners), *self.connections])
         metrics = self.gradients(images, labels)
         groups = [group for group in self.optimizer_groups.values() if group.gradients]
@@ -290,6 +294,20 @@ class AdversarialStep:
     def measures(self) -> bool:
         """Whether the next update measures what moves the weights."""
         return self.gradient_stats.due(self.number)
+
+    def _check_trainable(self) -> None:
+        """Refuses a parameter that was frozen or unfrozen after the optimisers were built: they would not notice it."""
+        now = [p.requires_grad for k in self.learners for p in self.models[k].parameters()]
+        if now == self._trainable:
+            return
+        learners = [self.models[k] for k in self.learners]
+        names = [f"{model.name}: {name}" for model in learners for name, _ in model.module.named_parameters()]
+        pairs = zip(names, zip(self._trainable, now, strict=False), strict=False)
+        name = next((name for name, (before, after) in pairs if before != after), "models: a number of parameters")
+        raise UserError(
+            f"{name}: changed requires_grad after the distiller was built, and the optimisers cannot follow: freeze or "
+            "unfreeze first, then build the distiller"
+        )
 
     def _log_answers(self, loss: Losses, edge: Edge, d_real: Tensor, d_fake: Tensor) -> None:
         share = 1 / self._of_edge[edge]

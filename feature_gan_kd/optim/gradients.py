@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from feature_gan_kd.distributed.collectives import all_reduce_async
+from feature_gan_kd.distributed.collectives import all_reduce_async, any_rank_async, world_size
 
 Gradients = list[Tensor | None]
 
@@ -41,6 +41,7 @@ class OptimizerGroup:
     clip_grad: float | None = None
     gradients: Gradients = field(default_factory=list)
     _finish_reduction: Callable[[], None] | None = field(default=None, repr=False)
+    _finish_presence: Callable[[], list[bool]] | None = field(default=None, repr=False)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -61,24 +62,36 @@ class OptimizerGroup:
     def start_reduction(self) -> None:
         """Starts to sum the gradients over all processes; the exchange runs beside the next backward pass.
 
+        A model may skip a block on one process and not on another. There the gradient counts as zero, since all
+        processes must add the same tensors in the same order.
+
         Raises:
             UserError: where another process is gone.
         """
+        if world_size() == 1:
+            return
+        self._finish_presence = any_rank_async([gradient is not None for gradient in self.gradients])
+        pairs = zip(self.parameters, self.gradients, strict=True)
+        self.gradients = [torch.zeros_like(p) if gradient is None else gradient for p, gradient in pairs]
         self._finish_reduction = all_reduce_async(self.gradients)
 
     def finish_reduction(self) -> None:
-        """Waits until the gradients are those of the whole batch.
+        """Waits until the gradients are those of the whole batch; one that no process has is None on all of them.
 
         Raises:
             UserError: where another process is gone.
         """
-        if self._finish_reduction is not None:
-            self._finish_reduction()
-            self._finish_reduction = None
+        if self._finish_reduction is None or self._finish_presence is None:
+            return
+        self._finish_reduction()
+        pairs = zip(self._finish_presence(), self.gradients, strict=True)
+        self.gradients = [gradient if present else None for present, gradient in pairs]
+        self._finish_reduction = self._finish_presence = None
 
     def step(self, *, unless: Tensor) -> None:
         """Clips the gradients, and steps the optimiser unless `unless`, a scalar 0 or 1 on the device, is 1."""
         with self.attached():
+            _start_momentum(self.optimizer)
             if self.clip_grad is not None:
                 for owner in dict.fromkeys(self.owners):
                     own = [p for p, name in zip(self.parameters, self.owners, strict=True) if name == owner]
@@ -88,6 +101,7 @@ class OptimizerGroup:
     def clear(self) -> None:
         """Frees the gradients."""
         self.gradients = []
+        self._finish_reduction = self._finish_presence = None
 
 
 def backward(loss: Tensor, groups: Sequence[OptimizerGroup], *, retain_graph: bool = False, reduce: bool) -> None:
@@ -129,6 +143,17 @@ def step_if_finite(nonfinite: Tensor, optimizer: Optimizer) -> None:
             del reader.grad_scale, reader.found_inf
     elif not nonfinite:
         optimizer.step()
+
+
+def _start_momentum(optimizer: Optimizer) -> None:
+    """Gives a parameter that joins after the first step its momentum, zero: fused SGD takes all buffers or none."""
+    if not (isinstance(optimizer, torch.optim.SGD) and optimizer.state):
+        return
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"] and len(optimizer.state) < len(group["params"]):
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter not in optimizer.state:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def has_state(optimizer: Optimizer) -> bool:

@@ -81,7 +81,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
             assert numbers[place] == number, place
             continue
         single = "accuracy" in place or " right/" in place or " loss " in place
-        tolerance = loose or (1e-6 if single else 1e-11)
+        tolerance = loose or (1e-4 if single else 1e-11)
         assert numbers[place] == pytest.approx(number, rel=loose or 1e-9, abs=tolerance, nan_ok=True), place
         if "metrics" in place and not single:
             losses = max(losses, abs(numbers[place] - number))

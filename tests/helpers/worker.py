@@ -61,6 +61,22 @@ def normalised(dtype: torch.dtype = torch.float64) -> list[nn.Module]:
     ]
 
 
+class WithRareBlock(SmallModel):
+    """Has a block that few images reach: a process whose images do not reach it has no gradient for it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, nn.Identity())
+        self.rare = nn.Linear(10, 10, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, 10)."""
+        logits = super().forward(x)
+        reached = x.mean((1, 2, 3)) > 0.03  # one or none in half a batch of the digits
+        if not bool(reached.any()):
+            return logits
+        return logits + torch.zeros_like(logits).masked_scatter(reached[:, None], self.rare(logits[reached]))
+
+
 def images(count: int) -> TensorDataset:
     """Normalised random images with labels."""
     generator = torch.Generator().manual_seed(5)
@@ -104,6 +120,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "batch norm": {"models": normalised, "sync_batchnorm": True},
     "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "grad_accum_steps": 2},
     "ended early": {"epochs": 5, "lr": 1e-6, "early_stopping_patience": 2},
+    "a block that few images reach": {"models": lambda: [WithRareBlock(4), WithRareBlock(6)], "optimizer": "adamw"},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
     "a fault in the last process": {"fault": 3},
     "data set of torch": {"data": lambda: (images(38), images(50)), "max_train_samples": None},
