@@ -1,6 +1,11 @@
-"""What several test modules share."""
+"""One thread a process, cheap fsync, and the runs that several test modules share."""
 
 from __future__ import annotations
+
+import os
+
+# Read when torch is imported, here and in the processes that tests start: the models are tiny, the workers are many.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +16,16 @@ import torch
 
 from tests.helpers.launching import launch
 from tests.helpers.worker import CASES, run
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Makes `os.fsync` do nothing: no test cuts the power, and those of durability record which calls are made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +54,8 @@ def by_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder, which is the present one: what users type is tried there, on one thread."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as the working directory: what users type is tried there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are tiny
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path

@@ -40,10 +40,7 @@ WHILE_TRAINING = "image: cut short, found while training"
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the models are tiny
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

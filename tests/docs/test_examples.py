@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import re
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
 import timm
-import torch
 from PIL import Image
 
 from feature_gan_kd.report import read_run
 from tests.helpers.launching import launch
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are tiny
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

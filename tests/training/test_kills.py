@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from feature_gan_kd.cli import main
 from tests.helpers.runs import assert_same_run, steps_of
@@ -56,10 +55,7 @@ def test_killed_runs_end_as_the_undisturbed_one(kills: int, epochs: int, tmp_pat
     print(f"seed of the moments: {seed}")
     moments = random.Random(seed)
     log, undisturbed, folder = tmp_path / "log", tmp_path / "undisturbed", tmp_path / "run"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     main(["train", *OPTIONS, "--epochs", str(epochs), "--output-dir", str(undisturbed)])
-    torch.set_num_threads(threads)
     seconds = max(times_of_checkpoints(undisturbed)) - (undisturbed / "config.json").stat().st_mtime
     reached, cut = [], 0
     for kill in range(kills):
