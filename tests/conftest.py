@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from tests.helpers.launching import launch
-from tests.helpers.worker import CASES, run
+from tests.helpers.shared import made_once
+from tests.helpers.worker import CASES, OTHERS, begin_alone, run
 
 torch.set_num_threads(1)
 
@@ -31,26 +32,32 @@ def no_wait_for_the_disk() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `tests.helpers.worker` does in one process: a folder per case."""
-    folder = tmp_path_factory.mktemp("one")
-    for case in CASES:
-        run(case, folder / case)
-    return folder
+
+    def train(folder: Path) -> None:
+        for case in CASES:
+            run(case, folder / case)
+
+    return made_once(tmp_path_factory, "one", train)
 
 
 @pytest.fixture(scope="session")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in two processes, with what their norms and their check of weights found."""
-    folder = tmp_path_factory.mktemp("two")
-    launch(2, "-m", "tests.helpers.worker", str(folder), "norms", "spoiled", *CASES)
-    return folder
+    """The same in two processes, with everything else that tests ask of two: a launch takes longer than a case."""
+
+    def train(folder: Path) -> None:
+        begin_alone(folder / "begun by one")
+        launch(2, "-m", "tests.helpers.worker", str(folder), *OTHERS, *CASES)
+
+    return made_once(tmp_path_factory, "two", train)
 
 
 @pytest.fixture(scope="session")
 def by_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in three processes."""
-    folder = tmp_path_factory.mktemp("three")
-    launch(3, "-m", "tests.helpers.worker", str(folder), "norms", *CASES)
-    return folder
+    """The cases in three processes."""
+    names = ("norms", *CASES)
+    return made_once(
+        tmp_path_factory, "three", lambda folder: launch(3, "-m", "tests.helpers.worker", str(folder), *names)
+    )
 
 
 @pytest.fixture
