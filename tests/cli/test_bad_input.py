@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,10 +41,7 @@ WHILE_TRAINING = "image: cut short, found while training"
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the models are tiny
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +104,21 @@ def run_here(case: Case, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     return int(stop.value.code or 0), capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", CASES)
+def kind(name: str) -> tuple[str, bool]:
+    """What is wrong, and whether that is a matter of a process of its own."""
+    return name.split(":")[0], bool(CASES[name].environment)
+
+
+def by_tier() -> Iterator[object]:
+    """Every case; the first three of a kind that run here, and the first in a process of its own, are fast."""
+    seen: Counter[tuple[str, bool]] = Counter()
+    for name in CASES:
+        seen[kind(name)] += 1
+        most = 1 if CASES[name].environment else 3
+        yield pytest.param(name, marks=[] if seen[kind(name)] <= most else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", by_tier())
 def test_one_line_and_nothing_written(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = CASES[name]
     if "CUDA_VISIBLE_DEVICES" in (case.environment or {}) and torch.version.cuda is None:

@@ -52,6 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_three_lines_and_what_plain_timm_makes_of_them(folder: Path) -> None:
     three, load = BLOCKS[:2]
     assert len(three.strip().splitlines()) == 5  # an import, an empty line, and the three
@@ -68,6 +69,7 @@ def test_the_three_lines_and_what_plain_timm_makes_of_them(folder: Path) -> None
     assert files == {"model.safetensors", "config.json", "README.md"}
 
 
+@pytest.mark.slow
 def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One after the other; the training is shortened."""
     monkeypatch.chdir(folder)
@@ -81,6 +83,7 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert (folder / "distilled" / "1-cifar_resnet32" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_loop_of_ones_own(tmp_path: Path) -> None:
     output = run(BLOCKS[2], tmp_path)
     assert "layer4" in output

@@ -86,6 +86,7 @@ def test_a_model_is_published_and_another_run_starts_from_it(hub: Hub, tmp_path:
     assert started == "trained from test_resnet True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["no model", "no token"])
 def test_one_line_and_the_local_export_stays(case: str, hub: Hub, nobody: str, tmp_path: Path) -> None:
     endpoint, token = (nobody, TOKEN) if case == "no model" else (hub.endpoint, None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -21,7 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.distributed.collectives import process_index, world_size
-from tests.helpers import norm_worker
+from feature_gan_kd.training.checkpoint import newest
+from tests.helpers import norm_worker, stopping
 
 
 class SmallModel(nn.Module):
@@ -174,17 +176,35 @@ def run_spoiled(folder: Path) -> None:
         (folder / f"{index}.txt").write_text(str(error))
 
 
+def begin_alone(folder: Path) -> None:
+    """Trains "cycle of 3" in one process until its eighth update."""
+
+    def stop(model: nn.Module) -> None:
+        raise ConnectionAbortedError
+
+    with contextlib.suppress(ConnectionAbortedError):
+        run("cycle of 3", folder, 8, stop)
+    assert newest(folder / "checkpoints")[0].name == "step-6"
+
+
+# What two processes are asked beside the cases, by its name.
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "norms": norm_worker.save,
+    "spoiled": run_spoiled,
+    "stopped": lambda folder: stopping.train(folder, told=1),
+    "begun by one": lambda folder: run("cycle of 3", folder),
+}
+
+
 def main() -> None:
-    """Trains the named cases, each into a folder of its name; `norms` and `spoiled` are explained in their tests."""
+    """Trains the named cases, each into a folder of its name; those of `OTHERS` are explained in their tests."""
     parent, *cases = sys.argv[1:]
     Accelerator()
     rank, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
     for case in cases:
         folder = Path(parent) / case
-        if case == "norms":
-            norm_worker.save(folder)
-        elif case == "spoiled":
-            run_spoiled(folder)
+        if case in OTHERS:
+            OTHERS[case](folder)
         else:
             dies = rank == process_index()
             run(case, folder, number * dies, lambda model: os.kill(os.getpid(), signal.SIGKILL))

@@ -17,6 +17,8 @@ from feature_gan_kd.report import read_run, write_page
 from tests.report.test_page import HOSTILE
 from tests.report.written import LONG, change_description, write_run
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 120_000  # milliseconds; the machine may be busy
 LINES = ".scatterlayer .js-line"

@@ -50,6 +50,10 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+# One program, two that take turns, the parts of an update, what the update measures; the others go into the slow tier.
+FAST = ("exact", "interval", "parts", "measured")
+
+
 class Operators(TorchDispatchMode):
     """Every operator that runs, with what it was given and what it gave."""
 
@@ -183,7 +187,7 @@ def train(distiller: OnlineAdversarialDistiller, sizes: list[int], start: int = 
     return [{key: float(value) for key, value in metrics.items()} for metrics in found]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=[] if mode in FAST else pytest.mark.slow) for mode in MODES])
 def test_recorded_updates_are_those_of_the_step(mode: str) -> None:
     """Also those of an uneven last batch, and after evaluations: weights, states and all metrics, read at the end."""
     plain, graphs = build(**MODES[mode]), build(**MODES[mode])
