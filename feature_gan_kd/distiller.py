@@ -203,7 +203,7 @@ class OnlineAdversarialDistiller:
             labels: (batch,) class indices, or (batch, classes) probabilities.
 
         Returns:
-            Detached scalars, see `AdversarialStep`.
+            Detached scalars on the device, by name. The page "Watching a run" explains each name.
 
         Raises:
             UserError: for images of another size than the wiring was built for, where memory does not suffice, and
