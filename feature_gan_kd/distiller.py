@@ -32,7 +32,7 @@ from feature_gan_kd.export.provenance import (
 from feature_gan_kd.method.build import build_modules, build_step
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
-from feature_gan_kd.models.build import PeerModel, build_models, place
+from feature_gan_kd.models.build import PeerModel, build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.input_adapter import Normalisation
 from feature_gan_kd.models.taps import Layer, MapShape, TappedModel
@@ -129,7 +129,7 @@ class OnlineAdversarialDistiller:
         self.provenance: RunProvenance | None = None
         self._given: tuple[Any, Any] | None = None
         self.feature_layers = feature_layers
-        place(self.peers, self.accelerator.device, channels_last=config.channels_last)
+        move_to_device(self.peers, self.accelerator.device, channels_last=config.channels_last)
         for k in self.frozen:
             self.models[k].eval()
         self._modules = build_modules(
@@ -502,7 +502,7 @@ class OnlineAdversarialDistiller:
             seed=0,
             epoch=0,
             rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            world_size=self.accelerator.num_processes,
             device=self.accelerator.device,
             train=False,
         )
@@ -659,7 +659,7 @@ class OnlineAdversarialDistiller:
 
     def _adapt_inputs(self, shared: Normalisation) -> None:
         for model, tapped in zip(self.peers, self._modules.tapped, strict=True):
-            tapped.adapter.normalise(shared, model.normalisation or shared)
+            tapped.adapter.set_normalisations(shared, model.normalisation or shared)
             tapped.adapter.to(self.accelerator.device)  # once: a copy in every forward would wait for it
 
     def _signature(self, fingerprint: str | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if _several() else 1
 
 
-def process_index() -> int:
+def rank() -> int:
     """This process's number among them."""
     return torch.distributed.get_rank() if _several() else 0
 
@@ -73,9 +73,9 @@ def microbatches(images: int, parts: int, device: torch.device) -> list[slice]:
     shares = [images]
     if world_size() > 1:
         sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
-        sizes[process_index()] = images
+        sizes[rank()] = images
         shares = all_reduce_sum(sizes).tolist()
-    before, parts = sum(shares[: process_index()]), min(parts, sum(shares))
+    before, parts = sum(shares[: rank()]), min(parts, sum(shares))
     return [slice((part - before) % parts, None, parts) for part in range(parts)]
 
 
@@ -190,7 +190,7 @@ def on_main_process(write: Callable[[], object]) -> None:
         write()
         return
     error: list[str | None] = [None]
-    if process_index() == 0:
+    if rank() == 0:
         try:
             write()
         except UserError as explain_parse_error:

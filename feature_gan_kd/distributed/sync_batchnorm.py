@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from feature_gan_kd.distributed.collectives import all_reduce_sum, process_index, world_size
+from feature_gan_kd.distributed.collectives import all_reduce_sum, rank, world_size
 from feature_gan_kd.utils.errors import UserError
 
 # Whether the images that this process shows its models only stand in for those it has not.
@@ -141,7 +141,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     variance, mean = torch.var_mean(wide, _all_but_channels(x), correction=0)
     count = mean.new_full((1,), 0 if _dummy_batch else x.numel() // x.shape[1])
     every = mean.new_zeros(world_size(), 1 + 2 * len(mean))
-    every[process_index()] = torch.cat([count, mean, variance])
+    every[rank()] = torch.cat([count, mean, variance])
     counts, means, variances = torch.split(all_reduce_sum(every), [1, len(mean), len(mean)], dim=1)
     total = counts.sum()
     mean = (counts * means).sum(0) / total

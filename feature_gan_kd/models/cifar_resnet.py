@@ -75,7 +75,7 @@ def make_stage(
     return Stage(block(in_chs, out_chs, stride), *(block(out_chs, out_chs, 1) for _ in range(blocks - 1)))
 
 
-class CifarNet(nn.Module):
+class CifarModel(nn.Module):
     """Stem, three stages and a linear classifier, with the methods timm expects of a model.
 
     A subclass builds `conv1`, `layer1`, `layer2` and `layer3`, says in `_stem` and `_last` what stands around
@@ -214,7 +214,7 @@ class BasicBlock(nn.Module):
         return out
 
 
-class CifarResNet(CifarNet):
+class CifarResNet(CifarModel):
     """ResNet of depth 6 * blocks + 2 for small images (He et al. 2016, section 4.2).
 
     Shortcuts are 1x1 convolutions with BatchNorm where the width changes (the paper's option B), as in the

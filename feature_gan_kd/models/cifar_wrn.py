@@ -7,7 +7,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
-from feature_gan_kd.models.cifar_resnet import CifarNet, cifar_cfg, conv3x3, make_stage, register
+from feature_gan_kd.models.cifar_resnet import CifarModel, cifar_cfg, conv3x3, make_stage, register
 
 
 class PreActBlock(nn.Module):
@@ -34,7 +34,7 @@ class PreActBlock(nn.Module):
         return residual + (x if self.downsample is None else self.downsample(active))
 
 
-class CifarWideResNet(CifarNet):
+class CifarWideResNet(CifarModel):
     """WRN-d-k: depth d = 6 * blocks + 4, stages of 16k, 32k and 64k channels (paper, table 1).
 
     The stages end in a sum, so the feature map is the output of the last BatchNorm and ReLU (`act`).

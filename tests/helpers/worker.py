@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.distributed.collectives import process_index, world_size
+from feature_gan_kd.distributed.collectives import rank, world_size
 from tests.helpers import norm_worker
 
 
@@ -130,7 +130,7 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     models = changes.pop("models", lambda: plain(4, 6))
     data = changes.pop("data", lambda: (None, None))
     fault = changes.pop("fault", 0)
-    if fault and process_index() == world_size() - 1:
+    if fault and rank() == world_size() - 1:
         number, act = fault, poison
     distiller = build(models(), **changes)
     numbers = itertools.count(1)
@@ -153,7 +153,7 @@ def spoil(model: nn.Module) -> None:
 
 def run_spoiled(folder: Path) -> None:
     """Trains a pair of which the second process has another weight, and writes down what ends that."""
-    index = process_index()
+    index = rank()
     try:
         run("pair", folder / "run", 3, spoil if index == 1 else lambda model: None)
     except UserError as error:
@@ -172,7 +172,7 @@ def main() -> None:
         elif case == "spoiled":
             run_spoiled(folder)
         else:
-            dies = rank == process_index()
+            dies = rank == rank()
             run(case, folder, number * dies, lambda model: os.kill(os.getpid(), signal.SIGKILL))
 
 
