@@ -17,7 +17,7 @@ from feature_gan_kd.analysis.summary import describe, draw
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
 from feature_gan_kd.distributed import collectives as processes
-from feature_gan_kd.distributed.launch import checked as checked_accelerator
+from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
 from feature_gan_kd.export import ModelCardInfo, holds, push
 from feature_gan_kd.export.provenance import (
@@ -123,7 +123,7 @@ class OnlineAdversarialDistiller:
         self.edges = build_edges(topology, len(self.peers), self.frozen)
         self.in_chans = in_chans
         self.image_size = max(model.image_size for model in self.peers)
-        self.accelerator = checked_accelerator(accelerator)
+        self.accelerator = usable_accelerator(accelerator)
         if self.accelerator.mixed_precision == "bf16":  # as `accelerate launch` was told
             self.config = config = config.replace(mixed_precision="bf16")
         self.provenance: RunProvenance | None = None

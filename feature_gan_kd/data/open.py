@@ -119,7 +119,7 @@ def open_data(
         num_classes: of the models; limits the labels where the data do not say how many classes they have.
 
     Raises:
-        UserError: for data, columns, splits, labels or images that cannot be used; the line says which and where.
+        UserError: for data, columns, splits, labels or images that cannot be used, naming the place.
     """
     notes: list[str] = []
     options = _image_options(config, image_size, in_chans, flip=train_data is not None)

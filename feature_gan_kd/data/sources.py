@@ -17,7 +17,7 @@ from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.utils.errors import UserError, reason
 from feature_gan_kd.utils.offline import offline_without_internet
 
-BUNDLED = Path(__file__).parent / "bundled" / "digits.parquet"
+BUNDLED_DIGITS = Path(__file__).parent / "bundled" / "digits.parquet"
 _EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
 # Names of split folders, as `datasets` reads them.
 _SPLIT_FOLDERS = {
@@ -50,7 +50,7 @@ def choose_splits(train_data: Any, eval_data: Any, config: DistillConfig) -> tup
     Raises:
         UserError: for data that do not exist or cannot be read, and for a split that does not exist.
     """
-    opened = _open(BUNDLED if train_data is None else train_data, config.streaming, "data")
+    opened = _open(BUNDLED_DIGITS if train_data is None else train_data, config.streaming, "data")
     if isinstance(opened, Mapping):
         name = _train_split(opened, config.train_split)
         train = Split(opened[name], name)
@@ -77,7 +77,7 @@ def choose_evaluation(eval_data: Any, config: DistillConfig, setting: str = "dat
     Raises:
         UserError: as `choose_splits`.
     """
-    opened = _open(BUNDLED if eval_data is None else eval_data, config.streaming, setting)
+    opened = _open(BUNDLED_DIGITS if eval_data is None else eval_data, config.streaming, setting)
     if not isinstance(opened, Mapping):
         return Split(opened, "evaluation", setting)
     name = _eval_split(opened, config.eval_split, exclude=None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as spectrally_normalised
 
 from feature_gan_kd.distributed.collectives import world_size
-from feature_gan_kd.distributed.sync_batchnorm import normalise
+from feature_gan_kd.distributed.sync_batchnorm import synchronised_batch_norm
 from feature_gan_kd.models.taps import MapShape
 
 
@@ -102,4 +102,4 @@ class BatchStatisticsNorm(nn.Module):
         """Normalised (batch, channels, height, width), of the same shape."""
         if world_size() == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return normalise(x, self.weight, self.bias, self.eps)
+        return synchronised_batch_norm(x, self.weight, self.bias, self.eps)

@@ -123,10 +123,9 @@ def build_models(
         seed: of the initial weights; those of model k are a function of (seed, k).
 
     Raises:
-        UserError: for fewer than two models, one module given twice, a tensor that two models share, an unknown name
-            (the line lists the closest), anything but names and modules, weights that cannot be loaded or hold NaN, a
-            model that cannot be trained (compiled, scripted, with lazy parameters, spread over devices, without a
-            classifier) or does not take images of that size, or fewer than two classes.
+        UserError: for fewer than two models or classes, an unknown name (the line lists the closest), anything but
+            names and modules, weights that cannot be loaded or hold NaN, a model that cannot be trained, see
+            `_check_trainable`, and models that share a module or a tensor.
     """
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
@@ -180,8 +179,8 @@ def _check_nothing_shared(models: Sequence[PeerModel]) -> None:
 def _check_trainable(models: Sequence[PeerModel]) -> None:
     """Raises UserError for a module that the method cannot train as it is.
 
-    A compiled forward pass cannot run backward twice and may bypass hooks; the setting `compile` avoids both. The layers
-    of a scripted module run outside Python, where no hook is called. Lazy parameters have no shape before the first
+    A compiled forward pass cannot run backward twice and may bypass hooks; the setting `compile` avoids both. Layers of
+    a scripted module run outside Python, where no hook is called. Lazy parameters have no shape before the first
     forward pass, so no optimiser can hold them.
     """
     for k, model in enumerate(models):

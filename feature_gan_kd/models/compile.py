@@ -12,7 +12,7 @@ from torch._dynamo import lookup_backend
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import config
 
-Output = TypeVar("Output")
+Returned = TypeVar("Returned")
 
 
 class Compiler:
@@ -30,12 +30,12 @@ class Compiler:
         self._compile = lookup_backend(backend)
         self._reasons: set[str] = set()
 
-    def __call__(self, function: Callable[[Tensor], Output]) -> Callable[[Tensor], Output]:
+    def __call__(self, function: Callable[[Tensor], Returned]) -> Callable[[Tensor], Returned]:
         """Returns the function in a form that is compiled on its first call."""
-        compiled: Callable[[Tensor], Output] = torch.compile(function, backend=self._compile_graph, dynamic=False)
+        compiled: Callable[[Tensor], Returned] = torch.compile(function, backend=self._compile_graph, dynamic=False)
         works = True
 
-        def call(x: Tensor) -> Output:
+        def call(x: Tensor) -> Returned:
             nonlocal works
             if works:
                 try:

@@ -18,7 +18,7 @@ from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import count_classes, open_data
 from feature_gan_kd.data.augment import CropFlip
 from feature_gan_kd.data.items import ImageTransform
-from feature_gan_kd.data.sources import BUNDLED, Split
+from feature_gan_kd.data.sources import BUNDLED_DIGITS, Split
 from feature_gan_kd.data.streaming import IterableImages, read_stream
 from feature_gan_kd.data.table import Classes
 from tests.data.image_samples import encoded, make, plain
@@ -171,7 +171,7 @@ def test_images_that_cannot_be_decoded() -> None:
 
 def digits(split: str) -> datasets.IterableDataset:
     """The bundled digits as a stream in four shards, of which the last fifth is for evaluation."""
-    whole = datasets.load_dataset("parquet", data_files=str(BUNDLED), split="train")
+    whole = datasets.load_dataset("parquet", data_files=str(BUNDLED_DIGITS), split="train")
     part = whole.select(range(1400)) if split == "train" else whole.select(range(1400, 1797))
     return part.to_iterable_dataset(num_shards=4)
 
