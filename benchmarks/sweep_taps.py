@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks.sweep_timm import CLASSES, input_of, smallest_of_each_class, write
 from feature_gan_kd import UserError
-from feature_gan_kd.models.build import memory_format_for
+from feature_gan_kd.models.build import safe_memory_format
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.discovery import find_taps
 from feature_gan_kd.models.taps import TappedModel
@@ -94,7 +94,7 @@ def tried(name: str, image_size: int | None) -> dict[str, Any]:
 
     def channels_last() -> tuple[Tensor, list[Tensor]]:
         model = fresh()
-        order = memory_format_for(model, images.device, channels_last=True)
+        order = safe_memory_format(model, images.device, channels_last=True)
         return measured(model.to(memory_format=order), images.contiguous(memory_format=order))
 
     def checkpointing() -> tuple[Tensor, list[Tensor]]:

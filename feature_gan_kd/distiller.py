@@ -17,7 +17,7 @@ from feature_gan_kd.analysis.summary import describe, draw
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
 from feature_gan_kd.distributed import collectives as processes
-from feature_gan_kd.distributed.launch import checked as checked_accelerator
+from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
 from feature_gan_kd.export import ModelCardInfo, holds, push
 from feature_gan_kd.export.provenance import (
@@ -32,7 +32,7 @@ from feature_gan_kd.export.provenance import (
 from feature_gan_kd.method.build import build_modules, build_step
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
-from feature_gan_kd.models.build import PeerModel, build_models, place
+from feature_gan_kd.models.build import PeerModel, build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.input_adapter import Normalisation
 from feature_gan_kd.models.taps import Layer, MapShape, TappedModel
@@ -123,13 +123,13 @@ class OnlineAdversarialDistiller:
         self.edges = build_edges(topology, len(self.peers), self.frozen)
         self.in_chans = in_chans
         self.image_size = max(model.image_size for model in self.peers)
-        self.accelerator = checked_accelerator(accelerator)
+        self.accelerator = usable_accelerator(accelerator)
         if self.accelerator.mixed_precision == "bf16":  # as `accelerate launch` was told
             self.config = config = config.replace(mixed_precision="bf16")
         self.provenance: RunProvenance | None = None
         self._given: tuple[Any, Any] | None = None
         self.feature_layers = feature_layers
-        place(self.peers, self.accelerator.device, channels_last=config.channels_last)
+        move_to_device(self.peers, self.accelerator.device, channels_last=config.channels_last)
         for k in self.frozen:
             self.models[k].eval()
         self._modules = build_modules(
@@ -502,7 +502,7 @@ class OnlineAdversarialDistiller:
             seed=0,
             epoch=0,
             rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            world_size=self.accelerator.num_processes,
             device=self.accelerator.device,
             train=False,
         )
@@ -659,7 +659,7 @@ class OnlineAdversarialDistiller:
 
     def _adapt_inputs(self, shared: Normalisation) -> None:
         for model, tapped in zip(self.peers, self._modules.tapped, strict=True):
-            tapped.adapter.normalise(shared, model.normalisation or shared)
+            tapped.adapter.set_normalisations(shared, model.normalisation or shared)
             tapped.adapter.to(self.accelerator.device)  # once: a copy in every forward would wait for it
 
     def _signature(self, fingerprint: str | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from benchmarks.compare.presets import PRESETS
 from benchmarks.compare.results import collect
 from benchmarks.compare.runs import Machine, grid
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.files import atomic_file
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,7 +125,8 @@ def _tabulate(options: argparse.Namespace) -> int:
         return 0
     folder = _made(options.output_dir or options.tabulate)
     try:
-        write_text(folder / "comparison.md", page)
+        with atomic_file(folder / "comparison.md") as temporary:
+            temporary.write_text(page, encoding="utf-8")
         plots = draw_comparisons(comparisons, folder)
     except OSError as error:
         raise UserError(f"--output-dir: {folder} cannot be written ({error.strerror}): name another") from None

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks.compare.differences import estimate
 from benchmarks.compare.results import ENSEMBLE, MEAN, Comparison
 from benchmarks.compare.tables import title
-from feature_gan_kd.utils.files import writing
+from feature_gan_kd.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,12 +41,8 @@ def draw_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[Pa
         name = f"{one.preset}-{one.pair}"
         number = sum(other.preset == one.preset and other.pair == one.pair for other in comparisons[: len(paths)])
         path = folder / f"{name}{f'-{number + 1}' if number else ''}.png"
-        temporary = writing(path)
-        try:
+        with atomic_file(path) as temporary:
             draw(one).savefig(temporary, format="png")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         paths.append(path)
     return paths
 

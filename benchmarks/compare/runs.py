@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, Options
-from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -238,5 +238,6 @@ def keep(training: Training, data: str | None, machine: Machine) -> None:
         ],
     }
     run.result.parent.mkdir(parents=True, exist_ok=True)
-    write_text(run.result, json.dumps(result, separators=(",", ":")) + "\n")
+    with atomic_file(run.result) as temporary:
+        temporary.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
     shutil.rmtree(run.place / "checkpoints", ignore_errors=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedModel, evaluating, logits_of
+from feature_gan_kd.models.taps import Layout, Tap, TapKind, TappedModel, evaluating, logits_of
 from feature_gan_kd.utils.errors import UserError, not_installed
 
 Pixels = NDArray[np.uint8]
@@ -162,8 +162,8 @@ def _gradients(model: nn.Module, tap: Tap, images: Tensor) -> list[tuple[Tap, Te
 
 def _forms(model: nn.Module, tap: Tap) -> list[Tap]:
     """The forms in which a module may give the map of a tap; a stage's is brought to one form by timm."""
-    alone = dataclasses.replace(tap, element=0, origin=Origin.MODULE)
-    if tap.origin is not Origin.STAGE:
+    alone = dataclasses.replace(tap, element=0, kind=TapKind.MODULE)
+    if tap.kind is not TapKind.STAGE:
         return [alone]
     prefixes = {0, int(getattr(model, "num_prefix_tokens", 0))}
     tokens = [dataclasses.replace(alone, layout=Layout.NLC, prefix_tokens=prefix) for prefix in prefixes]

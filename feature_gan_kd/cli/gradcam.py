@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,26 +99,23 @@ def _write(
     from PIL import Image
 
     from feature_gan_kd.analysis.gradcam import overlay, picture
-    from feature_gan_kd.utils.files import move_into_place, writing
+    from feature_gan_kd.utils.files import atomic_folder
 
-    temporary = writing(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     own = distiller.normalisation()
     mean, std = (images.new_tensor(one)[:, None, None] for one in (own.mean, own.std))
     described = []
-    for i, number in enumerate(numbers):
-        shown, label = images[i] * std + mean, int(labels[i])
-        Image.fromarray(picture(shown)).save(temporary / f"{number}.png")
-        answers = []
-        for k, sight in enumerate(sights):
-            Image.fromarray(overlay(shown, sight.heat[i])).save(temporary / f"{number}-{k}.png")
-            given = sight.probabilities[i]
-            answers.append({"answer": _name(distiller, int(given.argmax())), "probability": float(given[label])})
-        described.append({"number": number, "label": _name(distiller, label), "networks": answers})
-    layers = [{"layer": sight.tap.layer, "grid": list(sight.tap.shape[1:])} for sight in sights]
-    (temporary / "grad-cam.json").write_text(json.dumps({"layers": layers, "images": described}, indent=1) + "\n")
-    move_into_place(temporary, folder)
+    with atomic_folder(folder) as temporary:
+        for i, number in enumerate(numbers):
+            shown, label = images[i] * std + mean, int(labels[i])
+            Image.fromarray(picture(shown)).save(temporary / f"{number}.png")
+            answers = []
+            for k, sight in enumerate(sights):
+                Image.fromarray(overlay(shown, sight.heat[i])).save(temporary / f"{number}-{k}.png")
+                given = sight.probabilities[i]
+                answers.append({"answer": _name(distiller, int(given.argmax())), "probability": float(given[label])})
+            described.append({"number": number, "label": _name(distiller, label), "networks": answers})
+        layers = [{"layer": sight.tap.layer, "grid": list(sight.tap.shape[1:])} for sight in sights]
+        (temporary / "grad-cam.json").write_text(json.dumps({"layers": layers, "images": described}, indent=1) + "\n")
 
 
 def _name(distiller: OnlineAdversarialDistiller, index: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from timm.data import create_transform, resolve_data_config
 
-from feature_gan_kd.data.decode import with_channels
+from feature_gan_kd.data.decode import convert_channels
 from feature_gan_kd.export import GRAPHS, Graph, load_graph, load_published, read_config
 from feature_gan_kd.utils.errors import UserError, reason
 
@@ -72,7 +72,7 @@ class Predictor:
             images: of any size and mode; each is brought to what the model wants.
             top: how many classes, at most.
         """
-        batch = torch.stack([self.transform(with_channels(image, self.channels)) for image in images])
+        batch = torch.stack([self.transform(convert_channels(image, self.channels)) for image in images])
         with torch.no_grad():
             probabilities = self.run(batch).softmax(dim=1)
         values, indices = probabilities.topk(min(top, probabilities.shape[1]))

@@ -109,7 +109,7 @@ def model_card_info(
         best = provenance.history.best[index]["epoch"]
         record = next(one for one in provenance.history.epochs if one["epoch"] == best)
     normalisation = model.normalisation or (provenance.normalisation if provenance else None)
-    normalisation = normalisation or model.stated_normalisation(in_chans)
+    normalisation = normalisation or model.timm_normalisation(in_chans)
     return ModelCardInfo(
         architecture=model.architecture,
         index=index,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd.export.card import ModelCardInfo, license_of, model_card
 from feature_gan_kd.utils.errors import UserError, closest
-from feature_gan_kd.utils.files import move_into_place, writing
+from feature_gan_kd.utils.files import atomic_folder
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # Up to this side images are evaluated whole; above it as timm does, on the centre of a larger image.
@@ -307,18 +307,13 @@ def written(folder: Path, weights: str) -> Iterator[Path]:
         UserError: where the folder holds anything else, or cannot be written.
     """
     folder = folder.resolve()
-    temporary = writing(folder)
     try:
         foreign = sorted({path.name for path in folder.iterdir()} - {weights, CONFIG, CARD}) if folder.exists() else []
         if foreign:
             raise UserError(f"{folder}: holds {foreign[0]!r}, which this export does not write: name another folder")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        # safetensors makes a file that only its owner can read.
-        shutil.copymode(temporary / CARD, temporary / weights)
-        move_into_place(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            yield temporary
+            # safetensors makes a file that only its owner can read.
+            shutil.copymode(temporary / CARD, temporary / weights)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written ({one_line(error)}): make room or name another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

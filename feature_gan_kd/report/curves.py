@@ -11,6 +11,7 @@ from feature_gan_kd.report.panels import PANELS, Panel, of_panel
 from feature_gan_kd.report.records import Run, Series, best, series
 from feature_gan_kd.report.table import facts_of, shortened, title_of
 from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,13 +80,9 @@ def draw_curves(run: Run, path: Path) -> None:
         UserError: where it cannot be written.
     """
     figure = curves(run)
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        try:
+        with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"curves: {path} cannot be written ({error.strerror}): choose another place") from None
 

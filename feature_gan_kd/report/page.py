@@ -14,7 +14,7 @@ from feature_gan_kd.report.graph import graph_of, models_of, terms_of
 from feature_gan_kd.report.records import Run, not_finite, skipped
 from feature_gan_kd.report.table import facts_of, seconds_of, speed_of, title_of
 from feature_gan_kd.utils.errors import UserError, not_installed
-from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.files import atomic_file
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:
@@ -32,7 +32,8 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
     try:
         if path.is_file() and not path.read_bytes()[:99].lstrip().lower().startswith(b"<!doctype html"):
             raise UserError(f"output: {path} is there and is no page, it would be lost: choose another place")
-        write_text(path, text)
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"output: {path} cannot be written ({error.strerror}): choose another place") from None
 

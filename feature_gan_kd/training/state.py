@@ -112,5 +112,5 @@ def rebuild_models(signature: Mapping[str, Any], modules: Sequence[nn.Module] | 
                 **known["model_args"],
             )
         )
-        models.append(PeerModel.described(module, known))
+        models.append(PeerModel.from_description(module, known))
     return models

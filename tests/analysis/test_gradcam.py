@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd import UserError
 from feature_gan_kd.analysis.gradcam import SIDE, GradCamHeatmaps, overlay, picture, see, visible
-from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedModel
+from feature_gan_kd.models.taps import Layout, Tap, TapKind, TappedModel
 from tests.method.test_build import wired
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
@@ -117,12 +117,12 @@ class TestHeat:
         torch.testing.assert_close(sight.heat, expected, atol=2e-3, rtol=0)
         assert sight.heat.flatten(1).std(1).max() > 0.1
 
-    @pytest.mark.parametrize(("layer", "origin"), [("layers.1", Origin.MODULE), (1, Origin.STAGE)])
-    def test_channels_last(self, layer: str | int, origin: Origin) -> None:
+    @pytest.mark.parametrize(("layer", "origin"), [("layers.1", TapKind.MODULE), (1, TapKind.STAGE)])
+    def test_channels_last(self, layer: str | int, origin: TapKind) -> None:
         """Of a module that is named, and of a stage, which timm brings to channels first."""
         module = built("swin_tiny_patch4_window7_224", img_size=64, embed_dim=8, num_heads=(1, 2, 2, 2))
         model = tapped(module, layer, 64)
-        assert model.taps[0].origin is origin
+        assert model.taps[0].kind is origin
         images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         sight = see(model, images, CLASSES[:2])
         assert (sight.tap.layer, sight.tap.layout) == ("layers.1", Layout.NHWC)

@@ -25,7 +25,7 @@ from feature_gan_kd.distributed.collectives import (
     explain_lost_process,
     microbatches,
 )
-from feature_gan_kd.distributed.launch import checked
+from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.training.checkpoint import newest
 from tests.helpers.launching import launch
 from tests.helpers.worker import CASES, run
@@ -203,7 +203,7 @@ def test_fp16_is_refused() -> None:
         mixed_precision = "fp16"
 
     with pytest.raises(UserError, match=r"^accelerate: mixed precision fp16 is not supported"):
-        checked(Half())  # type: ignore[arg-type]
+        usable_accelerator(Half())  # type: ignore[arg-type]
 
 
 def test_a_failed_exchange_is_one_line() -> None:

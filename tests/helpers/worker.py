@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.distributed.collectives import process_index, world_size
+from feature_gan_kd.distributed.collectives import rank, world_size
 from feature_gan_kd.training.checkpoint import newest
 from tests.helpers import norm_worker, stopping
 
@@ -146,7 +146,7 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     models = changes.pop("models", lambda: plain(4, 6))
     data = changes.pop("data", lambda: (None, None))
     fault = changes.pop("fault", 0)
-    if fault and process_index() == world_size() - 1:
+    if fault and rank() == world_size() - 1:
         number, act = fault, poison
     distiller = build(models(), **changes)
     numbers = itertools.count(1)
@@ -169,7 +169,7 @@ def spoil(model: nn.Module) -> None:
 
 def run_spoiled(folder: Path) -> None:
     """Trains a pair of which the second process has another weight, and writes down what ends that."""
-    index = process_index()
+    index = rank()
     try:
         run("pair", folder / "run", 3, spoil if index == 1 else lambda model: None)
     except UserError as error:
@@ -200,13 +200,13 @@ def main() -> None:
     """Trains the named cases, each into a folder of its name; those of `OTHERS` are explained in their tests."""
     parent, *cases = sys.argv[1:]
     Accelerator()
-    rank, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
+    dying, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
     for case in cases:
         folder = Path(parent) / case
         if case in OTHERS:
             OTHERS[case](folder)
         else:
-            dies = rank == process_index()
+            dies = dying == rank()
             run(case, folder, number * dies, lambda model: os.kill(os.getpid(), signal.SIGKILL))
 
 
