@@ -18,6 +18,7 @@ METRICS = {
     "eval/accuracy/0": 5.0,
     "eval/accuracy/1": 6.0,
     "eval/accuracy/ensemble": 7.0,
+    "eval/images": 4,
 }
 
 
