@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from feature_gan_kd import DistillConfig, UserError
 from feature_gan_kd.cli.main import COMMANDS, DEMO, parse
-from feature_gan_kd.report import read_run, table
+from feature_gan_kd.report import read_run, results_table
 from feature_gan_kd.training import checkpoint
 from feature_gan_kd.training.callbacks import JsonLines, read_records
 from feature_gan_kd.training.checkpoint import Checkpoint
@@ -225,7 +225,7 @@ def shown_or_refused(run: Path, scratch: Path) -> None:
         assert record["event"] in ("step", "epoch")
         assert type(record["step"]) is int
     try:
-        table(read_run(run))
+        results_table(read_run(run))
     except UserError as error:
         one_line(error)
     copy = scratch / "metrics.jsonl"
@@ -236,7 +236,7 @@ def shown_or_refused(run: Path, scratch: Path) -> None:
 
 def test_unharmed_records_are_shown(run: Path) -> None:
     assert len(read_records(run / "metrics.jsonl")) == 3
-    assert "2.00" in table(read_run(run))
+    assert "2.00" in results_table(read_run(run))
 
 
 @fuzz(200, damages(), damages())
