@@ -164,7 +164,7 @@ def main() -> None:
     """Trains the named cases, each into a folder of its name; `norms` and `spoiled` are explained in their tests."""
     parent, *cases = sys.argv[1:]
     Accelerator()
-    rank, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
+    doomed, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
     for case in cases:
         folder = Path(parent) / case
         if case == "norms":
@@ -172,7 +172,7 @@ def main() -> None:
         elif case == "spoiled":
             run_spoiled(folder)
         else:
-            dies = rank == rank()
+            dies = doomed == rank()
             run(case, folder, number * dies, lambda model: os.kill(os.getpid(), signal.SIGKILL))
 
 
