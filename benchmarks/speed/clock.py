@@ -27,7 +27,7 @@ def timed(work: Callable[[], object], repeats: int, case: Case) -> float:
 
 
 def roof(case: Case, seconds: float) -> dict[str, float]:
-    """Measures FLOP/s in an exact update of `seconds` (`step`) and in a large product (`matrices`), and their `share`."""
+    """Measures FLOP/s of an update of `seconds` (`step`) and of a large product (`matrices`), and their `share`."""
     step, batch = distiller(case, method="afd").training_step, case.images()
     with FlopCounterMode(display=False) as counter:
         step(*batch)
