@@ -19,7 +19,7 @@ from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data
 from feature_gan_kd.distributed import collectives as processes
 from feature_gan_kd.distributed.launch import checked as checked_accelerator
 from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
-from feature_gan_kd.export import ModelCardInfo, holds, push
+from feature_gan_kd.export import ModelCardInfo, has_same_weights, push
 from feature_gan_kd.export.provenance import (
     Format,
     RunProvenance,
@@ -568,7 +568,7 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: as `save_pretrained`.
         """
-        if not holds(folder, self.models[index]):
+        if not has_same_weights(folder, self.models[index]):
             write_model(self.peers[index], folder, self._publication(index, which, None))
 
     def open_data(self, train_data: Any, eval_data: Any = None) -> Data:
