@@ -12,14 +12,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from feature_gan_kd.analysis import similarity
-from feature_gan_kd.analysis.summary import describe, draw
+from feature_gan_kd.analysis.similarity import check_image_count, measure_similarity
+from feature_gan_kd.analysis.summary import describe_taps, summarize
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
 from feature_gan_kd.distributed import collectives as processes
 from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
-from feature_gan_kd.export import ModelCardInfo, holds, push
+from feature_gan_kd.export import ModelCardInfo, has_same_weights, push
 from feature_gan_kd.export.provenance import (
     Format,
     RunProvenance,
@@ -184,7 +184,7 @@ class OnlineAdversarialDistiller:
 
     def summary(self) -> str:
         """The wiring as text: models, taps, map shapes, parameters, and who teaches whom through what."""
-        return draw(
+        return summarize(
             self.names,
             self._modules.tapped,
             self.connections,
@@ -510,7 +510,7 @@ class OnlineAdversarialDistiller:
         return evaluate(models, batches, add_up=processes.all_reduce_sum, autocast=self._autocast, between=between)
 
     def similarity(self, source: ImageSource, between: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """How alike the maps of source and learner are, see `similarity.measure`; the same on every process.
+        """How alike the maps of source and learner are, see `measure_similarity`; the same on every process.
 
         Args:
             source: of the images, of which every process takes the first `similarity_images`.
@@ -528,8 +528,8 @@ class OnlineAdversarialDistiller:
         processes.average_buffers(self.models)
         size, device = min(count, EVALUATION_BATCH), self.accelerator.device
         batches = source.batches(batch_size=size, seed=0, epoch=0, device=device, train=False)
-        return similarity.measure(
-            self._modules.tapped, self.edges, batches, count, autocast=self._autocast, between=between
+        return measure_similarity(
+            self._modules.tapped, self.edges, batches, count, autocast=self._autocast, after_batch=between
         )
 
     def faults(self) -> SkippedSteps:
@@ -568,7 +568,7 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: as `save_pretrained`.
         """
-        if not holds(folder, self.models[index]):
+        if not has_same_weights(folder, self.models[index]):
             write_model(self.peers[index], folder, self._publication(index, which, None))
 
     def open_data(self, train_data: Any, eval_data: Any = None) -> Data:
@@ -622,7 +622,7 @@ class OnlineAdversarialDistiller:
         check_batchnorm_batches(learners, self.config.batch_size // parts, synchronised=self.config.sync_batchnorm)
         data = self.open_data(train_data, eval_data)
         if self.config.similarity_images:
-            similarity.check_images(len(data.evaluation))
+            check_image_count(len(data.evaluation))
         return data
 
     def _begin(self, train_data: Any, eval_data: Any, data: Data, license: str | None) -> RunProvenance:
@@ -643,7 +643,7 @@ class OnlineAdversarialDistiller:
     def _circumstances(self, data: Data) -> dict[str, Any]:
         """What a run's folder says of it besides the description, as JSON values."""
         return {
-            "taps": describe(self._modules.tapped),
+            "taps": describe_taps(self._modules.tapped),
             "data": {"name": self.provenance.data if self.provenance else None, **data.description()},
             "device": device_name(self.accelerator.device),
             "processes": self.accelerator.num_processes,

@@ -59,11 +59,11 @@ def with_pictures(run: Path) -> Path:
     """The run with Grad-CAM pictures of the images 0 and 4, each of one colour."""
     place = run / "grad-cam"
     place.mkdir()
-    models = [{"answer": HOSTILE, "probability": k / 4} for k in range(4)]
+    models = [{"prediction": HOSTILE, "probability": k / 4} for k in range(4)]
     for number in (0, 4):
         for k, suffix in enumerate(["", "-0", "-1", "-2", "-3"]):
             Image.new("RGB", (160, 160), (255, 60 * k, 0)).save(place / f"{number}{suffix}.png")
-    images = [{"number": number, "label": "a" * 60, "networks": models} for number in (0, 4)]
+    images = [{"number": number, "label": "a" * 60, "models": models} for number in (0, 4)]
     layers = [{"layer": "blocks.5.norm1", "grid": [8, 8]}] * 4
     (place / "grad-cam.json").write_text(json.dumps({"layers": layers, "images": images}))
     return run
