@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feature_gan_kd.data import ImageSource
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.taps import TappedModel, evaluating
+from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.utils.errors import UserError
 
 FEWEST_IMAGES = 4  # that unbiased CKA is defined for
@@ -110,6 +112,29 @@ def measure(
                 if real.pooled.shape == fake.pooled.shape:
                     found[f"cosine/{whose}"] = mean_cosine(real, fake).double()
         return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+
+
+def measure_group(
+    group: PeerGroup, source: ImageSource, between: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Measures the models of a group on the first `similarity_images` of a source, see `measure`.
+
+    Args:
+        group: the models; every process measures the same images.
+        source: of the images.
+        between: is called after every batch.
+
+    Returns:
+        Nothing where `similarity_images` is not set.
+
+    Raises:
+        UserError: where there are fewer than four images, or another process is gone.
+    """
+    count = group.config.similarity_images
+    if count is None:
+        return {}
+    batches = group.same_images_everywhere(source, count)
+    return measure(group.tapped, group.edges, batches, count, autocast=group.autocast, between=between)
 
 
 def check_images(count: int) -> None:

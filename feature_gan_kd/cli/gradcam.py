@@ -37,8 +37,10 @@ def draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
         raise UserError(f"grad_cam: there is no model in {published} yet: wait for the run's first evaluation")
     distiller = restored(run)
     distiller.load_best(run)
+    from feature_gan_kd.training.run import open_evaluation_images
+
     numbers = list(dict.fromkeys(numbers))
-    images, labels = _chosen(distiller.evaluation_images(data), numbers, distiller)
+    images, labels = _chosen(open_evaluation_images(distiller.group, data), numbers, distiller)
     from feature_gan_kd.analysis.gradcam import see
 
     sights = [see(model, images, labels) for model in _tapped(distiller)]
@@ -77,10 +79,12 @@ def _tapped(distiller: OnlineAdversarialDistiller) -> list[TappedModel]:
     from feature_gan_kd.models.taps import TappedModel
 
     size, found = distiller.image_size, []
-    for k, model in enumerate(distiller.tapped):
+    for k, model in enumerate(distiller.group.tapped):
         with torch.no_grad():
-            trial = model.adapter(torch.zeros(2, distiller.in_chans, size, size, device=distiller.accelerator.device))
-        layers = layers_of(distiller.feature_layers, k)
+            trial = model.adapter(
+                torch.zeros(2, distiller.group.in_chans, size, size, device=distiller.accelerator.device)
+            )
+        layers = layers_of(distiller.group.feature_layers, k)
         taps = model.taps or find_taps(
             model.module, trial, model.name, layers, vectors=distiller.config.vectors_as_maps
         )
@@ -105,7 +109,7 @@ def _write(
     temporary = writing(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    own = distiller.normalisation()
+    own = distiller.group.normalisation()
     mean, std = (images.new_tensor(one)[:, None, None] for one in (own.mean, own.std))
     described = []
     for i, number in enumerate(numbers):
@@ -123,5 +127,5 @@ def _write(
 
 
 def _name(distiller: OnlineAdversarialDistiller, index: int) -> str:
-    names = distiller.provenance.class_names if distiller.provenance else None
+    names = distiller.group.provenance.class_names if distiller.group.provenance else None
     return str(names[index]) if names else f"class {index}"

@@ -69,7 +69,7 @@ def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> 
 
 
 def right(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
-    """Share of a discriminator's answers that tell source and learner apart.
+    """Percentage of a discriminator's answers that tell source and learner apart.
 
     Above the middle to the source's maps, below it to the learner's: 0.5, and 0 for `hinge`. For `relativistic` an
     answer to the source's map above that to the learner's of the same image.
@@ -80,12 +80,12 @@ def right(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor
         kind: of the loss.
 
     Returns:
-        Scalar in [0, 1].
+        Scalar in [0, 100].
     """
     if kind == "relativistic":
-        return (real > fake).to(torch.float32).mean()
+        return 100 * (real > fake).to(torch.float32).mean()
     middle = 0.0 if kind == "hinge" else 0.5
-    return torch.cat([real > middle, fake < middle]).to(torch.float32).mean()
+    return 100 * torch.cat([real > middle, fake < middle]).to(torch.float32).mean()
 
 
 def l1(learner_map: Tensor, source_map: Tensor) -> Tensor:
@@ -115,6 +115,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of images whose largest logit is the label's (soft labels: their largest class), as a scalar."""
+    """Percentage of images whose largest logit is the label's (soft labels: their largest class), as a scalar."""
     classes = labels if labels.ndim == 1 else labels.argmax(1)
-    return (logits.argmax(1) == classes).to(torch.float32).mean()
+    return 100 * (logits.argmax(1) == classes).to(torch.float32).mean()

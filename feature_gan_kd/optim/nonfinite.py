@@ -66,7 +66,9 @@ class NonFiniteGuard:
             if key not in self._owners:
                 places = [parts.index(owners[kind][i]) for i in present]
                 self._owners[key] = torch.tensor(places, device=bad.device)
-            count = torch.zeros(len(parts), device=bad.device).index_add_(0, self._owners[key], bad.float())
+            count = torch.zeros(len(parts), dtype=torch.float32, device=bad.device).index_add_(
+                0, self._owners[key], bad.float()
+            )
             flags.append(count > 0)
             names += [f"gradient of the {kind} loss in {part}" for part in parts]
         found = torch.cat(flags)

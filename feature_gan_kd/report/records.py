@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from feature_gan_kd.training.callbacks import read_records
-from feature_gan_kd.training.history import Record, evaluation_figures, update_figures
+from feature_gan_kd.training.history import Record
 from feature_gan_kd.utils.errors import UserError
 
 Series = tuple[list[float], list[float]]  # x (epochs, or updates before the first epoch is done) and y
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> Run:
         if "pretrained_cfg" in about:
             raise UserError(f"run: {folder} holds a published model, no run: name the output folder of a run")
         names, settings = [str(model["name"]) for model in about["models"]], about["config"]
-        records = read_records(metrics) if metrics.exists() else []
+        records = [_earlier_form(one) for one in read_records(metrics)] if metrics.exists() else []
         found = [(_NEEDED["run"], settings), *((_NEEDED[one["event"]], one) for one in records)]
         missing = [key for needed, one in found for key in needed if key not in one]
         if missing:
@@ -163,7 +163,7 @@ def best(values: Sequence[float]) -> int:
 def _points(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
     """Update and values of every record."""
     for one in _averaged(run.steps):
-        yield one["step"], update_figures(one)
+        yield one["step"], _figures_of_updates(one)
     for one in run.epochs:
         yield one["step"], _of_epoch(one)
 
@@ -171,7 +171,38 @@ def _points(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
 def _of_epoch(one: Record) -> dict[str, float]:
     everything = {**one.get("metrics", {}), **one}
     measured = {key: value for key, value in everything.items() if key.startswith(("similarity/", "cosine/"))}
-    return evaluation_figures(one) | measured
+    figures = {f"top-1/{k}": value for k, value in enumerate(one["accuracy"])}
+    figures |= {f"loss/{k}": value for k, value in enumerate(one["loss"])}
+    return {**figures, "top-1/ensemble": one["ensemble"], "speed/epochs": one["images_per_second"], **measured}
+
+
+def _figures_of_updates(one: Record) -> dict[str, float]:
+    rates = {f"rate/{kind}": rate for kind, rate in one["lr"].items()}
+    return {**one["metrics"], **rates, "speed/updates": one["images_per_second"]}
+
+
+def _earlier_form(one: Record) -> Record:
+    """A record of today in the form that this module reads."""
+    metrics = one["metrics"]
+
+    def group(prefix: str) -> dict[str, Any]:
+        return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+
+    train, evaluated = group("train/"), group("eval/")
+    speed = train.pop("images_per_second", None)
+    form = {
+        **one,
+        "metrics": train,
+        "lr": group("lr/"),
+        "images_per_second": train.pop("epoch_images_per_second", speed),
+    }
+    if one["event"] == "epoch":
+        accuracy = {key: value for key, value in evaluated.items() if key.startswith("accuracy/")}
+        form["ensemble"] = accuracy.pop("accuracy/ensemble")
+        form["accuracy"] = list(accuracy.values())
+        form["loss"] = [value for key, value in evaluated.items() if key.startswith("cross_entropy/")]
+        form["metrics"] = train | {k: v for k, v in evaluated.items() if k.startswith(("similarity/", "cosine/"))}
+    return form
 
 
 def _mean(weighted: Sequence[tuple[float, float]]) -> float:

@@ -26,7 +26,7 @@ from feature_gan_kd.distributed.collectives import (
     microbatches,
 )
 from feature_gan_kd.distributed.launch import checked
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.training.checkpoint import list_checkpoints
 from tests.helpers.launching import launch
 from tests.helpers.worker import CASES, run
 
@@ -35,7 +35,7 @@ TIMED = ("seconds", "seconds_left", "images_per_second")
 
 def state_of(run_folder: Path) -> dict[str, Tensor]:
     """Every tensor of a run's last checkpoint: models, discriminators, transfers, optimisers."""
-    folder = newest(run_folder / "checkpoints")[0]
+    folder = list_checkpoints(run_folder / "checkpoints")[0]
     return {
         f"{path.stem} {key}": value
         for path in sorted(folder.glob("*.safetensors"))
@@ -122,7 +122,7 @@ def test_an_unequal_weight_ends_the_run_on_every_process(by_two: Path) -> None:
     lines = [(by_two / "spoiled" / f"{rank}.txt").read_text() for rank in range(2)]
     assert lines[0] == lines[1]
     assert lines[0].startswith("processes: the weights of model 0 (SmallNetwork) are not the same on all 2 processes")
-    assert newest(by_two / "spoiled" / "run" / "checkpoints") == []
+    assert list_checkpoints(by_two / "spoiled" / "run" / "checkpoints") == []
 
 
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(by_one: Path, by_two: Path, tmp_path: Path) -> None:
@@ -131,14 +131,14 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(by_one: Path, b
     _, said = launch(2, "-m", "tests.helpers.worker", str(tmp_path), "pair", status=1, env={"DIE": "1:8"})
     assert time.perf_counter() - began < 60
     assert "exitcode  : -9" in said
-    assert newest(tmp_path / "pair" / "checkpoints")[0].name == "step-6"
+    assert list_checkpoints(tmp_path / "pair" / "checkpoints")[0].name == "step-6"
 
     def stop(model: nn.Module) -> None:
         raise ConnectionAbortedError
 
     with pytest.raises(ConnectionAbortedError):
         run("cycle of 3", tmp_path / "cycle of 3", 8, stop)
-    assert newest(tmp_path / "cycle of 3" / "checkpoints")[0].name == "step-6"
+    assert list_checkpoints(tmp_path / "cycle of 3" / "checkpoints")[0].name == "step-6"
 
     shutil.copytree(tmp_path / "pair", tmp_path / "alone")
     run("pair", tmp_path / "alone")

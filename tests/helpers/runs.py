@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from feature_gan_kd import Callback, OnlineAdversarialDistiller
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.training.checkpoint import list_checkpoints
 
 TIMED = ("seconds", "seconds_left", "images_per_second")
 
@@ -87,12 +87,12 @@ def at_forward(model: nn.Module, number: int, act: Callable[[], object], *, trai
 
 def steps_of(folder: Path) -> list[int]:
     """The steps of a run's checkpoints, rising."""
-    return sorted(int(path.name.removeprefix("step-")) for path in newest(folder / "checkpoints"))
+    return sorted(int(path.name.removeprefix("step-")) for path in list_checkpoints(folder / "checkpoints"))
 
 
 def final_state(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a run's newest checkpoint."""
-    last = newest(folder / "checkpoints")[0]
+    last = list_checkpoints(folder / "checkpoints")[0]
     return {
         f"{path.name}/{key}": value
         for path in sorted(last.glob("*.safetensors"))

@@ -130,7 +130,7 @@ def test_a_write_that_fails_leaves_the_one_before(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
         checkpoint.save(Checkpoint({"model-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
-    assert checkpoint.newest(folder.parent) == [folder]
+    assert checkpoint.list_checkpoints(folder.parent) == [folder]
     assert checkpoint.load(folder, SIGNATURE).meta == {"step": 7}
     assert [path.name for path in folder.parent.iterdir()] == ["step-7"]
 
@@ -141,7 +141,7 @@ def test_prune_keeps_the_newest(folder: Path) -> None:
     (folder.parent / ".step-200.writing").mkdir()
     checkpoint.prune(folder.parent, 2)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["step-10", "step-100"]
-    assert checkpoint.newest(folder.parent)[0].name == "step-100"
+    assert checkpoint.list_checkpoints(folder.parent)[0].name == "step-100"
 
 
 def test_prune_spares_one(folder: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.cli import main
 from feature_gan_kd.training.callbacks import ProgressLine
-from feature_gan_kd.training.checkpoint import newest_good
+from feature_gan_kd.training.checkpoint import load_newest
 from tests.helpers.runs import AtStep, assert_same_run, build, records, steps_of
 
 # 13 updates an epoch. A checkpoint takes some 11 MB.
@@ -129,7 +129,7 @@ def test_a_full_disk(
 def unharmed(folder: Path, kept: list[int]) -> None:
     """The checkpoints of these steps are there, the newest loads, the metrics up to it are whole; nothing else is."""
     assert steps_of(folder) == kept
-    found = newest_good(folder / "checkpoints", None)
+    found = load_newest(folder / "checkpoints", None)
     assert (found[0].name if found else None) == (f"step-{kept[-1]}" if kept else None)
     steps = [record["step"] for record in records(folder) if record["event"] == "step"]
     assert steps == [*range(steps[0], steps[-1] + 1, steps[0])]

@@ -18,7 +18,7 @@ import pytest
 from feature_gan_kd import Interrupted
 from feature_gan_kd.cli import command_line
 from feature_gan_kd.training import checkpoint
-from feature_gan_kd.training.checkpoint import newest_good
+from feature_gan_kd.training.checkpoint import load_newest
 from feature_gan_kd.training.signals import Stop
 from tests.helpers.launching import launch
 from tests.helpers.runs import AtStep, assert_same_run, at_forward, build, records, steps_of
@@ -101,7 +101,7 @@ def test_a_second_ctrl_c_leaves_at_once(undisturbed: Path, tmp_path: Path) -> No
     assert not isinstance(stop.value, Interrupted)
     assert steps_of(folder) == [5]
     assert (folder / "checkpoints" / ".step-7.writing").exists()
-    assert newest_good(folder / "checkpoints", None) is not None
+    assert load_newest(folder / "checkpoints", None) is not None
     build(checkpoint_every_steps=None).fit(output_dir=folder, resume=True)
     assert_same_run(folder, undisturbed)
 

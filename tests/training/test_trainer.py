@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd import UserError
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.training.checkpoint import list_checkpoints
 from feature_gan_kd.training.trainer import seed_step
 from feature_gan_kd.utils import files
 from tests.helpers.runs import AtStep, assert_same_run, at_forward, build, published, records, steps_of
@@ -180,7 +180,7 @@ def test_a_broken_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -
     folder = tmp_path / "run"
     with pytest.raises(PowerCutError):
         build().fit(output_dir=folder, callbacks=[AtStep(5, cut)])
-    newest_one = newest(folder / "checkpoints")[0]
+    newest_one = list_checkpoints(folder / "checkpoints")[0]
     (newest_one / "model-0.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="trying step-3"):
         build().fit(output_dir=folder, resume=True)
