@@ -100,6 +100,7 @@ class OnlineAdversarialDistiller:
 
     @config.setter
     def config(self, config: DistillConfig) -> None:
+        """Replaces the settings; what was built by the earlier ones stays."""
         self.group.config = config
 
     def summary(self) -> str:

@@ -158,44 +158,72 @@ def prune(parent: Path, keep: int, spare: int | None = None) -> None:
     remove_leftovers(parent)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Returns an optimiser's state as tensors of any shape by name (`position.key`), and its groups' settings as JSON.
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns an optimiser's state, without objects of this process.
 
-    Parameters are known by their position: names and objects differ in the process that resumes.
+    Parameters are known by their position: names and objects differ in the process that resumes. Numbers of Python stay
+    what they are: as float32 tensors they would be rounded, and a resumed run would differ in the last bits.
+
+    Args:
+        optimizer: any of torch or timm.
+
+    Returns:
+        Tensors of any shape by `position.key`; and as JSON values the `groups` with their settings, and the `numbers`
+        in the state by `position.key`.
+
+    Raises:
+        UserError: for an optimiser that keeps anything else.
     """
     state = optimizer.state_dict()
-    tensors = {
-        f"{position}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for position, values in state["state"].items()
-        for key, value in values.items()
-        if value is not None
-    }
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
-    return tensors, groups
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, float] = {}
+    for position, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{position}.{key}"] = value
+            elif isinstance(value, (int, float)):
+                numbers[f"{position}.{key}"] = value
+            elif value is not None:
+                kind = type(optimizer).__name__
+                raise UserError(f"optimizer: a checkpoint cannot hold {key!r} of {kind}'s state: choose another")
+    return tensors, {"groups": [_settings_of(group) for group in state["param_groups"]], "numbers": numbers}
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
 ) -> None:
     """The inverse of `optimizer_state`, for an optimiser of parameters of the same shapes in the same order.
 
     Args:
         optimizer: changed in place.
         tensors: of any shape, by `position.key`.
-        groups: the settings of its groups.
+        rest: the settings of its groups, and numbers.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
+    state: dict[int, dict[str, Tensor | float]] = {}
+    for name, value in {**tensors, **rest["numbers"]}.items():
         position, key = name.split(".", 1)
         parameter = parameters[int(position)]
-        if value.shape == parameter.shape:
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
             # In the parameter's memory order: fused optimisers read memory in order and ignore strides.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(position), {})[key] = value
     own = optimizer.state_dict()["param_groups"]
-    merged = [{**mine, **saved, "params": mine["params"]} for mine, saved in zip(own, groups, strict=True)]
+    merged = [{**mine, **saved, "params": mine["params"]} for mine, saved in zip(own, rest["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": merged})
+
+
+def _settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a parameter group as JSON values.
+
+    timm's LAMB counts its steps there in a tensor, and takes a number back. Types are arguments of the optimiser, which
+    the resumed run gives again.
+    """
+    return {
+        key: value.item() if isinstance(value, Tensor) else value
+        for key, value in group.items()
+        if key != "params" and not isinstance(value, torch.dtype)
+    }
 
 
 def read_signature(folder: Path) -> dict[str, Any]:

@@ -155,6 +155,11 @@ class PeerGroup:
         return [model.name for model in self.peers]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the models' parameters, in which they get images: data sets give float32."""
+        return next(parameter for model in self.models for parameter in model.parameters()).dtype
+
+    @property
     def num_classes(self) -> int:
         """The size of the logits of all models."""
         return self.modules.num_classes
@@ -187,7 +192,7 @@ class PeerGroup:
             )
         device, config = self.accelerator.device, self.config
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        images = images.to(device, non_blocking=True, memory_format=layout)
+        images = images.to(device, self.dtype, non_blocking=True, memory_format=layout)
         with explain_out_of_memory(images, config.grad_accum_steps, config.mixed_precision == "bf16"):
             metrics = self.update(images, labels.to(device, non_blocking=True))
         if config.check_processes:
@@ -218,17 +223,18 @@ class PeerGroup:
             device=self.accelerator.device,
             train=False,
         )
+        batches = ((images.to(self.dtype), labels) for images, labels in batches)
         models = [nn.Sequential(model.adapter, model.module) for model in self.tapped]
         return evaluate(
             models, batches, all_reduce=collectives.all_reduce_sum, autocast=self.autocast, after_batch=after_batch
         )
 
-    def same_images_everywhere(self, source: ImageSource, images: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def same_images_everywhere(self, source: ImageSource, count: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Evaluation batches of which every process takes all.
 
         Args:
             source: of the images.
-            images: how many are needed; a batch has no more.
+            count: how many images are needed; a batch has no more.
 
         Returns:
             Images (batch, channels, height, width) and labels (batch,).
@@ -237,8 +243,9 @@ class PeerGroup:
             UserError: where another process is gone.
         """
         collectives.average_buffers(self.models)
-        size = min(images, EVALUATION_BATCH_SIZE)
-        return source.batches(batch_size=size, seed=0, epoch=0, device=self.accelerator.device, train=False)
+        size = min(count, EVALUATION_BATCH_SIZE)
+        batches = source.batches(batch_size=size, seed=0, epoch=0, device=self.accelerator.device, train=False)
+        return ((images.to(self.dtype), labels) for images, labels in batches)
 
     def state(self) -> Checkpoint:
         """Everything that training changes.

@@ -39,10 +39,10 @@ def collect_state(
         own = dict(connection.state_dict())
         if own:  # without transfer layer and discriminator there is nothing to keep
             tensors[f"connection-{i}"] = own
-    settings = {}
+    optimizers = {}
     for name, group in step.optimizer_groups.items():
-        tensors[f"optimizer-{name}"], settings[name] = optimizer_state(group.optimizer)
-    return Checkpoint(tensors, {"optimizers": settings, "provenance": provenance, "updates": step.number})
+        tensors[f"optimizer-{name}"], optimizers[name] = optimizer_state(group.optimizer)
+    return Checkpoint(tensors, {"optimizers": optimizers, "provenance": provenance, "updates": step.number})
 
 
 def restore_state(

@@ -62,7 +62,7 @@ def test_as_many_are_right_as_the_evaluation_counted(form: str, here: Path) -> N
     found = [one["classes"][0]["index"] for one in predicted(here, form)]
     right = 100 * sum(index == label for index, label in zip(found, truth, strict=True)) / COUNT
     record = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert right == pytest.approx(record["accuracy"][0])
+    assert right == pytest.approx(record["metrics"]["eval/accuracy/0"])
     assert right > 25  # chance is 10
 
 

@@ -1,4 +1,4 @@
-"""One process of a launched training of which one process alone is told to stop. Arguments: a folder, the process."""
+"""A launched training in which one process alone gets SIGTERM. Arguments: a folder, the rank of that process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHANGES = {"checkpoint_every_steps": None, "epochs": 2, "sync_batchnorm": True}
 
 
 def main() -> None:
-    """Trains undisturbed, then told to stop, then the rest of it; writes down after which step each process stopped."""
+    """Trains undisturbed, then until the signal, then the rest; writes after which step each process stopped."""
     folder, told = Path(sys.argv[1]), int(sys.argv[2])
     rank = Accelerator().process_index
     build(**CHANGES).fit(output_dir=folder / "undisturbed")

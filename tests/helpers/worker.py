@@ -1,6 +1,6 @@
-"""Whole trainings through `fit`, as one process or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
+"""Runs `fit` as one process, or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
 
-`DIE=1:8` in the environment kills process 1 in its eighth update. A run that is there is resumed.
+`DIE=1:8` in the environment kills process 1 in its eighth update. An existing run is resumed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tests.helpers import norm_worker
 
 
 class SmallModel(nn.Module):
-    """Convolution, normalisation, convolution, mean and a linear layer, of any type whatever that of the images.
+    """Convolution, normalisation, convolution, mean and a linear layer. Converts images to its own type.
 
     Args:
         width: channels.
         norm: of `width` channels.
-        dtype: of its parameters; float64 tells a mistake from rounding.
+        dtype: of its parameters; in float64 rounding cannot hide a mistake.
     """
 
     def __init__(self, width: int, norm: nn.Module, dtype: torch.dtype = torch.float64) -> None:
@@ -146,13 +146,13 @@ def poison(model: nn.Module) -> None:
 
 
 def spoil(model: nn.Module) -> None:
-    """Changes one weight, by the least there is."""
+    """Changes one weight by one rounding step."""
     bias = list(model.parameters())[-1].detach()
     bias[5] = torch.nextafter(bias[5], bias[5] + 1)
 
 
 def run_spoiled(folder: Path) -> None:
-    """Trains a pair of which the second process has another weight, and writes down what ends that."""
+    """Trains a pair of which the second process has another weight, and writes the error."""
     index = process_index()
     try:
         run("pair", folder / "run", 3, spoil if index == 1 else lambda model: None)

@@ -19,7 +19,7 @@ from feature_gan_kd import Interrupted
 from feature_gan_kd.cli import command_line
 from feature_gan_kd.training import checkpoint
 from feature_gan_kd.training.checkpoint import load_newest
-from feature_gan_kd.training.signals import Stop
+from feature_gan_kd.training.signals import StopSignals
 from tests.helpers.launching import launch
 from tests.helpers.runs import AtStep, assert_same_run, at_forward, build, records, steps_of
 
@@ -107,20 +107,20 @@ def test_a_second_ctrl_c_leaves_at_once(undisturbed: Path, tmp_path: Path) -> No
 
 
 def test_a_second_sigterm_changes_nothing() -> None:
-    with Stop() as heard:
+    with StopSignals() as signals:
         sends(signal.SIGTERM)()
         sends(signal.SIGTERM)()
         with pytest.raises(Interrupted, match="SIGTERM"):
-            heard.check()
+            signals.check()
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     """As under nohup, or for a job that a shell put into the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Stop() as heard:
+        with StopSignals() as signals:
             sends(signal.SIGINT)()
-            heard.check()
+            signals.check()
     finally:
         signal.signal(signal.SIGINT, before)
 
