@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feature_gan_kd.data import ImageSource
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.taps import TappedModel, evaluating
+from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.utils.errors import UserError
 
 MIN_IMAGES = 4  # unbiased CKA is not defined for fewer
@@ -123,6 +125,31 @@ def _collect_maps(
                     maps[k][tap].append(one)
             after_batch()
     return maps
+
+
+def measure_group(
+    group: PeerGroup, source: ImageSource, after_batch: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Measures the models of a group on the first `similarity_images` of a source, see `measure_similarity`.
+
+    Args:
+        group: the models; every process measures the same images.
+        source: of the images.
+        after_batch: is called after every batch.
+
+    Returns:
+        Nothing where `similarity_images` is not set.
+
+    Raises:
+        UserError: where there are fewer than four images, or another process is gone.
+    """
+    count = group.config.similarity_images
+    if count is None:
+        return {}
+    batches = group.same_images_everywhere(source, count)
+    return measure_similarity(
+        group.tapped, group.edges, batches, count, autocast=group.autocast, after_batch=after_batch
+    )
 
 
 def check_image_count(count: int) -> None:

@@ -62,15 +62,17 @@ def _draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
     import torch
 
     from feature_gan_kd.analysis.gradcam_pictures import draw_grad_cam, with_taps
+    from feature_gan_kd.training.run import open_evaluation_images
 
     distiller = restored(run)
     distiller.load_best(run)
-    source = distiller.evaluation_images(data)
-    device, size = distiller.accelerator.device, distiller.image_size
+    group = distiller.group
+    source = open_evaluation_images(group, data)
+    device, size = group.accelerator.device, group.image_size
     models = with_taps(
-        distiller.tapped,
-        feature_layers=distiller.feature_layers,
-        images=torch.zeros(2, distiller.in_chans, size, size, device=device),
+        group.tapped,
+        feature_layers=group.feature_layers,
+        images=torch.zeros(2, group.in_chans, size, size, device=device),
         vectors=distiller.config.vectors_as_maps,
     )
     draw_grad_cam(
@@ -78,7 +80,7 @@ def _draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
         source,
         numbers,
         run / "grad-cam",
-        normalisation=distiller.normalisation(),
-        class_names=distiller.provenance.class_names if distiller.provenance else None,
+        normalisation=group.normalisation(),
+        class_names=group.provenance.class_names if group.provenance else None,
         device=device,
     )

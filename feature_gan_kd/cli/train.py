@@ -93,7 +93,7 @@ def _finish(folder: Path, history: History, output: Output, *, licensed: bool) -
     commands = _next_commands(folder, licensed)
     if output.json:
         last = history.last
-        results = {"accuracy": last["accuracy"], "ensemble": last["ensemble"], "best": history.best}
+        results = {"accuracy": history.accuracy, "ensemble": history.ensemble, "best": history.best}
         places = {"networks": str(folder / "networks"), "curves": str(curves)}
         print(dumps({"event": "end", "epoch": last["epoch"], **results, **places, "commands": commands}))
     elif not output.quiet:

@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from feature_gan_kd import Edge, UserError
-from feature_gan_kd.analysis.similarity import Representation, linear_cka, mean_cosine, measure_similarity
+from feature_gan_kd.analysis.similarity import (
+    Representation,
+    linear_cka,
+    mean_cosine,
+    measure_group,
+    measure_similarity,
+)
 from feature_gan_kd.models.taps import TappedModel
+from feature_gan_kd.training.run import open_training_data
 from tests.helpers.runs import AtStep, assert_same_run, build, final_state, records
 from tests.helpers.small_models import GroupNormModel
 from tests.method.test_build import wired
@@ -183,9 +190,9 @@ class TestMeasuring:
         distiller.models[0].train()
         before = {key: value.clone() for key, value in distiller.models[0].state_dict().items()}
         random = torch.get_rng_state()
-        source = distiller.open_data(None).evaluation
-        found = distiller.similarity(source)
-        assert found == distiller.similarity(source)  # dropout and stochastic depth are off
+        source = open_training_data(distiller.group, None).evaluation
+        found = measure_group(distiller.group, source)
+        assert found == measure_group(distiller.group, source)  # dropout and stochastic depth are off
         assert distiller.models[0].training
         assert all(torch.equal(value, before[key]) for key, value in distiller.models[0].state_dict().items())
         assert torch.equal(random, torch.get_rng_state())
@@ -213,12 +220,12 @@ class TestRecording:
         )
         build(method=method, evaluate_every_epochs=2, adversarial_lr=0.1).fit(output_dir=tmp_path / "plain")
         lines = records(tmp_path / "run")
-        found = [line["metrics"]["similarity/0->1"] for line in lines if line["event"] == "epoch"]
-        assert found == [record["metrics"]["similarity/0->1"] for record in history.epochs]
+        found = [line["metrics"]["eval/similarity/0->1"] for line in lines if line["event"] == "epoch"]
+        assert found == [record["metrics"]["eval/similarity/0->1"] for record in history.epochs]
         assert len(found) == 2
         assert found[0] != found[1]
         assert all(0 < value < 1 for value in found)
-        assert not [line for line in lines if line["event"] == "step" and "similarity/0->1" in line["metrics"]]
+        assert not [line for line in lines if line["event"] == "step" and "eval/similarity/0->1" in line["metrics"]]
         mine, plain = final_state(tmp_path / "run"), final_state(tmp_path / "plain")
         assert all(torch.equal(value, mine[key]) for key, value in plain.items())
 
@@ -239,4 +246,4 @@ class TestRecording:
                 build(**settings).fit(output_dir=tmp_path / "run", resume=True, callbacks=[AtStep(step, cut)])
         build(**settings).fit(output_dir=tmp_path / "run", resume=True)
         assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
-        assert [line for line in records(tmp_path / "run") if "update_feature/0" in line["metrics"]]
+        assert [line for line in records(tmp_path / "run") if "train/update_feature/0" in line["metrics"]]

@@ -252,7 +252,7 @@ def test_a_bad_image_while_training(here: Path, capsys: pytest.CaptureFixture[st
     assert [path.name for path in (here / "new" / "checkpoints").iterdir()] == ["step-2"]
     said = f"images that cannot be decoded: 1, replaced by the next; the first is image {bad} of split 'train'\n"
     printed = passes(f"{command} new --resume --skip-bad-images")
-    assert "going on at step 2 of 5" in printed
+    assert "resuming after step 2 of 5" in printed
     assert printed.count(said) == 1
     passes(f"{command} whole --skip-bad-images")
     for name in ("0-test_resnet", "1-test_vit"):

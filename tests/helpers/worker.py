@@ -1,6 +1,6 @@
-"""Whole trainings through `fit`, as one process or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
+"""Runs `fit` as one process, or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
 
-`DIE=1:8` in the environment kills process 1 in its eighth update. A run that is there is resumed.
+`DIE=1:8` in the environment kills process 1 in its eighth update. An existing run is resumed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.distributed.collectives import rank, world_size
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.training.checkpoint import list_checkpoints
 from tests.helpers import norm_worker, stopping
 
 
 class SmallModel(nn.Module):
-    """Convolution, normalisation, convolution, mean and a linear layer, of any type whatever that of the images.
+    """Convolution, normalisation, convolution, mean and a linear layer. Converts images to its own type.
 
     Args:
         width: channels.
         norm: of `width` channels.
-        dtype: of its parameters; float64 tells a mistake from rounding.
+        dtype: of its parameters; in float64 rounding cannot hide a mistake.
     """
 
     def __init__(self, width: int, norm: nn.Module, dtype: torch.dtype = torch.float64) -> None:
@@ -162,7 +162,7 @@ def poison(model: nn.Module) -> None:
 
 
 def spoil(model: nn.Module) -> None:
-    """Changes one weight, by the least there is."""
+    """Changes one weight by one rounding step."""
     bias = list(model.parameters())[-1].detach()
     bias[5] = torch.nextafter(bias[5], bias[5] + 1)
 
@@ -184,7 +184,7 @@ def begin_alone(folder: Path) -> None:
 
     with contextlib.suppress(ConnectionAbortedError):
         run("cycle of 3", folder, 8, stop)
-    assert newest(folder / "checkpoints")[0].name == "step-6"
+    assert list_checkpoints(folder / "checkpoints")[0].name == "step-6"
 
 
 # What two processes are asked beside the cases, by its name.

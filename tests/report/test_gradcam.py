@@ -56,7 +56,7 @@ class TestDrawing:
         images, labels = next(iter(distiller.evaluation_images().batches(
             batch_size=40, seed=0, epoch=0, device="cpu", train=False
         )))  # fmt: skip
-        mean, std = distiller.normalisation().mean[0], distiller.normalisation().std[0]
+        mean, std = distiller.group.normalisation().mean[0], distiller.group.normalisation().std[0]
         shown = pixels(drawn / "grad-cam" / "7.png")
         assert shown[2::5, 2::5, 0] == pytest.approx((images[7, 0] * std + mean).clamp(0, 1).numpy() * 255, abs=1)
         about = json.loads((drawn / "grad-cam" / "grad-cam.json").read_text())
