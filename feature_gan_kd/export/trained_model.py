@@ -7,6 +7,7 @@ from pathlib import Path
 
 from feature_gan_kd.distributed.collectives import average_buffers
 from feature_gan_kd.export import (
+    ExportFormat,
     ModelCardInfo,
     RebuildError,
     has_same_weights,
