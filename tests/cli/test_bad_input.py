@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,10 +56,7 @@ WHILE_TRAINING = "image: cut short, found while training"
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the models are tiny
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +119,21 @@ def run_here(case: Case, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     return int(stop.value.code or 0), capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", CASES)
+def kind(name: str) -> tuple[str, bool]:
+    """What is wrong, and whether that is a matter of a process of its own."""
+    return name.split(":")[0], bool(CASES[name].environment)
+
+
+def by_tier() -> Iterator[object]:
+    """Every case; the first three of a kind that run here, and the first in a process of its own, are fast."""
+    seen: Counter[tuple[str, bool]] = Counter()
+    for name in CASES:
+        seen[kind(name)] += 1
+        most = 1 if CASES[name].environment else 3
+        yield pytest.param(name, marks=[] if seen[kind(name)] <= most else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", by_tier())
 def test_one_line_and_nothing_written(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = CASES[name]
     if "CUDA_VISIBLE_DEVICES" in (case.environment or {}) and torch.version.cuda is None:
@@ -240,7 +252,7 @@ def test_a_bad_image_while_training(here: Path, capsys: pytest.CaptureFixture[st
     assert [path.name for path in (here / "new" / "checkpoints").iterdir()] == ["step-2"]
     said = f"images that cannot be decoded: 1, replaced by the next; the first is image {bad} of split 'train'\n"
     printed = passes(f"{command} new --resume --skip-bad-images")
-    assert "going on at step 2 of 5" in printed
+    assert "resuming after step 2 of 5" in printed
     assert printed.count(said) == 1
     passes(f"{command} whole --skip-bad-images")
     for name in ("0-test_resnet", "1-test_vit"):

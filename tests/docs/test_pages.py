@@ -23,6 +23,7 @@ RUN = {page.name: page for page in PAGES if page.name != "README.md" and any(b.n
 FENCED = ("python", "sh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_a_page_runs_from_top_to_bottom(name: str, here: Path) -> None:
     for block in blocks(RUN[name]):
@@ -153,6 +154,7 @@ def anchors(page: Path) -> list[str]:
     return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
+@pytest.mark.slow  # and `make check` builds it, too
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """As `make docs` does it."""
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(tmp_path / "html")]

@@ -62,6 +62,7 @@ def short(code: str) -> str:
     return changed
 
 
+@pytest.mark.slow
 def test_three_lines_then_plain_timm_then_a_frozen_teacher(folder: Path) -> None:
     three, load, frozen = BLOCKS[:3]
     assert len(three.strip().splitlines()) == 5  # an import, an empty line, and the three
@@ -81,6 +82,7 @@ def test_three_lines_then_plain_timm_then_a_frozen_teacher(folder: Path) -> None
     assert (folder / "student" / "1-resnet18" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One after the other; the training is shortened."""
     monkeypatch.chdir(folder)
@@ -94,6 +96,7 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert (folder / "distilled" / "1-cifar_resnet32" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_training_loop(tmp_path: Path) -> None:
     output = run(BLOCKS[3], tmp_path)
     assert "layer4" in output
