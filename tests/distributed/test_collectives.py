@@ -121,7 +121,7 @@ def test_an_unequal_weight_ends_the_run_on_every_process(by_two: Path) -> None:
     # `spoil` changed one weight of model 0 by its last bit, on one process alone.
     lines = [(by_two / "spoiled" / f"{rank}.txt").read_text() for rank in range(2)]
     assert lines[0] == lines[1]
-    assert lines[0].startswith("processes: the weights of model 0 (SmallNetwork) are not the same on all 2 processes")
+    assert lines[0].startswith("processes: the weights of model 0 (SmallModel) are not the same on all 2 processes")
     assert newest(by_two / "spoiled" / "run" / "checkpoints") == []
 
 
