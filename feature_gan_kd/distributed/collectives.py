@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,42 @@ def all_reduce_async(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
                 gradient.copy_(summed.view(gradient.shape))
 
     return finish
+
+
+def any_rank_async(flags: Sequence[bool]) -> Callable[[], list[bool]]:
+    """Starts to ask which of the flags are set on any process; the exchange is on the host, so no device is waited for.
+
+    Returns:
+        A function that waits for the answer, the same on every process.
+
+    Raises:
+        UserError: there and here, where another process is gone.
+    """
+    if world_size() == 1:
+        return lambda: list(flags)
+    shared = torch.tensor(flags, dtype=torch.uint8, device="cpu")
+    with explain_lost_process():
+        work = torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=_host_group(), async_op=True)
+
+    def finish() -> list[bool]:
+        with explain_lost_process():
+            work.wait()
+        return [bool(flag) for flag in shared.tolist()]
+
+    return finish
+
+
+def _host_group() -> Any:
+    """The group of all processes that exchanges tensors on the host; made once for each default group."""
+    default = torch.distributed.group.WORLD
+    if torch.distributed.get_backend() == "gloo":
+        return default
+    if _host_groups.get("default") is not default:
+        _host_groups.update(default=default, gloo=torch.distributed.new_group(backend="gloo"))
+    return _host_groups["gloo"]
+
+
+_host_groups: dict[str, Any] = {}
 
 
 def average_buffers(models: Iterable[nn.Module]) -> None:

@@ -108,11 +108,11 @@ class TappedModel(nn.Module):
         self.adapter = adapter or InputAdapter(0)
         self.taps = tuple(taps)
         self.name = name
-        self._layers = tuple(dict.fromkeys(tap.layer for tap in taps if tap.kind is TapKind.MODULE))
-        self._stages = tuple(dict.fromkeys(int(tap.layer) for tap in taps if tap.kind is TapKind.STAGE))
-        self._outputs: dict[str, list[Any]] = {}
-        self._hooks = {layer: self._make_hook(layer) for layer in self._layers}
-        self._call: Callable[[Tensor], tuple[Tensor, dict[str, list[Any]]]] = self._run
+        self._pass = _ForwardPass(module, self.taps, name)
+        self._hooks = {layer: self._pass.hook(layer) for layer in self._pass.layers}
+        # A method of another object: one of this module would make it refer to itself, and its memory would be freed
+        # only when Python's garbage collector runs.
+        self._call: Callable[[Tensor], tuple[Tensor, dict[str, list[Any]]]] = self._pass.run
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One forward pass.
@@ -143,34 +143,7 @@ class TappedModel(nn.Module):
         Args:
             compiler: shared by all models of a run.
         """
-        self._call = compiler(self._run)
-
-    def _run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
-        """Runs the model and returns its logits and, by the title of a tap, the outputs recorded for it."""
-        module: Any = self.module
-        self._outputs = {layer: [] for layer in self._layers}
-        others: dict[str, list[Any]] = {}
-        if self._stages:
-            # Ask for all stages: if asked for early ones only, some models (Hiera) stop there and return no features.
-            features, maps = module.forward_intermediates(images, output_fmt="NCHW")
-            others = {f"stage {index}": [maps[index]] for index in self._stages}
-            output = module.forward_head(features)
-        elif any(tap.kind is TapKind.FEATURES for tap in self.taps):
-            features = module.forward_features(images)
-            others = {"forward_features": [features]}
-            output = module.forward_head(features)
-        else:
-            output = module(images)
-        outputs, self._outputs = self._outputs, {}
-        return logits_of(output, self.name), {**outputs, **others}
-
-    def _make_hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            # `_outputs` is empty outside `_run`: what gradient checkpointing repeats in the backward pass is ignored.
-            if layer in self._outputs:
-                self._outputs[layer].append(output)
-
-        return record
+        self._call = compiler(self._pass.run)
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -180,6 +153,52 @@ class TappedModel(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class _ForwardPass:
+    """A model's forward pass that keeps the outputs of tapped modules.
+
+    Args:
+        module: the user's module.
+        taps: where to take maps.
+        name: of the model, for error lines.
+    """
+
+    def __init__(self, module: nn.Module, taps: Sequence[Tap], name: str) -> None:
+        self.module: Any = module
+        self.name = name
+        self.layers = tuple(dict.fromkeys(tap.layer for tap in taps if tap.kind is TapKind.MODULE))
+        self.stages = tuple(dict.fromkeys(int(tap.layer) for tap in taps if tap.kind is TapKind.STAGE))
+        self.takes_features = any(tap.kind is TapKind.FEATURES for tap in taps)
+        self.outputs: dict[str, list[Any]] = {}
+
+    def run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
+        """Logits (batch, classes) of images (batch, channels, height, width), and outputs by the titles of the taps."""
+        self.outputs = {layer: [] for layer in self.layers}
+        others: dict[str, list[Any]] = {}
+        if self.stages:
+            # Ask for all stages: if asked for early ones only, some models (Hiera) stop there and return no features.
+            features, maps = self.module.forward_intermediates(images, output_fmt="NCHW")
+            others = {f"stage {index}": [maps[index]] for index in self.stages}
+            output = self.module.forward_head(features)
+        elif self.takes_features:
+            features = self.module.forward_features(images)
+            others = {"forward_features": [features]}
+            output = self.module.forward_head(features)
+        else:
+            output = self.module(images)
+        outputs, self.outputs = self.outputs, {}
+        return logits_of(output, self.name), {**outputs, **others}
+
+    def hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        """A forward hook that keeps the output of one module."""
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            # `outputs` is empty outside `run`: what gradient checkpointing repeats in the backward pass is ignored.
+            if layer in self.outputs:
+                self.outputs[layer].append(output)
+
+        return keep
 
 
 def logits_of(output: Any, name: str) -> Tensor:
