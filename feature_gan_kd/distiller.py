@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from feature_gan_kd.analysis import similarity
-from feature_gan_kd.analysis.summary import describe, draw
+from feature_gan_kd.analysis.summary import describe_taps, summarize
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.export import trained_model
-from feature_gan_kd.export.trained_model import Format
+from feature_gan_kd.export.card import ExportFormat
 from feature_gan_kd.method.topology import Edge, TopologyName
 from feature_gan_kd.models.build import PeerModel
 from feature_gan_kd.models.taps import Layer, MapShape
@@ -106,7 +106,7 @@ class OnlineAdversarialDistiller:
     def summary(self) -> str:
         """Tables of the models (taps, map shapes, parameters) and of who teaches whom through what."""
         group, logits = self.group, self.config.loss_weights.kl_weight > 0
-        return draw(self.names, group.tapped, group.connections, self.edges, group.frozen, logits=logits)
+        return summarize(self.names, group.tapped, group.connections, self.edges, group.frozen, logits=logits)
 
     def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Updates every model, discriminator and transfer layer by one batch, without copies to the host.
@@ -167,8 +167,8 @@ class OnlineAdversarialDistiller:
         services = run.RunServices(
             publish=functools.partial(trained_model.save_if_changed, self.group),
             similarity=functools.partial(similarity.measure_group, self.group),
-            check_similarity_images=similarity.check_images,
-            taps=describe(self.group.tapped),
+            check_similarity_images=similarity.check_image_count,
+            taps=describe_taps(self.group.tapped),
         )
         return run.fit(self.group, train_data, eval_data, options, services)
 
@@ -192,7 +192,7 @@ class OnlineAdversarialDistiller:
         directory: str | Path,
         *,
         which: Which = "last",
-        format: Format = "safetensors",
+        format: ExportFormat = "safetensors",
         license: str | None = None,
     ) -> list[Path]:
         """Publishes every model into a folder of its own, with labels and preprocessing.

@@ -330,7 +330,7 @@ def test_peers_that_share_a_parameter_are_refused() -> None:
     first, second = (nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Flatten(), nn.Linear(256, 5)) for _ in range(2))
     with pytest.raises(UserError, match=r"models 0 and 1 share '1.running_mean'"):
         OnlineAdversarialDistiller([first, second], image_size=8)
-    with pytest.raises(UserError, match="the same module stands twice"):
+    with pytest.raises(UserError, match="the same module is given twice"):
         OnlineAdversarialDistiller([first, first], image_size=8)
 
 
@@ -351,7 +351,7 @@ def test_evaluating_again_takes_the_images_of_the_fit(tmp_path: Path) -> None:
 
 
 def test_a_vector_is_a_map_only_where_one_asks() -> None:
-    with pytest.raises(UserError, match=r"layer 'fc_norm' gives \(2, 64\), which has no grid"):
+    with pytest.raises(UserError, match=r"layer 'fc_norm' outputs \(2, 64\), which has no grid"):
         tiny(feature_layers={0: "layer4", 1: "fc_norm"})
     distiller = tiny(feature_layers={0: "layer4", 1: "fc_norm"}, vectors_as_maps=True)
     assert [connection.source_shape for connection in distiller.group.connections] == [(96, 1, 1), (64, 1, 1)]
@@ -371,5 +371,5 @@ def test_models_that_are_nowhere_or_in_two_places() -> None:
 
 
 def test_another_number_of_channels() -> None:
-    with pytest.raises(UserError, match=r"it fails on images of 1x8x8 .*see to image_size and in_chans"):
+    with pytest.raises(UserError, match=r"it fails on images of 1x8x8 .*check image_size and in_chans"):
         OnlineAdversarialDistiller([GroupNormModel(4), GroupNormModel(4)], image_size=8, in_chans=1)

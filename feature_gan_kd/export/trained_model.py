@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
 
 from feature_gan_kd.distributed.collectives import average_buffers
-from feature_gan_kd.export import ModelCardInfo, RebuildError, holds, publish, publish_bare, publish_graph, push
+from feature_gan_kd.export import (
+    ExportFormat,
+    ModelCardInfo,
+    RebuildError,
+    has_same_weights,
+    publish,
+    publish_bare,
+    publish_graph,
+    push,
+)
 from feature_gan_kd.models.build import PeerModel
 from feature_gan_kd.training.history import Record, Which, ensemble_accuracy, model_accuracies
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import RunProvenance
 from feature_gan_kd.utils.errors import UserError
 
-Format = Literal["safetensors", "onnx", "torch-export"]
 
-
-def save_models(group: PeerGroup, directory: Path, *, which: Which, form: Format, license: str | None) -> list[Path]:
+def save_models(
+    group: PeerGroup, directory: Path, *, which: Which, form: ExportFormat, license: str | None
+) -> list[Path]:
     """Publishes every model of a group, see `OnlineAdversarialDistiller.save_pretrained`.
 
     Args:
@@ -56,7 +64,7 @@ def save_if_changed(group: PeerGroup, index: int, which: Which, folder: Path) ->
     Raises:
         UserError: as `write_model`.
     """
-    if not holds(folder, group.models[index]):
+    if not has_same_weights(folder, group.models[index]):
         write_model(group.peers[index], folder, model_card_info(group, index, which, None))
 
 
@@ -105,7 +113,7 @@ def model_card_info(group: PeerGroup, index: int, which: Which, license: str | N
     model, provenance = group.peers[index], group.provenance
     record = None if provenance is None else _record_of(provenance, index, which)
     normalisation = model.normalisation or (provenance.normalisation if provenance else None)
-    normalisation = normalisation or model.stated_normalisation(group.in_chans)
+    normalisation = normalisation or model.timm_normalisation(group.in_chans)
     return ModelCardInfo(
         architecture=model.architecture,
         index=index,
@@ -129,7 +137,7 @@ def model_card_info(group: PeerGroup, index: int, which: Which, license: str | N
     )
 
 
-def write_model(model: PeerModel, folder: Path, card_info: ModelCardInfo, form: Format = "safetensors") -> None:
+def write_model(model: PeerModel, folder: Path, card_info: ModelCardInfo, form: ExportFormat = "safetensors") -> None:
     """Publishes a model into a folder; where timm cannot rebuild it, says why and writes its bare weights.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from feature_gan_kd.models.weights import tensor_with_nan
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import move_into_place, remove_leftovers, writing
+from feature_gan_kd.utils.files import atomic_folder, remove_leftovers
 
 FORMAT = 1
 """Changes when a reader of today would misread what is written; other formats are refused."""
@@ -58,22 +58,18 @@ def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> 
     Raises:
         UserError: where the disk cannot hold it; earlier checkpoints are not touched.
     """
-    temporary = writing(folder)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, tensors in checkpoint.tensors.items():
-            # save_file refuses views and shared storage, so it gets contiguous copies.
-            copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-            save_file(copies, temporary / f"{name}.safetensors")
-        (temporary / _META).write_text(json.dumps(checkpoint.meta))
-        files = {path.name: _hash(path) for path in sorted(temporary.iterdir())}
-        manifest = {"format": FORMAT, "signature": signature, "files": files}
-        manifest["digest"] = _digest(manifest)
-        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        move_into_place(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            for name, tensors in checkpoint.tensors.items():
+                # save_file refuses views and shared storage, so it gets contiguous copies.
+                copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+                save_file(copies, temporary / f"{name}.safetensors")
+            (temporary / _META).write_text(json.dumps(checkpoint.meta))
+            files = {path.name: _hash(path) for path in sorted(temporary.iterdir())}
+            manifest = {"format": FORMAT, "signature": signature, "files": files}
+            manifest["digest"] = _digest(manifest)
+            (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"{folder}: the checkpoint cannot be written ({error}): make room and resume with --resume; earlier "
             "checkpoints are unharmed"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.method.step import AdversarialStep, Metrics
-from feature_gan_kd.optim.nonfinite import has_state
+from feature_gan_kd.optim.gradients import has_state
 from feature_gan_kd.utils.errors import UserError, reason
 
 WARM_UPS = 3
@@ -236,7 +236,7 @@ class CudaGraphs:
                 found += [value.data_ptr() for value in state.values() if isinstance(value, Tensor)]
         for settings in self._parameter_groups():
             found += [value for key, value in settings.items() if key not in ("params", "lr", "initial_lr")]
-        return found + [counter.data_ptr() for counter in self.step.faults.tensors()]
+        return found + [counter.data_ptr() for counter in self.step.guard.tensors()]
 
 
 def graphs_on_gpu(step: AdversarialStep, device: torch.device) -> CudaGraphs:

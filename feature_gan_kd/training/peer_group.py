@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import Data, ImageSource
 from feature_gan_kd.distributed import collectives
-from feature_gan_kd.distributed.launch import checked as check_accelerator
+from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.method.build import MethodModules, build_modules, build_step
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
-from feature_gan_kd.models.build import PeerModel, build_models, place
+from feature_gan_kd.models.build import PeerModel, build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.input_adapter import Normalisation
 from feature_gan_kd.models.taps import MapShape, TappedModel
@@ -101,11 +101,11 @@ class PeerGroup:
         self.feature_layers = feature_layers
         self.in_chans = in_chans
         self.image_size = max(model.image_size for model in self.peers)
-        self.accelerator = check_accelerator(accelerator)
+        self.accelerator = usable_accelerator(accelerator)
         self.config = self._resolve(config, pretrained)
         self.provenance: RunProvenance | None = None
         self.last_data: tuple[Any, Any] | None = None
-        place(self.peers, self.accelerator.device, channels_last=self.config.channels_last)
+        move_to_device(self.peers, self.accelerator.device, channels_last=self.config.channels_last)
         for k in self.frozen:
             self.models[k].eval()
         self.modules: MethodModules = build_modules(
@@ -196,12 +196,12 @@ class PeerGroup:
         with explain_out_of_memory(images, config.grad_accum_steps, config.mixed_precision == "bf16"):
             metrics = self.update(images, labels.to(device, non_blocking=True))
         if config.check_processes:
-            collectives.check_ranks_equal(self.modules.trained_parts())
+            collectives.check_ranks_equal(self.modules.trained_modules())
         return metrics
 
     def skipped_steps(self) -> SkippedSteps:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""
-        return self.step.faults.report()
+        return self.step.guard.report()
 
     def evaluate(self, source: ImageSource, after_batch: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluates all models on every image of a source; the same figures on every process.
@@ -219,7 +219,7 @@ class PeerGroup:
             seed=0,
             epoch=0,
             rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            world_size=self.accelerator.num_processes,
             device=self.accelerator.device,
             train=False,
         )
@@ -331,6 +331,6 @@ class PeerGroup:
 
     def _adapt_inputs(self, shared: Normalisation) -> None:
         for model, tapped in zip(self.peers, self.tapped, strict=True):
-            tapped.adapter.normalise(shared, model.normalisation or shared)
+            tapped.adapter.set_normalisations(shared, model.normalisation or shared)
             # Now, since a copy to the device in every forward pass would wait for it.
             tapped.adapter.to(self.accelerator.device)

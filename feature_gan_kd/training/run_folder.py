@@ -16,7 +16,7 @@ import torch
 
 from feature_gan_kd.training.checkpoint import list_checkpoints
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.files import atomic_file
 from feature_gan_kd.utils.version import __version__
 
 # What a run writes into its folder, and whether that is a folder itself.
@@ -78,7 +78,8 @@ def write_run_config(folder: Path, about: Mapping[str, Any]) -> None:
     described = {**about, "command": _command(), "versions": versions}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.json", json.dumps(described, indent=1) + "\n")
+        with atomic_file(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"output_dir: {folder} cannot be written ({error.strerror}): make room or choose another folder"

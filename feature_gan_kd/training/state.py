@@ -107,7 +107,7 @@ def rebuild_models(signature: Mapping[str, Any], modules: Sequence[nn.Module] | 
         else:
             sizes = {key: signature[key] for key in ("num_classes", "in_chans")}
             module = build_architecture(known["architecture"], **sizes, **known["model_args"])
-        models.append(PeerModel.described(module, known))
+        models.append(PeerModel.from_description(module, known))
     return models
 
 

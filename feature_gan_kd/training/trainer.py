@@ -255,7 +255,7 @@ class Trainer:
             epoch=epoch,
             start=self.step - epoch * self.steps_per_epoch,
             rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            world_size=self.accelerator.num_processes,
             device=self.accelerator.device,
             train=True,
         )

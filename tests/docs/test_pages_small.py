@@ -96,6 +96,7 @@ def here(workshop: Path, here: Path) -> Path:
     return here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", of("feature-gan-kd"))
 def test_a_command(block: Block, here: Path) -> None:
     for command in commands(Block("sh", small(block.code), None)):
@@ -104,6 +105,7 @@ def test_a_command(block: Block, here: Path) -> None:
             assert len(list((here / folder / "networks").iterdir())) == 4  # two models, last and best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [block.code for _, block in LARGE if block.language == "python"])
 def test_python_with_a_hub(code: str, here: Path) -> None:
     step = list_checkpoints(here / RUN / "checkpoints")[0].name
@@ -168,6 +170,7 @@ def test_make_knows_the_target(block: Block) -> None:
         shell(command.replace("make", "make -n", 1), ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", of("pytest"))
 def test_pytest_finds_the_tests(block: Block) -> None:
     """They are run as what they are: here they are only looked for."""

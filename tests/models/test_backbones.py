@@ -1,4 +1,4 @@
-"""Pairs of architectures drawn anew each time, and the committed sweep over all of them."""
+"""Random pairs of architectures, and the committed sweeps over all of them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def test_twenty_random_pairs() -> None:
-    """Both directions of each pair are wired, each model at its own size; a seed that failed is in the message."""
+    """Both directions of each pair are connected, each model at its own size; the message of a failure has the seed."""
     seed = random.SystemRandom().randrange(2**32)
     names = [name for name in timm.list_models() if not name.endswith("_enc")]
     drawn = random.Random(seed).sample(names, 40)
     for pair in zip(drawn[::2], drawn[1::2], strict=True):
         channels = {int(timm.get_pretrained_cfg(name, allow_unregistered=False).input_size[0]) for name in pair}
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of timm's, on how some architectures are built
+            warnings.simplefilter("ignore")  # timm warns while it builds some architectures
             models = build_models(
                 pair, num_classes=7, in_chans=max(channels), pretrained=False, image_size=None, seed=0
             )
@@ -44,26 +44,26 @@ def test_twenty_random_pairs() -> None:
 
 
 def test_the_committed_sweep_has_every_architecture_and_no_failure() -> None:
-    results = json.loads((RESULTS / "sweep_wire.json").read_text())
+    results = json.loads((RESULTS / "sweep_connect.json").read_text())
     refused = {name for name, result in results.items() if "refused" in result}
     assert [name for name, result in results.items() if "failed" in result] == []
     assert all("only encodes" in results[name]["refused"] for name in refused)
     assert len(refused) == 7
     assert len(results) == 1381  # 1,371 of timm 1.0.31 and the ten CIFAR models of this package
-    assert all(len(results[name]["links"]) == 2 for name in results.keys() - refused)
+    assert all(len(results[name]["connections"]) == 2 for name in results.keys() - refused)
 
 
-def test_the_committed_sweeps_of_torchvision_are_whole() -> None:
-    wired = json.loads((RESULTS / "sweep_torchvision_wire.json").read_text())
+def test_the_committed_sweeps_of_torchvision_are_complete() -> None:
+    connected = json.loads((RESULTS / "sweep_torchvision_connect.json").read_text())
     trained = json.loads((RESULTS / "sweep_torchvision_train.json").read_text())
-    assert len(wired) == 80
-    assert all("layer" in result and len(result["links"]) == 2 for result in wired.values())
+    assert len(connected) == 80
+    assert all("layer" in result and len(result["connections"]) == 2 for result in connected.values())
     assert [name for name, result in trained.items() if result["problems"]] == []
-    assert {result["class"] for result in trained.values()} == {result["class"] for result in wired.values()}
+    assert {result["class"] for result in trained.values()} == {result["class"] for result in connected.values()}
 
 
 def test_the_committed_ways_of_running_have_no_failure() -> None:
-    """Refused is gradient checkpointing alone, and by timm itself."""
+    """Only gradient checkpointing is refused, and by timm itself."""
     ways = json.loads((RESULTS / "sweep_taps.json").read_text())
     assert [name for name, result in ways.items() if "failed" in result] == []
     for result in ways.values():
@@ -77,8 +77,8 @@ def test_the_page_says_what_the_sweeps_found() -> None:
     assert [line for line in page() if line not in said] == []
 
 
-def test_the_committed_steps_have_every_class_and_no_problem() -> None:
-    wired = json.loads((RESULTS / "sweep_wire.json").read_text())
+def test_the_committed_updates_have_every_class_and_no_problem() -> None:
+    connected = json.loads((RESULTS / "sweep_connect.json").read_text())
     trained = json.loads((RESULTS / "sweep_train.json").read_text())
     assert [name for name, result in trained.items() if result["problems"]] == []
-    assert {result["class"] for result in trained.values()} == {r["class"] for r in wired.values() if "class" in r}
+    assert {result["class"] for result in trained.values()} == {r["class"] for r in connected.values() if "class" in r}

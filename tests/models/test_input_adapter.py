@@ -26,7 +26,7 @@ def test_images_that_fit_are_the_same_tensor() -> None:
     images = torch.randn(2, 3, 8, 8)
     adapter = InputAdapter(8)
     assert adapter(images) is images
-    adapter.normalise(SHARED, SHARED)
+    adapter.set_normalisations(SHARED, SHARED)
     assert adapter(images) is images
     assert InputAdapter(0)(images) is images
 
@@ -34,7 +34,7 @@ def test_images_that_fit_are_the_same_tensor() -> None:
 def test_normalisation_is_that_of_the_pixels() -> None:
     pixels = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     adapter = InputAdapter(8)
-    adapter.normalise(SHARED, OWN)
+    adapter.set_normalisations(SHARED, OWN)
     torch.testing.assert_close(adapter(normalised(pixels, SHARED)), normalised(pixels, OWN))
     assert not list(adapter.state_dict())
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from feature_gan_kd import UserError
 from feature_gan_kd.cli import main
@@ -26,14 +25,6 @@ from tests.helpers.runs import AtStep, assert_same_run, build, records, steps_of
 OPTIONS = ("train", "--models", "test_resnet", "test_vit", "--image-size", "16", "--max-train-samples", "100")
 OPTIONS += ("--max-eval-samples", "20", "--batch-size", "8", "--epochs", "2", "--log-every-steps", "1")
 OPTIONS += ("--checkpoint-every-steps", "7")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

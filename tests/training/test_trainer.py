@@ -120,7 +120,7 @@ def test_a_power_cut_at_the_end_of_an_epoch(
         elif event == "record":
             patch.setattr(distiller.group, "evaluate", lambda *args: cut())
         else:
-            real, replaced = files.move_into_place, []
+            real, replaced = files._replace_folder, []
 
             def cut_inside(temporary: Path, target: Path) -> None:
                 if target.exists():
@@ -129,7 +129,7 @@ def test_a_power_cut_at_the_end_of_an_epoch(
                     cut()
                 real(temporary, target)
 
-            patch.setattr("feature_gan_kd.export.timm_folder.move_into_place", cut_inside)
+            patch.setattr(files, "_replace_folder", cut_inside)
         with pytest.raises(PowerCutError):
             distiller.fit(output_dir=folder)
     build().fit(output_dir=folder, resume=True)

@@ -13,7 +13,7 @@ from typing import TextIO
 from feature_gan_kd.training.callbacks.callback import Callback
 from feature_gan_kd.training.history import History, Record
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import fsync, write_text
+from feature_gan_kd.utils.files import atomic_file, fsync
 
 
 class JsonLines(Callback):
@@ -33,8 +33,8 @@ class JsonLines(Callback):
         """See `Callback`; drops records after the checkpoint at `step`, whose updates a resumed run repeats."""
         if self.path.exists():
             kept = [line for line in read_records(self.path) if line["step"] <= step]
-            with self._explain_write_error():
-                write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+            with self._explain_write_error(), atomic_file(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def on_metrics(self, record: Record) -> None:
         """See `Callback`."""
