@@ -97,7 +97,7 @@ def to_rgb(image: Tensor) -> RGBImage:
     """Converts an image to pixels.
 
     Args:
-        image: (1 or 3, height, width) in [0, 1].
+        image: (channels, height, width) with 1 or 3 channels, in [0, 1].
     """
     side = max(MIN_SIDE, *image.shape[1:])
     large = F.interpolate(image[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0]
