@@ -26,4 +26,4 @@ distiller = OnlineAdversarialDistiller(
 )
 print(distiller.discriminators)
 history = distiller.fit(epochs=1, output_dir="runs/own-discriminator")
-print({name: value for name, value in history.last["metrics"].items() if name.startswith(("real", "fake"))})
+print({name: value for name, value in history.last["metrics"].items() if name.startswith(("train/real", "train/fake"))})

@@ -15,7 +15,8 @@ for epoch in range(3):
     print(epoch, {name: round(float(value), 3) for name, value in metrics.items()})
 
 # The models are plain modules: evaluate and save them as usual. In your own loop the learning rates stay as they are,
-# unless you change them in `distiller.step.updates[KIND].optimizer`. `fit` schedules them for you.
+# unless you change them in the optimisers: `distiller.step.optimizer_groups[NAME].optimizer`, where NAME is `logit`,
+# `feature` or `discriminator`. `fit` schedules them for you.
 with torch.no_grad():
     logits = distiller.models[0].eval()(data.tensors[0])
 print(logits.shape)

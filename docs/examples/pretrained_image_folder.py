@@ -42,4 +42,4 @@ published = distiller.save_pretrained("published")
 
 # Plain timm loads the result.
 model = timm.create_model(f"local-dir:{published[0]}", pretrained=True)
-print(history.last["accuracy"], model.num_classes, model.pretrained_cfg["label_names"])
+print(history.accuracy, model.num_classes, model.pretrained_cfg["label_names"])

@@ -11,7 +11,7 @@ distiller = OnlineAdversarialDistiller(
 )
 print(*distiller.edges)
 history = distiller.fit(epochs=1, output_dir="runs/cycle")
-print(history.last["accuracy"], history.last["ensemble"])
+print(history.accuracy, history.ensemble)
 
 # Other topologies: "complete" (each model teaches all others), "star" (model 0 and each other model teach one another),
 # or your own list of edges (source, learner).

@@ -23,5 +23,5 @@ accelerator = distiller.accelerator
 weights = torch.stack([parameter.detach().double().sum() for parameter in distiller.models[0].parameters()])
 print(f"process {accelerator.process_index} of {accelerator.num_processes}: weights add up to {weights.sum():.9f}")
 if accelerator.is_main_process:
-    print("top-1 %:", *history.last["accuracy"])
+    print("top-1 %:", *history.accuracy)
 accelerator.end_training()

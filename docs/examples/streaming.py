@@ -50,4 +50,4 @@ try:
 except Interrupted as stop:
     print(stop)
 history = run()
-print([record["images"] for record in history.epochs], history.last["ensemble"])
+print([record["metrics"]["eval/images"] for record in history.epochs], history.ensemble)

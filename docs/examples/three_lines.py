@@ -6,5 +6,5 @@ distiller = OnlineAdversarialDistiller(["test_resnet", "test_vit"], num_classes=
 history = distiller.fit(epochs=1, output_dir="runs/three-lines")
 folders = distiller.save_pretrained("distilled")
 
-print(history.last["accuracy"], history.last["ensemble"])
+print(history.accuracy, history.ensemble)
 print(*folders, sep="\n")

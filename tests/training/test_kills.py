@@ -50,26 +50,35 @@ def times_of_checkpoints(folder: Path) -> list[float]:
     ("kills", "epochs"), [(1, 3), pytest.param(20, 24, marks=pytest.mark.slow, id="20 kills")], ids=str
 )
 def test_killed_runs_end_as_the_undisturbed_one(kills: int, epochs: int, tmp_path: Path) -> None:
-    """Every second kill waits for a write, so that some cut one in two."""
+    """Moments are chosen by updates done, not by time, so that a busy machine changes nothing.
+
+    Every second kill waits for a write, so that some cut one in two.
+    """
     seed = random.randrange(2**32)
     print(f"seed of the moments: {seed}")
     moments = random.Random(seed)
     log, undisturbed, folder = tmp_path / "log", tmp_path / "undisturbed", tmp_path / "run"
     main(["train", *OPTIONS, "--epochs", str(epochs), "--output-dir", str(undisturbed)])
     seconds = max(times_of_checkpoints(undisturbed)) - (undisturbed / "config.json").stat().st_mtime
-    reached, cut = [], 0
+    total = max(steps_of(undisturbed))
+    reached, killed, cut = [0], 0, 0
     for kill in range(kills):
         process = start(folder, log, "--epochs", str(epochs))
-        time.sleep(moments.uniform(0, seconds / (kills + 1)))
+        last = max(reached[-1], total * (kill + 1) // (kills + 1))
+        target = moments.randint(reached[-1], last)
+        while process.poll() is None and max(steps_of(folder), default=0) < target:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, seconds / total))  # anywhere in an update
         while kill % 2 == 0 and process.poll() is None and not half_written(folder):
             pass
         process.kill()
-        assert process.wait() == -9, "it was over before: let it train for longer"
+        killed += process.wait() == -9  # else it was over before, which only a machine that hardly runs us sees
         cut += half_written(folder)
         reached.append(max(steps_of(folder), default=0))
     main(["train", *OPTIONS, "--epochs", str(epochs), "--output-dir", str(folder), "--resume"])
-    print(f"killed at steps {reached} of {4 * epochs}, {cut} times inside a write; undisturbed {seconds:.1f} s")
+    print(f"killed at steps {reached[1:]} of {total}, {cut} times inside a write; undisturbed {seconds:.1f} s")
     assert reached == sorted(reached)
+    assert killed > kills // 2
     assert cut > 0 or kills == 1  # on a busy machine a write may end before its kill
     assert steps_of(folder) == steps_of(undisturbed)
     assert_same_run(folder, undisturbed)
