@@ -20,7 +20,7 @@ LIGHT_WHEN_LOADED = (
     "__init__",
     "__main__",
     "cli.__init__",
-    "cli.argument_errors",
+    "cli.arguments",
     "config.settings",
     "method.topology",
     "report.__init__",

@@ -97,7 +97,7 @@ def to_rgb(image: Tensor) -> RGBImage:
     """Converts an image to pixels (side, side, 3), enlarged to at least `MIN_SIDE`.
 
     Args:
-        image: (1 or 3, height, width) in [0, 1].
+        image: (channels, height, width) in [0, 1], of 1 or 3 channels.
     """
     side = max(MIN_SIDE, *image.shape[1:])
     large = F.interpolate(image[None].float(), size=(side, side), mode="bilinear", align_corners=False)[0]
@@ -109,7 +109,7 @@ def overlay(image: Tensor, heat: Tensor) -> RGBImage:
     """Overlays a heat map on its image.
 
     Args:
-        image: (1 or 3, height, width) in [0, 1].
+        image: (channels, height, width) in [0, 1], of 1 or 3 channels.
         heat: (side, side) in [0, 1].
     """
     from pytorch_grad_cam.utils.image import show_cam_on_image

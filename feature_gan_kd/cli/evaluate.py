@@ -5,26 +5,24 @@ from __future__ import annotations
 from json import dumps
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from feature_gan_kd.cli.options import restored
 
 
 def evaluate(
-    run: Positional[Path],
+    run: Path,
     /,
     data: str | None = None,
     eval_split: str | None = None,
     skip_bad_images: bool = False,
     json: bool = False,
 ) -> None:
-    """Evaluate the models of a run, and their ensemble, as its newest checkpoint has them.
+    """Evaluate the models of a run and their ensemble, with the weights of its newest checkpoint.
 
     Args:
         run: Folder of the run.
-        data: Images to evaluate on [those the run was evaluated on].
-        eval_split: Split of them [the run's; of other data test, else validation].
-        skip_bad_images: Leave out images that cannot be decoded.
+        data: Images to evaluate on (default: those the run was evaluated on).
+        eval_split: Split to evaluate on (default: the run's; of other data test, else validation).
+        skip_bad_images: Skip images that cannot be decoded.
         json: Print one line of JSON.
     """
     distiller = restored(run)

@@ -6,29 +6,27 @@ from json import dumps
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
-
 from feature_gan_kd.cli.options import restored
 from feature_gan_kd.utils.errors import UserError
 
 
 def export(
-    run: Positional[Path],
-    output_dir: Positional[Path],
+    run: Path,
+    output_dir: Path,
     /,
     which: Literal["last", "best"] = "last",
     format: Literal["safetensors", "onnx", "torch-export"] = "safetensors",
     license: str | None = None,
     json: bool = False,
 ) -> None:
-    """Publish the models of a run, one folder each.
+    """Publish the models of a run, each in a folder of its own.
 
     Args:
         run: Folder of the run.
-        output_dir: Where the folders go.
+        output_dir: Folder for the folders of the models.
         which: Weights of the last checkpoint or of each model's best epoch.
-        format: Weights for timm, or a graph that runs without it; labels and preprocessing come with each.
-        license: Licence of the weights, as the hub writes it.
+        format: Weights for timm, or a graph that runs without timm; both come with class names and preprocessing.
+        license: Licence of the weights, as the hub writes it (mit, apache-2.0, ...).
         json: Print the folders as one line of JSON.
     """
     if output_dir.resolve() == (run / "networks").resolve():

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from tyro.conf import OmitArgPrefixes
+from typing import Annotated
 
 from feature_gan_kd.cli.options import ModelOptions, layers, peers
 from feature_gan_kd.config.settings import DistillConfig
 
+# The settings that decide what is built or what it costs, and where the number of classes is found.
+USED = (
+    *("batch_size", "image_size", "channels_last", "method", "kl_weight", "adversarial_weight", "adversarial_loss"),
+    *("l1_weight", "l2_weight", "decay_only_update", "discriminator_width", "discriminator_norm", "vectors_as_maps"),
+    *("label_column", "image_column", "train_split", "streaming"),
+)
 
-def inspect(models: OmitArgPrefixes[ModelOptions], config: OmitArgPrefixes[DistillConfig]) -> None:
-    """Show the wiring of models and its price, without training them."""
+
+def inspect(models: ModelOptions, config: Annotated[DistillConfig, USED]) -> None:
+    """Show the models, their connections and the cost of an update, without training."""
     from feature_gan_kd.analysis.inspect import inspect_models
     from feature_gan_kd.data import count_classes
 

@@ -17,25 +17,27 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """Models, their wiring and their data."""
+    """Models and data."""
 
     models: tuple[str, ...] = ()
-    """At least two models: timm names, `local-dir:` or `hf-hub:` names [a demo pair, with settings of its own]."""
+    """At least two models: timm names, or local-dir: and hf-hub: names of published models (default: a small
+    demo pair)."""
     data: str | None = None
-    """Hub name, local folder or file [the bundled digits]."""
+    """Name on the hub, local folder or file (default: the bundled digits)."""
     num_classes: int | None = None
-    """Size of the logits [as many as the data have classes]."""
+    """Number of classes (default: that of the data)."""
     in_chans: Literal[1, 3] = 3
     """Channels of the images."""
     pretrained: bool = False
-    """Start from trained weights, with the recipe for that; `local-dir:` and `hf-hub:` models always have theirs."""
+    """Start from pretrained weights, with the finetune recipe; local-dir: and hf-hub: models always do."""
     feature_layers: tuple[str, ...] = ()
-    """Layers whose output is taught: names, or numbers of timm's stages (0, 1, ..., -1), in every model; K:LAYER is
-    for model K alone [the last map before pooling]."""
+    """Layers whose outputs are the feature maps: module names, or numbers of timm stages (0, 1, ..., -1), for every
+    model; K:LAYER is for model K only (default: the last map before pooling)."""
     topology: TopologyName = "cycle"
-    """Who teaches whom."""
+    """Which model teaches which. cycle: 0 -> 1 -> ... -> 0 (the paper); complete: each teaches every other; star:
+    model 0 and each of the others."""
     frozen: tuple[int, ...] = ()
-    """Positions of models that only teach."""
+    """Positions of models that only teach, such as 0 (default: none)."""
 
 
 def build(models: ModelOptions, config: DistillConfig) -> OnlineAdversarialDistiller:

@@ -6,8 +6,6 @@ import dataclasses
 from json import dumps
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from feature_gan_kd.utils.errors import UserError
 
 # Images that are decoded and classified at once.
@@ -15,9 +13,9 @@ BATCH = 32
 
 
 def predict(
-    model_dir: Positional[Path],
-    image: Positional[Path],
-    images: Positional[tuple[Path, ...]] = (),
+    model_dir: Path,
+    image: Path,
+    images: tuple[Path, ...] = (),
     /,
     top: int = 5,
     json: bool = False,
@@ -26,12 +24,12 @@ def predict(
     """Print the most probable classes of images.
 
     Args:
-        model_dir: Folder of a published model, of any format of `export`; `local-dir:` may stand before it.
+        model_dir: Folder of a published model, in any format of export; a leading local-dir: is ignored.
         image: Image file.
-        images: More of them.
-        top: How many classes of each.
+        images: More image files.
+        top: Number of classes to print for each image.
         json: Print a line of JSON for each image.
-        trust_code: Read a file of torch.export, which can run code while it is read.
+        trust_code: Load a torch.export file, which can run code while it is loaded.
     """
     if top < 1:
         raise UserError(f"--top: {top} is not allowed, expected a whole number of at least 1")

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from feature_gan_kd.cli.options import restored
 from feature_gan_kd.utils.errors import UserError
 
 
 def report(
-    run: Positional[Path],
-    others: Positional[tuple[Path, ...]] = (),
+    run: Path,
+    others: tuple[Path, ...] = (),
     /,
     output: Path | None = None,
     grad_cam: tuple[int, ...] = (),
@@ -26,10 +24,10 @@ def report(
     Args:
         run: Folder of the run; it may still be going.
         others: Folders of runs to compare with it.
-        output: The file [report.html in the first run's folder].
+        output: File to write (default: report.html in the first run's folder).
         grad_cam: Numbers of evaluation images, from 0: draw where each model sees the right class in them. The
             pictures stay in the run's folder, and later reports show them too.
-        data: Images for --grad-cam [those the run was evaluated on].
+        data: Images for --grad-cam (default: those the run was evaluated on).
         json: Print the path of the file as one line of JSON.
     """
     from feature_gan_kd.report import read_run, write_page

@@ -8,8 +8,6 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import OmitArgPrefixes
-
 from feature_gan_kd.cli.command_line import own_command
 from feature_gan_kd.cli.options import ModelOptions, build
 from feature_gan_kd.config.settings import DistillConfig
@@ -29,35 +27,36 @@ DEMO = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Where a run is kept."""
+    """Run: its folder and trackers."""
 
     output_dir: Path
-    """Folder of the run."""
+    """Folder to write the run to."""
     eval_data: str | None = None
-    """Other images to evaluate on [the evaluation split of --data, else a fifth held out]."""
+    """Images to evaluate on (default: the evaluation split of --data, else a fifth of the training images)."""
     resume: bool = False
-    """Go on from the newest checkpoint in the folder, if there is one."""
+    """Continue from the newest checkpoint in the folder, if there is one."""
     log_with: tuple[str, ...] = ()
-    """Trackers that are told every figure, besides metrics.jsonl: tensorboard, wandb and the others of Accelerate's."""
+    """Trackers that log every metric, besides metrics.jsonl: tensorboard, wandb or another of Accelerate's."""
     license: str | None = None
-    """Licence of the published weights, as the hub writes it (mit, apache-2.0, ...) [that of pretrained ones]."""
+    """Licence of the published weights, as the hub writes it: mit, apache-2.0, ... (default: that of pretrained
+    weights)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What is printed."""
+    """Output."""
 
     quiet: bool = False
-    """Print warnings and errors alone."""
+    """Print only warnings and errors."""
     json: bool = False
-    """Print every record, and at the end the results, as a line of JSON each on stdout; all else goes to stderr."""
+    """Print every record and the results as lines of JSON on stdout; everything else goes to stderr."""
 
 
 def train(
-    models: OmitArgPrefixes[ModelOptions],
-    run: OmitArgPrefixes[Run],
-    output: OmitArgPrefixes[Output],
-    config: OmitArgPrefixes[DistillConfig],
+    models: ModelOptions,
+    run: Run,
+    config: DistillConfig,
+    output: Output,
 ) -> None:
     """Train models together and publish them."""
     from feature_gan_kd.training.callbacks import JsonPrinter

@@ -129,7 +129,7 @@ def model_card_info(group: PeerGroup, index: int, which: Which, license: str | N
         accuracy=model_accuracies(record)[index] if record else None,
         ensemble=ensemble_accuracy(record) if record else None,
         epochs=record["epoch"] if record else None,
-        recipe=group.config.resolved(),
+        recipe=group.config.to_dict(),
         which=which,
         license=license or (provenance.license if provenance else None),
         pretrained=model.pretrained,

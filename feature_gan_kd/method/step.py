@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from feature_gan_kd.config.methods import LossWeights
+from feature_gan_kd.config.sections import LossSettings
 from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection
@@ -80,7 +80,7 @@ class AdversarialStep:
         edges: Sequence[Edge],
         frozen: Collection[int],
         connections: Sequence[Connection],
-        loss_weights: LossWeights,
+        loss_weights: LossSettings,
         *,
         logit_group: OptimizerGroup,
         feature_group: OptimizerGroup | None,

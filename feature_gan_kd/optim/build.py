@@ -31,13 +31,12 @@ def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: Disti
         UserError: for a name that timm does not know, for an optimiser that needs second derivatives, or for one whose
             library is not installed.
     """
-    recipe = config.recipe_settings
-    name = {"logit": recipe.optimizer}.get(kind, recipe.adversarial_optimizer)
-    lr = {"logit": recipe.lr, "feature": recipe.adversarial_lr, "discriminator": recipe.discriminator_lr}[kind]
+    name = {"logit": config.optimizer}.get(kind, config.adversarial_optimizer)
+    lr = {"logit": config.lr, "feature": config.adversarial_lr, "discriminator": config.discriminator_lr}[kind]
     decay = {
-        "logit": recipe.weight_decay,
-        "feature": recipe.adversarial_weight_decay,
-        "discriminator": recipe.discriminator_weight_decay,
+        "logit": config.weight_decay,
+        "feature": config.adversarial_weight_decay,
+        "discriminator": config.discriminator_weight_decay,
     }[kind]
     known = list_optimizers()
     if name not in known:
@@ -45,7 +44,7 @@ def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: Disti
         raise UserError(f"optimizer: timm has no optimiser {name!r}, the closest are {near or 'momentum, adamw'}")
     if get_optimizer_info(name).second_order:
         raise UserError(f"optimizer: {name!r} needs second derivatives, which are not computed: choose another")
-    extra: dict[str, Any] = {"momentum": recipe.momentum} if kind == "logit" else {}
+    extra: dict[str, Any] = {"momentum": config.momentum} if kind == "logit" else {}
     try:
         if "fused" in inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters:
             extra["fused"] = True
@@ -66,10 +65,9 @@ def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, 
         config: whose recipe they follow; milestones are fractions of the run.
         steps: updates of the whole run.
     """
-    recipe = config.recipe_settings
     adversarial_steps = -(-steps // config.adversarial_interval)
     factor = PAPER_STEPS / adversarial_steps if config.scale_adversarial_lr else 1.0
-    warmups = {"logit": recipe.warmup_fraction, "feature": recipe.adversarial_warmup_fraction, "discriminator": 0.0}
+    warmups = {"logit": config.warmup_fraction, "feature": config.adversarial_warmup_fraction, "discriminator": 0.0}
     schedules = {}
     for kind, optimizer in optimizers.items():
         if kind != "logit":
@@ -77,13 +75,13 @@ def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, 
                 group["initial_lr"] = group["lr"] = _base_rate(kind, config) * factor
         schedules[kind], _ = create_scheduler_v2(
             optimizer,
-            sched=recipe.scheduler if kind == "logit" else "multistep",
+            sched=config.scheduler if kind == "logit" else "multistep",
             num_epochs=steps,
             updates_per_epoch=1,
             step_on_epochs=False,
             decay_milestones=[
                 round(fraction * steps) + 1  # timm decays one update before its milestone
-                for fraction in (recipe.milestones if kind == "logit" else recipe.adversarial_milestones)
+                for fraction in (config.milestones if kind == "logit" else config.adversarial_milestones)
             ],
             decay_rate=0.1,
             warmup_epochs=round(warmups[kind] * steps),
@@ -93,5 +91,4 @@ def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, 
 
 
 def _base_rate(kind: str, config: DistillConfig) -> float:
-    recipe = config.recipe_settings
-    return recipe.adversarial_lr if kind == "feature" else recipe.discriminator_lr
+    return config.adversarial_lr if kind == "feature" else config.discriminator_lr

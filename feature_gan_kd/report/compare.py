@@ -74,9 +74,8 @@ def differing_settings(runs: Sequence[RecordedRun]) -> list[tuple[str, list[str]
 def list_settings(run: RecordedRun) -> list[tuple[str, str, bool]]:
     """Every setting of a run: its name, its value, and whether that is not the default."""
     default = DistillConfig().to_dict()
-    resolved = run.config.resolved()
-    given = run.config.to_dict()
-    return [(name, format_value(resolved[name]), value != default[name]) for name, value in given.items()]
+    values = run.config.to_dict()
+    return [(name, format_value(value), value != default[name]) for name, value in values.items()]
 
 
 def format_value(value: Any) -> str:
@@ -90,7 +89,7 @@ def format_value(value: Any) -> str:
 
 def _flatten_description(run: RecordedRun) -> dict[str, str]:
     """Everything that may set one run apart from another, by name."""
-    flat = {key: format_value(value) for key, value in run.config.resolved().items()}
+    flat = {key: format_value(value) for key, value in run.config.to_dict().items()}
     models = enumerate(run.description["models"])
     flat |= {f"model {k}": format_value(model.get("architecture", model["name"])) for k, model in models}
     for key, value in run.description.items():

@@ -49,6 +49,16 @@ def not_installed(where: str, error: ImportError, extra: str) -> UserError:
     return UserError(f"{where}: {missing} is not installed: pip install 'feature-gan-kd[{extra}]'")
 
 
+# What other programs call our settings.
+_OTHER_NAMES = {
+    "learning-rate": "lr",
+    "wd": "weight-decay",
+    "bs": "batch-size",
+    "opt": "optimizer",
+    "sched": "scheduler",
+}
+
+
 def closest(word: str, known: list[str], count: int = 3) -> str:
     """Returns the names in `known` closest to `word`, joined for an error line; empty if none is close.
 
@@ -56,7 +66,10 @@ def closest(word: str, known: list[str], count: int = 3) -> str:
     """
     import difflib
 
-    word = re.sub("learning[-_]rate", "lr", word.lower())  # as other programs call it
+    word = word.lower()
+    for other, own in _OTHER_NAMES.items():
+        pattern = rf"(?<![a-z]){other}$".replace("-", "[-_]")
+        word = re.sub(pattern, own if "_" not in known[0] else own.replace("-", "_"), word) if known else word
     by_lower_case: dict[str, list[str]] = {}
     for name in known:
         by_lower_case.setdefault(name.lower(), []).append(name)

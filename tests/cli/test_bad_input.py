@@ -133,7 +133,7 @@ def by_tier() -> Iterator[object]:
         yield pytest.param(name, marks=[] if seen[kind(name)] <= most else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", by_tier())
+@pytest.mark.parametrize("name", list(by_tier()))
 def test_one_line_and_nothing_written(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = CASES[name]
     if "CUDA_VISIBLE_DEVICES" in (case.environment or {}) and torch.version.cuda is None:

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from feature_gan_kd.config.methods import METHODS, LossWeights
+from feature_gan_kd.config.methods import METHODS
+from feature_gan_kd.config.settings import DistillConfig
+
+NONE = {"kl_weight": 0, "adversarial_weight": 0, "l1_weight": 0, "l2_weight": 0, "decay_only_update": False}
 
 
 @pytest.mark.parametrize(
@@ -25,10 +28,12 @@ from feature_gan_kd.config.methods import METHODS, LossWeights
     ],
 )
 def test_methods_are_loss_weights(method: Any, weights: dict[str, Any]) -> None:
-    loss_weights = METHODS[method]
-    assert loss_weights == LossWeights(**weights)
-    assert loss_weights.has_feature_loss == any("weight" in name and "logit" not in name for name in weights)
-    assert loss_weights.updates_extractors == (loss_weights.has_feature_loss or method == "zero-gradient")
+    config = DistillConfig(method=method)
+    expected = {**NONE, **weights}
+    assert {name: getattr(config, name) for name in expected} == expected
+    has_feature_loss = any(expected[name] for name in ("adversarial_weight", "l1_weight", "l2_weight"))
+    assert config.has_feature_loss == has_feature_loss
+    assert config.updates_extractors == (has_feature_loss or method == "zero-gradient")
 
 
 def test_every_method_is_tested() -> None:

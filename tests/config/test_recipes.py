@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from feature_gan_kd.config.recipes import PAPER_STEPS, RECIPES
+from feature_gan_kd.config.recipes import PAPER_STEPS
+from feature_gan_kd.config.settings import DistillConfig
 
 
 def test_the_papers_recipe() -> None:
-    recipe = RECIPES["paper"]
+    recipe = DistillConfig(recipe="paper")
     assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay) == ("momentum", 0.1, 0.9, 1e-4)
     assert (recipe.scheduler, recipe.milestones, recipe.warmup_fraction) == ("multistep", (150 / 300, 225 / 300), 0)
     assert (recipe.adversarial_optimizer, recipe.adversarial_lr, recipe.discriminator_lr) == ("adam", 2e-5, 2e-5)

@@ -54,7 +54,7 @@ def test_own_discriminator(output: list[str]) -> None:
 
 @pytest.mark.slow
 def test_own_module(output: list[str]) -> None:
-    assert any("SmallNetwork" in line and "features" in line for line in output)
+    assert any("SmallModel" in line and "features" in line for line in output)
     assert output[-1] == "True ['classifier.bias', 'classifier.weight']"
 
 
