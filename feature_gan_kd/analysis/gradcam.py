@@ -94,7 +94,7 @@ def last_effective_tap(model: TappedModel, images: Tensor) -> Tap:
 
 
 def to_rgb(image: Tensor) -> RGBImage:
-    """Converts an image to pixels.
+    """Converts an image to pixels (side, side, 3), enlarged to at least `MIN_SIDE`.
 
     Args:
         image: (channels, height, width) in [0, 1], of 1 or 3 channels.

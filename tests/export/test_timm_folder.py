@@ -31,7 +31,7 @@ FILES = ["README.md", "config.json", "model.safetensors"]
 NAMES = [f"class {index}" for index in range(10)]
 
 # name -> (architecture, what it is created with)
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "cnn": ("test_resnet", {}),
     "grey": ("test_efficientnet", {"in_chans": 1}),
     "four-channels": ("test_convnext", {"in_chans": 4}),
@@ -75,9 +75,9 @@ def hidden(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory, describe: Describe) -> Path:
-    """Every model of `NETWORKS` published, with an input and its logits beside it."""
+    """Every model of `MODELS` published, with an input and its logits beside it."""
     shelf = tmp_path_factory.mktemp("shelf")
-    for name, (architecture, arguments) in NETWORKS.items():
+    for name, (architecture, arguments) in MODELS.items():
         model = create(architecture, **arguments)
         if name == "half":
             model.bfloat16()
@@ -115,20 +115,20 @@ for name in sys.argv[2:]:
     assert torch.equal(logits, known["logits"]), (name, (logits - known["logits"]).abs().max())
     print(name)
 """
-    assert list(NETWORKS)[-1] == "ours"  # those before it load without this package
+    assert list(MODELS)[-1] == "ours"  # those before it load without this package
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, str(torch.get_num_threads()), *NETWORKS],
+        [sys.executable, "-W", "error", "-c", script, str(torch.get_num_threads()), *MODELS],
         cwd=shelf,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.split() == list(NETWORKS), done.stderr
+    assert done.stdout.split() == list(MODELS), done.stderr
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", MODELS)
 def test_load_published_gives_the_model_and_its_config(shelf: Path, name: str) -> None:
     model, config = load_published(shelf / name)
     known = load_file(shelf / f"{name}.safetensors")
