@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 DOCS := $(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+# One worker a core, at most eight: each holds torch, and trains on one thread.
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check docs links format clean
+.PHONY: help demo test test-all check docs links format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,11 +27,11 @@ help: ## list the targets
 demo: .venv/.installed ## train a small pair on the bundled digits, print its table, fill runs/demo/
 	$(BIN)/feature-gan-kd train --output-dir runs/demo --resume
 
-test: .venv/.installed ## run the tests
-	$(BIN)/pytest
+test: .venv/.installed ## run the fast tests
+	$(PYTEST)
 
-test-slow: .venv/.installed ## run the long tests that `make test` leaves out
-	$(BIN)/pytest -m slow
+test-all: .venv/.installed ## run every test: also documents, launches, a browser, every bad input, fuzzing in full
+	$(PYTEST) -m ''
 
 check: .venv/.installed ## lint, formatting, types and the documentation
 	$(BIN)/ruff check

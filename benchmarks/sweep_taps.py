@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.sweep_timm import CLASSES, input_of, smallest_of_each_class, write
 from feature_gan_kd import UserError
-from feature_gan_kd.models.build import memory_format_for
+from feature_gan_kd.models.build import safe_memory_format
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.discovery import find_taps
 from feature_gan_kd.models.taps import TappedModel
@@ -119,7 +119,7 @@ def run_every_way(name: str, image_size: int | None) -> dict[str, Any]:
 
 
 def _channels_last(model: nn.Module, images: Tensor) -> MapAndGradients:
-    order = memory_format_for(model, images.device, channels_last=True)
+    order = safe_memory_format(model, images.device, channels_last=True)
     return measure(model.to(memory_format=order), images.contiguous(memory_format=order))
 
 

@@ -26,7 +26,7 @@ from benchmarks.compare.results import collect
 from benchmarks.compare.runs import Machine, Run, list_runs
 from benchmarks.processor import fast_precision, processor_name
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.files import atomic_file
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,7 +153,8 @@ def _tabulate(options: argparse.Namespace) -> int:
         return 0
     folder = _create(options.output_dir or options.tabulate)
     try:
-        write_text(folder / "comparison.md", page)
+        with atomic_file(folder / "comparison.md") as temporary:
+            temporary.write_text(page, encoding="utf-8")
         plots = draw_comparisons(comparisons, folder)
     except OSError as error:
         raise UserError(f"--output-dir: {folder} cannot be written ({error.strerror}): name another") from None

@@ -15,6 +15,7 @@ from benchmarks.compare.differences import estimate
 from benchmarks.compare.result_file import ENSEMBLE, MEAN
 from benchmarks.compare.results import Comparison
 from benchmarks.compare.tables import title
+from feature_gan_kd.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,12 +42,8 @@ def draw_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[Pa
         name = f"{one.preset}-{one.pair}"
         number = sum(other.preset == one.preset and other.pair == one.pair for other in comparisons[: len(paths)])
         path = folder / f"{name}{f'-{number + 1}' if number else ''}.png"
-        temporary = path.with_name(f".{path.name}.writing")  # a stopped program leaves no half picture
-        try:
+        with atomic_file(path) as temporary:  # a stopped program leaves no half picture
             draw(one).savefig(temporary, format="png")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         paths.append(path)
     return paths
 

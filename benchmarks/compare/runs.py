@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, Options
 from benchmarks.processor import fast_precision, mixed_precision, processor_name
-from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,8 @@ def write_result(run: Run, data: str | None, machine: Machine) -> None:
         ],
     }
     run.result.parent.mkdir(parents=True, exist_ok=True)
-    write_text(run.result, json.dumps(result, separators=(",", ":")) + "\n")
+    with atomic_file(run.result) as temporary:
+        temporary.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
 

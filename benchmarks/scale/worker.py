@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.processor import fast_precision, mixed_precision
 from benchmarks.speed.rows import feature_losses
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.distributed.collectives import all_reduce_async, all_reduce_sum, process_index, world_size
+from feature_gan_kd.distributed.collectives import all_reduce_async, all_reduce_sum, rank, world_size
 from feature_gan_kd.utils.memory import keep_freed_memory
 
 BATCH = 96
@@ -34,7 +34,7 @@ def distiller(count: int) -> OnlineAdversarialDistiller:
 
 def noise(count: int) -> tuple[Tensor, Tensor]:
     """Returns `count` images of noise with labels."""
-    generator = torch.Generator().manual_seed(process_index())
+    generator = torch.Generator().manual_seed(rank())
     return torch.randn(count, 3, 32, 32, generator=generator), torch.randint(0, 100, (count,), generator=generator)
 
 
@@ -118,7 +118,7 @@ def _overlap(built: OnlineAdversarialDistiller, batch: tuple[Tensor, Tensor]) ->
 if __name__ == "__main__":
     keep_freed_memory()
     result = measure()
-    if process_index() == 0:
+    if rank() == 0:
         print(json.dumps(result))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A learner-source pair: the projection and the discriminator between two feature maps."""
+"""A connection: the transfer layer and the discriminator between the feature maps of a learner and its source."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def build_connections(
     seed: int,
     discriminator: Callable[[MapShape], nn.Module] | None,
 ) -> list[Connection]:
-    """One link per edge and tap.
+    """Builds a connection for each edge and tap.
 
     Args:
         edges: who teaches whom.
-        shapes: per model the shapes of its maps; peers are matched tap by tap.
-        seed: of their first weights.
+        shapes: for each model the shapes of its maps, tap by tap.
+        seed: of the initial weights.
         discriminator: makes a discriminator for maps of a shape; None makes none.
 
     Raises:
-        UserError: where source and learner have different numbers of taps, or a discriminator is no module or gives
-            neither one answer per map nor one per patch.
+        UserError: if source and learner have different numbers of taps, or a discriminator is not a module or gives
+            neither one answer for each map nor one for each patch.
     """
     check_taps(edges, shapes)
     connections = []
@@ -43,26 +43,26 @@ def build_connections(
 
 
 def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> None:
-    """Refuses peers that cannot be matched tap by tap.
+    """Refuses a source and a learner that cannot be matched tap by tap.
 
     Args:
         edges: who teaches whom.
-        shapes: per model the shapes of its maps.
+        shapes: for each model the shapes of its maps.
 
     Raises:
-        UserError: where source and learner have different numbers of taps.
+        UserError: if source and learner have different numbers of taps.
     """
     for edge in edges:
         learner, source = shapes[edge.learner], shapes[edge.source]
         if len(learner) != len(source):
             raise UserError(
                 f"feature_layers: model {edge.learner} has {len(learner)} tapped layers and its source "
-                f"{edge.source} has {len(source)}: name as many for both"
+                f"{edge.source} has {len(source)}: name the same number of layers for both"
             )
 
 
-def _answering(make: Callable[[MapShape], nn.Module], shape: MapShape) -> nn.Module:
-    """A discriminator that was seen to give one answer per map, or one per patch of each."""
+def _checked_discriminator(make: Callable[[MapShape], nn.Module], shape: MapShape) -> nn.Module:
+    """Makes a discriminator, and checks on two maps that it gives one answer for each map, or one for each patch."""
     discriminator = make(shape)
     if not isinstance(discriminator, nn.Module):
         raise UserError(f"discriminator: made a {type(discriminator).__name__} for maps {shape}, expected a module")
@@ -77,10 +77,10 @@ def _answering(make: Callable[[MapShape], nn.Module], shape: MapShape) -> nn.Mod
 
 
 def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
-    """The learner's transfer layer T_k: identity where the channels match, else 1x1 convolution and norm.
+    """Builds the learner's transfer layer T_k: 1x1 convolution and norm, or identity where the channels match.
 
-    The paper has it only where the maps differ in channels (section 3.2). It belongs to the learner and brings
-    its map into the source's space; the source's map is never changed by a learnable layer (ours).
+    The paper has it only where the maps differ in channels (section 3.2). It projects the learner's map into the
+    source's space. No learnable layer ever changes the source's map, which training could turn into a give-away (ours).
     """
     if learner[0] == source[0]:
         return nn.Identity()
@@ -88,7 +88,7 @@ def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
 
 
 class Connection(nn.Module):
-    """One source's map as a lesson for one learner: the transfer layer and the discriminator of an edge.
+    """What compares a learner's feature map with its source's: the transfer layer and the discriminator.
 
     Args:
         edge: who teaches whom.
@@ -98,7 +98,8 @@ class Connection(nn.Module):
         discriminator: makes the discriminator for maps of a shape; None makes none (direct alignment).
 
     Raises:
-        UserError: where the discriminator is no module or gives neither one answer per map nor one per patch.
+        UserError: if the discriminator is not a module, or gives neither one answer for each map nor one for each
+            patch.
     """
 
     def __init__(
@@ -114,13 +115,15 @@ class Connection(nn.Module):
         self.tap = tap
         self.learner_shape = learner
         self.source_shape = source
-        # Different grids meet at the smaller one (ours).
+        # Maps on different grids are compared on the smaller one (ours): pooling loses detail, upsampling invents it.
         self.grid = (min(learner[1], source[1]), min(learner[2], source[2]))
         self.transfer = build_transfer(learner, source)
-        self.discriminator = None if discriminator is None else _answering(discriminator, (source[0], *self.grid))
+        self.discriminator = (
+            None if discriminator is None else _checked_discriminator(discriminator, (source[0], *self.grid))
+        )
 
     def maps(self, learner_map: Tensor, source_map: Tensor) -> tuple[Tensor, Tensor]:
-        """The learner's map brought into the source's space, and the source's, on one grid.
+        """Projects the learner's map into the source's space, and brings both maps to one grid.
 
         Args:
             learner_map: (batch, channels, height, width) of the learner; gradient flows.
@@ -130,7 +133,7 @@ class Connection(nn.Module):
             Fake and real map, both (batch, source's channels, *grid).
 
         Raises:
-            UserError: where a map has other channels or a smaller grid than the wiring was built for.
+            UserError: if a map has other channels or a smaller grid than the connection was built for.
         """
         _check_shape(learner_map, self.learner_shape, self.edge.learner)
         _check_shape(source_map, self.source_shape, self.edge.source)
@@ -138,7 +141,7 @@ class Connection(nn.Module):
 
 
 def pool_to(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A map (batch, channels, height, width) average-pooled to `grid`; unchanged where it has that grid already."""
+    """Average-pools a map (batch, channels, height, width) to `grid`; returns it unchanged if it has that grid."""
     if tuple(feature_map.shape[-2:]) == grid:
         return feature_map
     return F.adaptive_avg_pool2d(feature_map, grid)
@@ -148,6 +151,6 @@ def _check_shape(feature_map: Tensor, expected: MapShape, model: int) -> None:
     channels, height, width = feature_map.shape[1:]
     if channels != expected[0] or height < expected[1] or width < expected[2]:
         raise UserError(
-            f"model {model}: its feature map is {channels}x{height}x{width}, the wiring was built for "
+            f"model {model}: its feature map is {channels}x{height}x{width}, the connection was built for "
             f"{'x'.join(map(str, expected))}: give the size of the images as image_size"
         )

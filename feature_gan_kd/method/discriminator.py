@@ -9,30 +9,25 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm as spectrally_normalised
 
 from feature_gan_kd.distributed.collectives import world_size
-from feature_gan_kd.distributed.sync_batchnorm import normalise
+from feature_gan_kd.distributed.sync_batchnorm import synchronised_batch_norm
+from feature_gan_kd.method.losses import at_least_float32
 from feature_gan_kd.models.taps import MapShape
 
 
 class Discriminator(nn.Module):
     """Conv - BatchNorm - LeakyReLU - Conv - Sigmoid: one answer in (0, 1) per image (paper, section 3).
 
-    Kernel, stride and width are ours, the paper does not state them: the first convolution looks at 3x3
-    patches with stride 2 (1x1 where the map is that small) and narrows to at most `width` channels, so that the
-    cost stays small beside the models; the second covers what is left of the grid.
+    Kernel, stride and width are ours, since the paper does not state them: the first convolution reads 3x3 windows with
+    stride 2 (1x1 windows of a map that is one pixel high or wide) and narrows to at most `width` channels, so that a
+    discriminator stays cheap beside the models; the second covers the rest of the grid.
 
     Args:
-        shape: (channels, height, width) of the maps it judges.
-        width: channels between the two convolutions, at most.
-        norm: between them: `batch` (the paper's), `group` or `none`.
-        bounded: answers go through the sigmoid, as the paper's; without it they are any numbers (ours).
-        patches: one answer for each place that is left of the grid, in place of one for the map (ours, after the
-            patch discriminator of Isola et al. 2017).
-        spectral_norm: divides both convolutions' weights by their largest singular values (ours, after Miyato et
-            al. 2018).
-        noise: standard deviation of Gaussian noise on what it sees, in those of the map (ours).
+        shape: (channels, height, width) of the feature maps that it judges.
+        width: largest number of channels between the two convolutions.
+        norm: normalisation between them: `batch` (the paper's), `group` or `none`.
+        bounded: the last layer is a sigmoid, as in the paper; without it answers are any numbers (ours).
     """
 
     def __init__(
@@ -42,9 +37,6 @@ class Discriminator(nn.Module):
         norm: Literal["batch", "group", "none"] = "batch",
         *,
         bounded: bool = True,
-        patches: bool = False,
-        spectral_norm: bool = False,
-        noise: float = 0.0,
     ) -> None:
         super().__init__()
         channels, height, grid_width = shape
@@ -52,8 +44,6 @@ class Discriminator(nn.Module):
         small = min(height, grid_width) < 2
         self.shape = shape
         self.bounded = bounded
-        self.patches = patches
-        self.noise = noise
         self.conv1 = (
             nn.Conv2d(channels, hidden, kernel_size=1, bias=False)
             if small
@@ -66,30 +56,20 @@ class Discriminator(nn.Module):
         }
         self.norm = norms[norm]()
         rest = (height, grid_width) if small else ((height + 1) // 2, (grid_width + 1) // 2)
-        self.conv2 = nn.Conv2d(hidden, 1, kernel_size=(1, 1) if patches else rest)
-        if spectral_norm:
-            spectrally_normalised(self.conv1)
-            spectrally_normalised(self.conv2)
+        self.conv2 = nn.Conv2d(hidden, 1, kernel_size=rest)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Answers (batch,), or (batch, patches), for maps (batch, channels, height, width).
-
-        They are float32 or wider, and in (0, 1) if `bounded`.
-        """
-        if self.noise:
-            feature_map = feature_map + self.noise * feature_map.detach().std() * torch.randn_like(feature_map)
+        """Answers (batch,), float32 or wider, for feature maps (batch, channels, height, width)."""
         hidden = F.leaky_relu(self.norm(self.conv1(feature_map)), 0.2)
-        answer = self.conv2(hidden).flatten(1)
-        answer = answer if self.patches else answer.mean(1)
-        answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
+        answer = at_least_float32(self.conv2(hidden).flatten(1).mean(1))
         return torch.sigmoid(answer) if self.bounded else answer
 
 
 class BatchStatisticsNorm(nn.Module):
-    """Batch normalisation by the statistics of the whole batch, those of all processes together.
+    """Batch normalisation by the statistics of the whole batch, over all processes.
 
-    A discriminator is only ever asked in training, so there are no running averages: asking it changes nothing
-    in it. `nn.BatchNorm2d` would see each process's share alone and `nn.SyncBatchNorm` does not run on CPU.
+    Discriminators answer in training alone, so there are no running averages, and an answer changes nothing in them.
+    `nn.BatchNorm2d` would see the share of one process alone, and `nn.SyncBatchNorm` does not run on CPUs.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -102,4 +82,4 @@ class BatchStatisticsNorm(nn.Module):
         """Normalised (batch, channels, height, width), of the same shape."""
         if world_size() == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return normalise(x, self.weight, self.bias, self.eps)
+        return synchronised_batch_norm(x, self.weight, self.bias, self.eps)

@@ -1,4 +1,4 @@
-"""The loss terms: pure functions, tensors in, scalar out. Every one is a mean over the batch."""
+"""The loss terms: pure functions of tensors that return a scalar, a mean over the batch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: flo
 
 
 def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
-    """What a discriminator lowers: answers to the source's maps go up, those to the learner's down.
+    """The loss that a discriminator minimises: answers to the source's maps rise, those to the learner's fall.
 
-    `paper` (section 3) is [1 - D(source's map)]^2 + [D(learner's map)]^2 of answers in (0, 1), `least-squares` the
-    same of unbounded ones (Mao et al. 2017), `hinge` max(0, 1 - real) + max(0, 1 + fake) (Lim and Ye 2017),
-    `relativistic` log(1 + exp(fake - real)) of the two maps of one image (Jolicoeur-Martineau 2018).
+    - `paper` (section 3): [1 - D(source's map)]^2 + [D(learner's map)]^2, of answers in (0, 1).
+    - `least-squares`: the same, of unbounded answers (Mao et al. 2017).
+    - `hinge`: max(0, 1 - D(source's map)) + max(0, 1 + D(learner's map)) (Lim and Ye 2017).
+    - `relativistic`: log(1 + exp(D(learner's map) - D(source's map))), the two maps of one image
+      (Jolicoeur-Martineau 2018).
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -48,10 +50,11 @@ def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -
 
 
 def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
-    """What a learner lowers to fool its own discriminator.
+    """The loss that a learner minimises to fool its discriminator.
 
-    `paper` (section 3) and `least-squares` are [1 - D(learner's map)]^2, `hinge` is -D(learner's map),
-    `relativistic` log(1 + exp(real - fake)).
+    - `paper` (section 3) and `least-squares`: [1 - D(learner's map)]^2.
+    - `hinge`: -D(learner's map).
+    - `relativistic`: log(1 + exp(D(source's map) - D(learner's map))).
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -68,11 +71,11 @@ def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> 
     return (1 - fake).square().mean()
 
 
-def right(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
-    """Share of a discriminator's answers that tell source and learner apart.
+def discriminator_accuracy(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
+    """Percentage of a discriminator's answers that are right (ours).
 
-    Above the middle to the source's maps, below it to the learner's: 0.5, and 0 for `hinge`. For `relativistic` an
-    answer to the source's map above that to the learner's of the same image.
+    An answer to a source's map is right above 0.5 (above 0 for `hinge`), one to a learner's map below it. For
+    `relativistic` the answer to the source's map must be above that to the learner's map of the same image.
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -80,12 +83,12 @@ def right(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor
         kind: of the loss.
 
     Returns:
-        Scalar in [0, 1].
+        Scalar in [0, 100].
     """
     if kind == "relativistic":
-        return (real > fake).to(torch.float32).mean()
+        return 100 * (real > fake).to(torch.float32).mean()
     middle = 0.0 if kind == "hinge" else 0.5
-    return torch.cat([real > middle, fake < middle]).to(torch.float32).mean()
+    return 100 * torch.cat([real > middle, fake < middle]).to(torch.float32).mean()
 
 
 def l1(learner_map: Tensor, source_map: Tensor) -> Tensor:
@@ -93,12 +96,12 @@ def l1(learner_map: Tensor, source_map: Tensor) -> Tensor:
 
     Direct alignment: what the paper argues against (section 4).
     """
-    return F.l1_loss(learner_map, source_map.detach())
+    return F.l1_loss(at_least_float32(learner_map), at_least_float32(source_map.detach()))
 
 
 def l2(learner_map: Tensor, source_map: Tensor) -> Tensor:
     """Mean squared difference of two maps (batch, channels, height, width); the source's is detached (ours)."""
-    return F.mse_loss(learner_map, source_map.detach())
+    return F.mse_loss(at_least_float32(learner_map), at_least_float32(source_map.detach()))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -115,6 +118,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of images whose largest logit is the label's (soft labels: their largest class), as a scalar."""
+    """Percentage of images whose largest logit is the label's (soft labels: their largest class), as a scalar."""
     classes = labels if labels.ndim == 1 else labels.argmax(1)
-    return (logits.argmax(1) == classes).to(torch.float32).mean()
+    return 100 * (logits.argmax(1) == classes).to(torch.float32).mean()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor, of any shape, in float32 or wider: losses are not computed in autocast's reduced precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

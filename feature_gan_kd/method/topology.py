@@ -1,4 +1,4 @@
-"""Who teaches whom: a list of directed edges. Data only, no torch."""
+"""Topologies: which model teaches which, as a list of directed edges. Data only, no torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build_edges(
     count: int,
     frozen: Collection[int] = (),
 ) -> tuple[Edge, ...]:
-    """The wiring of `count` models.
+    """Builds the edges between `count` models.
 
     Args:
         topology: a name, or explicit edges as `(source, learner)`.
@@ -98,7 +98,7 @@ def _check(edges: Sequence[Edge], count: int, frozen: set[int]) -> None:
         if edge.source == edge.learner:
             raise UserError(f"topology: edge {edge} makes model {edge.source} its own source: remove it")
         if edge in edges[:position]:
-            raise UserError(f"topology: edge {edge} stands twice: remove one")
+            raise UserError(f"topology: edge {edge} is given twice: remove one")
         if edge.learner in frozen:
             raise UserError(f"topology: edge {edge} teaches model {edge.learner}, which is frozen")
     taught = {edge.learner for edge in edges}

@@ -1,4 +1,4 @@
-"""The three kinds of optimiser and their schedules, made by timm from the recipe."""
+"""Builds the optimisers and their schedules with timm."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from feature_gan_kd.utils.errors import UserError, closest
 
 
 def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: DistillConfig) -> Optimizer:
-    """The optimiser of one kind of gradient.
+    """Builds the optimiser of one kind of gradient.
 
-    One optimiser updates the parameters of all models together: a single multi-tensor update.
+    It updates the parameters of all models together, in a single multi-tensor update.
 
     Args:
         kind: `logit`, `feature` or `discriminator`.
@@ -28,8 +28,8 @@ def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: Disti
         config: whose recipe it follows.
 
     Raises:
-        UserError: for a name that timm does not know, an optimiser that needs second derivatives, or one whose library
-            this machine has not.
+        UserError: for a name that timm does not know, for an optimiser that needs second derivatives, or for one whose
+            library is not installed.
     """
     recipe = config.recipe_settings
     name = {"logit": recipe.optimizer}.get(kind, recipe.adversarial_optimizer)
@@ -49,17 +49,17 @@ def build_optimizer(kind: str, parameters: Iterable[nn.Parameter], config: Disti
     try:
         if "fused" in inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters:
             extra["fused"] = True
-        # The paper decays every parameter; timm would leave biases and norms out.
+        # The paper decays every parameter; timm leaves out biases and norms unless it is told not to.
         optimizer: Optimizer = create_optimizer_v2(
             list(parameters), opt=name, lr=lr, weight_decay=decay, filter_bias_and_bn=False, **extra
         )
-    except (AssertionError, ImportError) as error:  # of libraries that this machine has not
+    except (AssertionError, ImportError) as error:  # a library is not installed
         raise UserError(f"optimizer: {name!r} cannot be used here ({error}): choose another") from None
     return optimizer
 
 
 def build_schedules(optimizers: Mapping[str, Optimizer], config: DistillConfig, steps: int) -> dict[str, Scheduler]:
-    """A schedule per optimiser, counted in updates; the rate is a function of the update's number alone.
+    """Builds a schedule for each optimiser; the learning rate is a function of the update's number alone.
 
     Args:
         optimizers: by kind.

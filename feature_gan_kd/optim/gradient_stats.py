@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+from feature_gan_kd.optim.gradients import OptimizerGroup
 
 
 class GradientStats:
@@ -42,35 +43,26 @@ class GradientStats:
         return self.every is not None and number % self.every < self.interval and number % self.interval == 0
 
     @contextlib.contextmanager
-    def watching(
-        self,
-        number: int,
-        kind: str,
-        optimizer: Optimizer,
-        parameters: Sequence[nn.Parameter],
-        gradients: Sequence[Tensor | None],
-    ) -> Iterator[None]:
-        """Around the step of one optimiser.
+    def watching(self, number: int, group: OptimizerGroup) -> Iterator[None]:
+        """Measures what the step of one optimiser does, if update `number` is measured.
 
         Args:
-            number: of the update.
-            kind: of the update.
-            optimizer: that steps.
-            parameters: that it updates, of any shape.
-            gradients: one per parameter.
+            number: of the update, from 0.
+            group: that steps inside, with gradients of the whole batch.
         """
         if not self.due(number):
             yield
             return
+        parameters = group.parameters
         before = [parameter.detach().clone() for parameter in parameters]
         yield
-        decays = {p: group.get("weight_decay", 0.0) for group in optimizer.param_groups for p in group["params"]}
+        decays = {p: own.get("weight_decay", 0.0) for own in group.optimizer.param_groups for p in own["params"]}
         places: dict[str, list[int]] = {}
         for i, parameter in enumerate(parameters):
             if parameter in self.parts:
                 places.setdefault(self.parts[parameter], []).append(i)
         for part, own in places.items():
-            gradient = [torch.zeros_like(before[i]) if (g := gradients[i]) is None else g for i in own]
+            gradient = [torch.zeros_like(before[i]) if (g := group.gradients[i]) is None else g for i in own]
             change = [parameters[i].detach() - before[i] for i in own]
             values = {
                 "gradient": _norm(gradient),
@@ -79,10 +71,10 @@ class GradientStats:
                 "descent": -_cosine(change, gradient),
                 "shrinkage": -_cosine(change, [before[i] for i in own]),
             }
-            self._measured |= {f"{name}_{kind}/{part}": value for name, value in values.items()}
+            self._measured |= {f"{name}_{group.name}/{part}": value for name, value in values.items()}
 
-    def taken(self) -> dict[str, Tensor]:
-        """What was measured since this was last asked: scalars on the device."""
+    def pop(self) -> dict[str, Tensor]:
+        """Returns what was measured since the last call, scalars on the device, and forgets it."""
         measured, self._measured = self._measured, {}
         return measured
 

@@ -19,7 +19,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -66,10 +65,7 @@ def write(folder: Path, **splits: datasets.Dataset) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the models are tiny
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from feature_gan_kd.cli import main
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.training.checkpoint import list_checkpoints
 from tests.export.hub_stand_in import running, typed
 from tests.helpers.pages import COMMAND, PAGES, ROOT, Block, blocks, commands
 from tests.helpers.stand_ins import CIFAR, cifar100
@@ -96,6 +96,7 @@ def here(workshop: Path, here: Path) -> Path:
     return here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", of("feature-gan-kd"))
 def test_a_command(block: Block, here: Path) -> None:
     for command in commands(Block("sh", small(block.code), None)):
@@ -104,9 +105,10 @@ def test_a_command(block: Block, here: Path) -> None:
             assert len(list((here / folder / "networks").iterdir())) == 4  # two models, last and best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [block.code for _, block in LARGE if block.language == "python"])
 def test_python_with_a_hub(code: str, here: Path) -> None:
-    step = newest(here / RUN / "checkpoints")[0].name
+    step = list_checkpoints(here / RUN / "checkpoints")[0].name
     with running() as hub:
         typed(small(code).replace("STEP", step), here, hub.endpoint)
         assert hub.repositories["me/resnet18-distilled"].private
@@ -168,6 +170,7 @@ def test_make_knows_the_target(block: Block) -> None:
         shell(command.replace("make", "make -n", 1), ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", of("pytest"))
 def test_pytest_finds_the_tests(block: Block) -> None:
     """They are run as what they are: here they are only looked for."""

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import feature_gan_kd
-from feature_gan_kd.export import GRAPHS, ModelCardInfo, publish_graph
+from feature_gan_kd.export import GRAPH_FILES, ModelCardInfo, publish_graph
 from feature_gan_kd.utils.errors import UserError
 
 Describe = Callable[..., ModelCardInfo]
@@ -81,8 +81,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, describe: Describe) -> Path:
     """Every model in every format."""
     folder = tmp_path_factory.mktemp("graphs")
     for name, (model, changes) in models().items():
-        for form in GRAPHS:
-            publish_graph(model, folder / f"{name}-{form}", describe(name, **changes), form)
+        for each in GRAPH_FILES:
+            publish_graph(model, folder / f"{name}-{each}", describe(name, **changes), each)
     return folder
 
 
@@ -103,20 +103,20 @@ def test_logits_are_those_of_the_model(name: str, count: int, shelf: Path, descr
     assert (expected.argmax(1).unique().numel() > 1) or count < 17
 
 
-@pytest.mark.parametrize("form", GRAPHS)
-def test_labels_and_preprocessing_travel_along(form: str, shelf: Path, describe: Describe) -> None:
-    folder, about = shelf / f"Own-{form}", describe("Own", **models()["Own"][1])
+@pytest.mark.parametrize("format", GRAPH_FILES)
+def test_labels_and_preprocessing_travel_along(format: str, shelf: Path, describe: Describe) -> None:
+    folder, about = shelf / f"Own-{format}", describe("Own", **models()["Own"][1])
     names = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-    assert {path.name for path in folder.iterdir()} == {names[form], "config.json", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {names[format], "config.json", "README.md"}
     config = json.loads((folder / "config.json").read_text())
     assert (config["architecture"], config["num_classes"]) == ("Own", 10)
     assert config["label_names"] == [f"class {k}" for k in range(10)]
     cfg = config["pretrained_cfg"]
     assert (cfg["input_size"], cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([1, 20, 20], [0.4], [0.3], 1.0)
     card = (folder / "README.md").read_text()
-    assert names[form] in card
+    assert names[format] in card
     assert "library_name: timm" not in card
-    if form == "onnx":
+    if format == "onnx":
         inside = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"]).get_modelmeta()
         assert json.loads(inside.custom_metadata_map["config"]) == config
     else:
@@ -154,8 +154,8 @@ from pathlib import Path
 from torch import nn
 from feature_gan_kd.cli import main
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.export import Publication, publish_graph
-about = Publication("mine", 0, 2, None, 8, 3, (0, 0, 0), (1, 1, 1), "afd", [], "data", None, None, None, {{}})
+from feature_gan_kd.export import ModelCardInfo, publish_graph
+about = ModelCardInfo("mine", 0, 2, None, 8, 3, (0, 0, 0), (1, 1, 1), "afd", [], "data", None, None, None, {{}})
 model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 try:
     publish_graph(model, Path("out"), about, "onnx")

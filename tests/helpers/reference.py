@@ -83,10 +83,10 @@ def pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.stack(cells, dim=2).reshape(*x.shape[:2], *grid)
 
 
-def discriminator(weights: Weights, feature_map: Tensor, *, bounded: bool = True, patches: bool = False) -> Tensor:
+def discriminator(weights: Weights, feature_map: Tensor, *, bounded: bool = True) -> Tensor:
     """Conv - BatchNorm - LeakyReLU - Conv - Sigmoid: one answer per map. 3x3 with stride 2, or 1x1.
 
-    Not `bounded`: without the sigmoid. With `patches`: an answer for each place, row by row.
+    Not `bounded`: without the sigmoid.
     """
     kernel = weights["conv1.weight"].shape[2]
     hidden = convolution(feature_map, weights["conv1.weight"], stride=2 if kernel == 3 else 1, padding=kernel // 2)
@@ -94,8 +94,6 @@ def discriminator(weights: Weights, feature_map: Tensor, *, bounded: bool = True
     answer = convolution(hidden, weights["conv2.weight"], weights["conv2.bias"])
     if bounded:
         answer = sigmoid(answer)
-    if patches:
-        return answer.reshape(len(answer), -1)
     assert answer.shape[1:] == (1, 1, 1)
     return answer[:, 0, 0, 0]
 
@@ -271,9 +269,7 @@ class Settings:
     interval: int = 1
     single: bool = False
     loss: str = "paper"
-    patches: bool = False
-    judge_interval: int = 1
-    unpaired: bool = False
+    discriminator_interval: int = 1
 
 
 Key = tuple[str, int, str]
@@ -328,7 +324,7 @@ class Reference:
             other = self.fixed(connection.source, images)
             fake, real = connection.maps(own.maps[connection.block], other.maps[connection.block], transfers[i])
             if self.settings.adversarial:
-                answers = [self.answers(connection.discriminator, each) for each in self.shown(real, fake)]
+                answers = [self.answers(connection.discriminator, each) for each in (real, fake)]
                 total = total + self.settings.adversarial * adversarial_loss(*answers, self.settings.loss)
             total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
             total = total + self.settings.l2 * ((fake - real) ** 2).sum() / fake.numel()
@@ -338,20 +334,12 @@ class Reference:
         connection = self.connections[i]
         maps = [self.fixed(k, images).maps[connection.block] for k in (connection.learner, connection.source)]
         fake, real = connection.maps(maps[0], maps[1], connection.transfer)
-        loss = discriminator_loss(*(self.answers(weights, each) for each in self.shown(real, fake)), self.settings.loss)
+        loss = discriminator_loss(*(self.answers(weights, each) for each in (real, fake)), self.settings.loss)
         # Ours: several discriminators of one learner share its weight of 1.
         return loss / len(self.terms_of(connection.learner))
 
-    def shown(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """What a discriminator sees: of the images 2i the source's map, of 2i + 1 the learner's; or both of all."""
-        if not self.settings.unpaired:
-            return real, fake
-        pairs = range(len(real) // 2)
-        return torch.stack([real[2 * i] for i in pairs]), torch.stack([fake[2 * i + 1] for i in pairs])
-
     def answers(self, weights: Weights, feature_map: Tensor) -> Tensor:
-        bounded = self.settings.loss == "paper"
-        return discriminator(weights, feature_map, bounded=bounded, patches=self.settings.patches)
+        return discriminator(weights, feature_map, bounded=self.settings.loss == "paper")
 
     def terms_of(self, k: int) -> dict[int, ReferenceConnection]:
         return {i: connection for i, connection in enumerate(self.connections) if connection.learner == k}
@@ -398,7 +386,7 @@ class Reference:
         s = self.settings
         if self.number % s.interval:
             gradients = {**gradients, "feature": {}, "discriminator": {}}
-        elif self.number // s.interval % s.judge_interval:
+        elif self.number // s.interval % s.discriminator_interval:
             gradients = {**gradients, "discriminator": {}}
         self.number += 1
         if s.single:

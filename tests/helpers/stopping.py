@@ -1,36 +1,33 @@
-"""One process of a launched training of which one process alone is told to stop. Arguments: a folder, the process."""
+"""A training in several processes, one of which alone is told to stop."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from feature_gan_kd import Interrupted
+from feature_gan_kd.distributed.collectives import rank
 from tests.helpers.runs import at_forward, build
 
 CHANGES = {"checkpoint_every_steps": None, "epochs": 2, "sync_batchnorm": True}
 
 
-def main() -> None:
-    """Trains undisturbed, then told to stop, then the rest of it; writes down after which step each process stopped."""
-    folder, told = Path(sys.argv[1]), int(sys.argv[2])
-    rank = Accelerator().process_index
+def train(folder: Path, told: int) -> None:
+    """Trains undisturbed, then told to stop, then the rest of it; writes down after which step each process stopped.
+
+    Args:
+        folder: gets `undisturbed`, `run` and `stopped-RANK`.
+        told: rank of the process that gets SIGTERM.
+    """
     build(**CHANGES).fit(output_dir=folder / "undisturbed")
     distiller = build(**CHANGES)
-    if rank == told:
+    if rank() == told:
         at_forward(distiller.models[0], 6, lambda: os.kill(os.getpid(), signal.SIGTERM), training=True)
     before = signal.getsignal(signal.SIGTERM)
     try:
         distiller.fit(output_dir=folder / "run")
     except Interrupted as stop:
-        (folder / f"stopped-{rank}").write_text(str(stop))
+        (folder / f"stopped-{rank()}").write_text(str(stop))
     assert signal.getsignal(signal.SIGTERM) is before
     build(**CHANGES).fit(output_dir=folder / "run", resume=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,11 @@
-"""Whole trainings through `fit`, as one process or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
+"""Runs `fit` as one process, or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
 
-`DIE=1:8` in the environment kills process 1 in its eighth update. A run that is there is resumed.
+`DIE=1:8` in the environment kills process 1 in its eighth update. An existing run is resumed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -20,17 +21,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.distributed.collectives import process_index, world_size
-from tests.helpers import norm_worker
+from feature_gan_kd.distributed.collectives import rank, world_size
+from feature_gan_kd.training.checkpoint import list_checkpoints
+from tests.helpers import norm_worker, stopping
 
 
 class SmallModel(nn.Module):
-    """Convolution, normalisation, convolution, mean and a linear layer, of any type whatever that of the images.
+    """Convolution, normalisation, convolution, mean and a linear layer. Converts images to its own type.
 
     Args:
         width: channels.
         norm: of `width` channels.
-        dtype: of its parameters; float64 tells a mistake from rounding.
+        dtype: of its parameters; in float64 rounding cannot hide a mistake.
     """
 
     def __init__(self, width: int, norm: nn.Module, dtype: torch.dtype = torch.float64) -> None:
@@ -59,6 +61,22 @@ def normalised(dtype: torch.dtype = torch.float64) -> list[nn.Module]:
         SmallModel(6, BatchNormAct2d(6), dtype),
         SmallModel(4, nn.BatchNorm2d(4, affine=False), dtype),
     ]
+
+
+class WithRareBlock(SmallModel):
+    """Has a block that few images reach: a process whose images do not reach it has no gradient for it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, nn.Identity())
+        self.rare = nn.Linear(10, 10, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, 10)."""
+        logits = super().forward(x)
+        reached = x.mean((1, 2, 3)) > 0.03  # one or none in half a batch of the digits
+        if not bool(reached.any()):
+            return logits
+        return logits + torch.zeros_like(logits).masked_scatter(reached[:, None], self.rare(logits[reached]))
 
 
 def images(count: int) -> TensorDataset:
@@ -95,18 +113,16 @@ CASES: dict[str, Mapping[str, Any]] = {
     "recorded": {"similarity_images": 20, "log_gradients": True, "feature_layers": ["features.0", "features.3"]},
     "group norm in discriminators": {"discriminator_norm": "group"},
     "no norm in discriminators": {"discriminator_norm": "none"},
-    "hinge on patches": {
+    "hinge": {
         "adversarial_loss": "hinge",
-        "discriminator_patches": True,
-        "discriminator_spectral_norm": True,
         "discriminator_interval": 2,
         "adversarial_warmup_fraction": 0.5,
     },
-    "unpaired": {"discriminator_unpaired": True, "max_train_samples": 36},  # every share is even
     "relativistic": {"adversarial_loss": "relativistic", "adversarial_interval": 2},
     "batch norm": {"models": normalised, "sync_batchnorm": True},
     "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "grad_accum_steps": 2},
     "ended early": {"epochs": 5, "lr": 1e-6, "early_stopping_patience": 2},
+    "a block that few images reach": {"models": lambda: [WithRareBlock(4), WithRareBlock(6)], "optimizer": "adamw"},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
     "a fault in the last process": {"fault": 3},
     "data set of torch": {"data": lambda: (images(38), images(50)), "max_train_samples": None},
@@ -130,7 +146,7 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     models = changes.pop("models", lambda: plain(4, 6))
     data = changes.pop("data", lambda: (None, None))
     fault = changes.pop("fault", 0)
-    if fault and process_index() == world_size() - 1:
+    if fault and rank() == world_size() - 1:
         number, act = fault, poison
     distiller = build(models(), **changes)
     numbers = itertools.count(1)
@@ -146,33 +162,51 @@ def poison(model: nn.Module) -> None:
 
 
 def spoil(model: nn.Module) -> None:
-    """Changes one weight, by the least there is."""
+    """Changes one weight by one rounding step."""
     bias = list(model.parameters())[-1].detach()
     bias[5] = torch.nextafter(bias[5], bias[5] + 1)
 
 
 def run_spoiled(folder: Path) -> None:
     """Trains a pair of which the second process has another weight, and writes down what ends that."""
-    index = process_index()
+    index = rank()
     try:
         run("pair", folder / "run", 3, spoil if index == 1 else lambda model: None)
     except UserError as error:
         (folder / f"{index}.txt").write_text(str(error))
 
 
+def begin_alone(folder: Path) -> None:
+    """Trains "cycle of 3" in one process until its eighth update."""
+
+    def stop(model: nn.Module) -> None:
+        raise ConnectionAbortedError
+
+    with contextlib.suppress(ConnectionAbortedError):
+        run("cycle of 3", folder, 8, stop)
+    assert list_checkpoints(folder / "checkpoints")[0].name == "step-6"
+
+
+# What two processes are asked beside the cases, by its name.
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "norms": norm_worker.save,
+    "spoiled": run_spoiled,
+    "stopped": lambda folder: stopping.train(folder, told=1),
+    "begun by one": lambda folder: run("cycle of 3", folder),
+}
+
+
 def main() -> None:
-    """Trains the named cases, each into a folder of its name; `norms` and `spoiled` are explained in their tests."""
+    """Trains the named cases, each into a folder of its name; those of `OTHERS` are explained in their tests."""
     parent, *cases = sys.argv[1:]
     Accelerator()
-    rank, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
+    dying, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
     for case in cases:
         folder = Path(parent) / case
-        if case == "norms":
-            norm_worker.save(folder)
-        elif case == "spoiled":
-            run_spoiled(folder)
+        if case in OTHERS:
+            OTHERS[case](folder)
         else:
-            dies = rank == process_index()
+            dies = dying == rank()
             run(case, folder, number * dies, lambda model: os.kill(os.getpid(), signal.SIGKILL))
 
 

@@ -200,9 +200,9 @@ def test_a_learner_without_a_trainable_parameter() -> None:
         (
             [Tiny(4), Tiny(4).double()],
             {},
-            r"^model 1 \(Tiny\): it fails on images of 3x8x8 \(.+\): see to image_size",
+            r"^model 1 \(Tiny\): it fails on images of 3x8x8 \(.+\): check image_size",
         ),
-        ([nn.Flatten(), nn.Flatten()], {}, r"^models: the models have no parameters$"),
+        ([nn.Flatten(), nn.Flatten()], {}, r"^models: the models have no parameters: give"),
         ([Tiny(4), nn.Conv2d(3, 4, 3)], {"method": "logit"}, r"^model 1 \(Conv2d\): its output is \(2, 4, 6, 6\)"),
     ],
 )
@@ -214,5 +214,5 @@ def test_what_cannot_be_wired(modules: list[nn.Module], settings: dict[str, Any]
 
 def test_a_model_of_a_fixed_size_names_the_remedy() -> None:
     vit = timm.create_model("test_vit", num_classes=5, dynamic_img_size=False)
-    with pytest.raises(UserError, match=r"^model 1 \(.*\): it fails on images of 3x8x8 \(.*160.*\): see to image_size"):
+    with pytest.raises(UserError, match=r"^model 1 \(.*\): it fails on images of 3x8x8 \(.*160.*\): check image_size"):
         wired([Tiny(4), vit], {0: "second"})

@@ -90,8 +90,8 @@ def test_right_answers(kind: AdversarialLoss, expected: float) -> None:
     real, fake = torch.tensor([0.9, 0.5, 0.6, 0.7]), torch.tensor([0.1, 0.6, 0.4, 0.5])
     if kind == "hinge":
         real, fake = real - 0.5, fake - 0.5
-    assert float(losses.right(real, fake, kind)) == expected
-    assert float(losses.right(real.view(2, 2), fake.view(2, 2), kind)) == expected
+    assert float(losses.discriminator_accuracy(real, fake, kind)) == 100 * expected
+    assert float(losses.discriminator_accuracy(real.view(2, 2), fake.view(2, 2), kind)) == 100 * expected
 
 
 def test_discriminator() -> None:
@@ -181,6 +181,6 @@ def test_every_loss_is_a_mean_over_the_batch(loss: Callable[[Tensor, Tensor], Te
 
 def test_accuracy() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 3.0, 1.0], [1.0, 0.0, 0.5]])
-    assert float(losses.accuracy(logits, torch.tensor([0, 2, 2, 0]))) == 0.75
+    assert float(losses.accuracy(logits, torch.tensor([0, 2, 2, 0]))) == 75
     soft = torch.tensor([[0.4, 0.3, 0.3], [0.6, 0.1, 0.3], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1]])
-    assert float(losses.accuracy(logits, soft)) == 0.5
+    assert float(losses.accuracy(logits, soft)) == 50

@@ -56,7 +56,9 @@ def batch(number: int, size: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 3, SIZE, SIZE, generator=generator), torch.randint(5, (size,), generator=generator)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[] if mode == "exact" else pytest.mark.slow) for mode in MODES]
+)
 def test_compiled_models_take_the_same_steps(mode: str) -> None:
     """Also of an uneven last batch, and after an evaluation; this backend computes as without it."""
     plain, compiled = (pair(compiles, **MODES[mode]) for compiles in (False, True))
@@ -80,6 +82,7 @@ def test_every_size_is_compiled_once_by_itself() -> None:
     assert counter.frame_count == 4  # two models, two sizes
 
 
+@pytest.mark.slow
 def test_a_compiled_run_goes_on_to_the_same_weights() -> None:
     whole = pair(True)
     for number in range(4):

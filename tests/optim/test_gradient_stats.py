@@ -61,10 +61,10 @@ def gradients_of(
     distiller: OnlineAdversarialDistiller, kind: str, modules: list[nn.Module]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Per module its gradient of one kind for the batch, taken by another distiller of the same weights."""
-    taken: dict[str, list[Tensor | None]] = {}
-    made().step.gradients(IMAGES, LABELS, torch.tensor(float(len(IMAGES))), taken.__setitem__)
-    update = distiller.step.optimizer_groups[kind]
-    by_parameter = dict(zip(update.parameters, taken[kind], strict=True))
+    other = made().step
+    other.gradients(IMAGES, LABELS)
+    taken = other.optimizer_groups[kind].gradients
+    by_parameter = dict(zip(distiller.step.optimizer_groups[kind].parameters, taken, strict=True))
     found, weights = [], []
     for module in modules:
         own = [parameter for parameter in module.parameters() if parameter in by_parameter]
@@ -149,7 +149,7 @@ def test_right_answers() -> None:
             judge.conv2.bias.fill_(3.0)  # "real" to everything
     metrics = distiller.training_step(IMAGES, LABELS)
     assert metrics["real/0->1"] == metrics["fake/0->1"] > 0.9
-    assert metrics["right/0->1"] == 0.5
+    assert metrics["right/0->1"] == 50
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_records_of_a_run(tmp_path: Path) -> None:
         assert all(math.isfinite(line["metrics"][key]) for key in added)
     ends = [0, *(line["step"] for line in lines if line["event"] == "step")]
     assert ends == [0, 2, 4, 5, 6, 8, 10, 12, 14, 15]
-    measured = [line["metrics"].get("update_logit/0") for line in lines if line["event"] == "step"]
+    measured = [line["metrics"].get("train/update_logit/0") for line in lines if line["event"] == "step"]
     # Updates 0, 2, 4, ... are measured; the record of update 5 alone has none.
     assert [value is not None for value in measured] == [True] * 3 + [False] + [True] * 5
     assert len(set(measured)) == 9

@@ -1,4 +1,4 @@
-"""Three models in a cycle, the paper's wiring for more than two: 0 teaches 1, 1 teaches 2, 2 teaches 0."""
+"""Three models in a cycle, the paper's topology: 0 teaches 1, 1 teaches 2, 2 teaches 0."""
 
 from feature_gan_kd import OnlineAdversarialDistiller
 
@@ -13,8 +13,8 @@ print(*distiller.edges)
 history = distiller.fit(epochs=1, output_dir="runs/cycle")
 print(history.last["accuracy"], history.last["ensemble"])
 
-# Other wirings: "complete" (everyone teaches everyone), "star" (model 0 and each of the others), or edges of
-# your own as (source, learner).
+# Other topologies: "complete" (each model teaches all others), "star" (model 0 and each other model teach one another),
+# or your own list of edges (source, learner).
 explicit = OnlineAdversarialDistiller(
     ["test_resnet", "test_vit", "test_efficientnet"],
     num_classes=10,

@@ -1,0 +1,74 @@
+"""The parts of a batch that go through the models one after the other, on every process alike (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from feature_gan_kd.distributed.collectives import all_reduce_sum
+from feature_gan_kd.distributed.collectives import microbatches as microbatch_slices
+from feature_gan_kd.distributed.sync_batchnorm import with_dummy_batch
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Images that go through all models at once, and what they count in the update.
+
+    Attributes:
+        images: (part, channels, height, width).
+        labels: (part,) or (part, classes).
+        count: number of images; 0 where the images are made up because this process has none.
+        global_batch_size: scalar, images of the whole update, over all processes and microbatches.
+        is_last: no microbatch follows in this update.
+    """
+
+    images: Tensor
+    labels: Tensor
+    count: int
+    global_batch_size: Tensor
+    is_last: bool
+
+    def weigh(self, mean: Tensor) -> Tensor:
+        """Multiplies a mean over this microbatch, a scalar, by its share of the batch: their sum is the whole mean.
+
+        A dummy batch has no share, so its gradients are zero.
+        """
+        return mean * (self.count / self.global_batch_size.to(mean.dtype))
+
+
+def split_batch(
+    images: Tensor, labels: Tensor, models: Sequence[nn.Module], count: int, *, sync_batchnorm: bool
+) -> Iterator[AbstractContextManager[Microbatch]]:
+    """Splits this process's share of a batch; every process has as many microbatches, since they exchange in each.
+
+    Args:
+        images: (batch, channels, height, width), this process's share, which may be empty.
+        labels: (batch,) or (batch, classes).
+        models: whose batch statistics a dummy batch must not change.
+        count: number of microbatches.
+        sync_batchnorm: batch normalisation takes its statistics over all processes.
+
+    Yields:
+        A context for each microbatch. Forward and backward passes must run inside it.
+
+    Raises:
+        UserError: where another process is gone.
+    """
+    # Filled on the device: a copy from the host would wait for it.
+    global_batch_size = all_reduce_sum(torch.full((), float(len(images)), device=images.device))
+    slices = microbatch_slices(len(images), count, images.device)
+    for number, chosen in enumerate(slices, start=1):
+        own, own_labels = images[chosen], labels[chosen]
+        yield _shown(own, own_labels, models, global_batch_size, number == len(slices), sync_batchnorm)
+
+
+@contextmanager
+def _shown(
+    images: Tensor, labels: Tensor, models: Sequence[nn.Module], total: Tensor, is_last: bool, sync_batchnorm: bool
+) -> Iterator[Microbatch]:
+    with with_dummy_batch(images, labels, models, synchronised=sync_batchnorm) as (shown_images, shown_labels):
+        yield Microbatch(shown_images, shown_labels, len(images), total, is_last)
