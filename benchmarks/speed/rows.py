@@ -106,7 +106,7 @@ def ours(**settings: object) -> Callable[[Case], Step]:
 def textbook(case: Case) -> Step:
     """The method as a textbook loop."""
     built = distiller(case)
-    connections = sorted(built.connections, key=lambda connection: connection.edge.learner)
+    connections = sorted(built.step.connections, key=lambda connection: connection.edge.learner)
     return TextbookLoop(
         [WithMap(one) for one in built.step.models],
         extractors_of(built),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.compare.__main__ import main
 from benchmarks.compare.dispatch import Outcome, run_all
 from benchmarks.compare.runs import Machine, Run, list_runs, start
 from benchmarks.processor import processor_name
+from feature_gan_kd.utils.files import atomic_file
 from tests.benchmarks.records import evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -125,12 +127,12 @@ def test_results_alone_do_not_make_a_teacher(tmp_path: Path) -> None:
 def test_a_result_that_cannot_be_written_is_a_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = list_runs("smoke", tmp_path, ["*/afd/0", "*/logit/0"])
 
-    def write(path: Path, text: str) -> None:
+    def full_for_one(path: Path) -> AbstractContextManager[Path]:
         if path == runs[0].result:
             raise OSError(28, "No space left on device")
-        path.write_text(text)
+        return atomic_file(path)
 
-    monkeypatch.setattr("benchmarks.compare.runs.write_text", write)
+    monkeypatch.setattr("benchmarks.compare.runs.atomic_file", full_for_one)
     outcome = run_all(runs, data=None, machine=MACHINE)
     assert outcome.unfinished == 1
     assert [line.split(": ")[:3] for line in outcome.failed] == [
