@@ -116,7 +116,7 @@ class OnlineAdversarialDistiller:
             labels: (batch,) class indices, or (batch, classes) probabilities.
 
         Returns:
-            Detached scalars on the device, see `AdversarialStep`.
+            Detached scalars on the device, by name. The page "Watching a run" explains each name.
 
         Raises:
             UserError: for images of another size, where memory does not suffice, and with `check_processes` where

@@ -35,7 +35,7 @@ second = OnlineAdversarialDistiller(["hf-hub:me/net", "test_vit"], **settings)
 published, own = distiller.models[0].state_dict(), second.models[0].state_dict()
 assert published.keys() == own.keys() and all(torch.equal(published[key], own[key]) for key in published)
 second.fit(epochs=1)
-print("trained from", second.names[0], second.peers[0].pretrained)
+print("trained from", second.names[0], second.group.peers[0].pretrained)
 """
 FAILS = """
 try:

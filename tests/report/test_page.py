@@ -169,7 +169,7 @@ class TestSeveralRuns:
     def test_differences(self, tmp_path: Path) -> None:
         text = elements_of(write_run(tmp_path / "a"), write_run(tmp_path / "b", method="logit", seed=4)).text
         assert "2 runs: a, b" in text
-        assert "Settings that differ setting a b method afd logit adversarial_weight 1 0.0 seed 0 4 " in text
+        assert "Settings that differ setting a b seed 0 4 method afd logit adversarial_weight 1.0 0.0 " in text
         assert "0 cifar_resnet20 a 62.00 64.00 2 b 62.00 +0.00 64.00 +0.00 2 " in text
         assert "Changes are percentage points above a." in text
 

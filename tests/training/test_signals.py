@@ -190,7 +190,7 @@ def test_the_command_ends_with_the_command_that_goes_on(number: int, code: int, 
     *_, said, command = log.read_text().splitlines()
     name = signal.Signals(number).name
     assert said.startswith(f"feature-gan-kd: {name}: stopped after step ")
-    assert said.endswith(f" of 450, its checkpoint is in {run}; it goes on with")
+    assert said.endswith(f" of 450, its checkpoint is in {run}; continue it with")
     assert steps_of(run)[-1] == int(said.split()[5])
     assert shlex.split(command)[-3:] == ["--output-dir", str(run), "--resume"]
     assert str(tmp_path / "two words") in shlex.split(command)

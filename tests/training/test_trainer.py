@@ -59,9 +59,6 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {
         "adversarial_loss": "hinge",
         "adversarial_warmup_fraction": 0.5,
-        "discriminator_patches": True,
-        "discriminator_spectral_norm": True,
-        "discriminator_noise": 0.1,
         "discriminator_interval": 2,
     },
 ]
