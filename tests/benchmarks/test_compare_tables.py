@@ -93,8 +93,8 @@ def test_a_page_tells_how_to_repeat_its_rows(comparison: Comparison) -> None:
 
 
 def test_schedules_are_titled_by_what_differs(tmp_path: Path) -> None:
-    write_result(tmp_path, "afd", 0, [[1.0, 2.0, 3.0]], settings={"lr": 0.3})
-    write_result(tmp_path, "afd", 1, [[5.0, 2.0, 3.0]], settings={"lr": 0.2})
+    write_result(tmp_path, "afd", 0, [[1.0, 2.0, 3.0]], settings={"lr": 0.2})
+    write_result(tmp_path, "afd", 1, [[5.0, 2.0, 3.0]], settings={"lr": 0.3})
     found, _ = collect(tmp_path)
     page = markdown(found, [])
     titles = [line for line in page.splitlines() if line.startswith("### ")]

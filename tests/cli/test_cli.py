@@ -699,11 +699,8 @@ assert time.process_time() < 1, time.process_time()
     for command in ("all", *COMMANDS):
         result = fresh("-c", code, command, "1" if command == "all" else "2")
         assert result.returncode == 0, result.stderr
-        names = (
-            COMMANDS
-            if command == "all"
-            else [{"train": "--scale-adversarial-lr"}.get(command, f"feature-gan-kd {command}")]
-        )
+        of_commands = {"train": "scale-adversarial-lr"}
+        names = COMMANDS if command == "all" else [of_commands.get(command, f"feature-gan-kd {command}")]
         assert all(name in result.stdout for name in names)
 
 
