@@ -1,4 +1,4 @@
-"""What the committed sweeps found, as the tables of docs/backbones.md.
+"""Prints the results of the committed sweeps as the tables of docs/backbones.md.
 
 python -m benchmarks.sweep_page
 """
@@ -17,32 +17,32 @@ Results = dict[str, dict[str, Any]]
 
 
 def read(name: str) -> Results:
-    """A committed sweep: what was found, by architecture."""
+    """Reads a committed sweep: the results by architecture."""
     found: Results = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 
 
-def outcomes(wired: Results) -> list[str]:
-    """How many architectures were wired, refused or failed, and the layouts of their maps."""
-    refused, failed = (sum(kind in result for result in wired.values()) for kind in ("refused", "failed"))
-    good = [result for result in wired.values() if "layout" in result]
+def outcomes(connected: Results) -> list[str]:
+    """Counts the architectures that were connected, refused or failed, and the layouts of their maps."""
+    refused, failed = (sum(kind in result for result in connected.values()) for kind in ("refused", "failed"))
+    good = [result for result in connected.values() if "layout" in result]
     layouts = Counter(result["layout"] for result in good)
     prefixed = sum(result["prefix_tokens"] > 0 for result in good)
     return [
         "| outcome | architectures |",
         "|---|---|",
-        f"| wired in both directions | {len(wired) - refused - failed:,} |",
+        f"| connected in both directions | {len(connected) - refused - failed:,} |",
         f"| refused: encoders without a classifier | {refused} |",
         f"| failed | {failed} |",
         "",
-        f"Layouts met: {', '.join(f'{layout} {count}' for layout, count in layouts.most_common())}; "
-        f"{prefixed} models carry class or register tokens.",
+        f"Layouts of the maps: {', '.join(f'{layout} {count}' for layout, count in layouts.most_common())}; "
+        f"{prefixed} models have class or register tokens.",
     ]
 
 
-def coverage(wired: Results, run: Results) -> str:
-    """How many of the classes that are wired were run in every way, which were not, and what was refused."""
-    classes = {result["class"] for result in wired.values() if "class" in result}
+def coverage(connected: Results, run: Results) -> str:
+    """Says how many of the classes were run in every way, which were not, and what was refused."""
+    classes = {result["class"] for result in connected.values() if "class" in result}
     lacking = sorted(classes - {result["class"] for result in run.values()})
     refused = sorted(name for name, result in run.items() if "checkpointing" in result["refused"])
     return (
@@ -52,14 +52,14 @@ def coverage(wired: Results, run: Results) -> str:
     )
 
 
-def by_class(wired: Results, trained: Results) -> list[str]:
-    """Per model class how many architectures it has, where they are tapped, and its one real step."""
+def by_class(connected: Results, trained: Results) -> list[str]:
+    """Lists for each model class its number of architectures, where they are tapped, and its one real update."""
     steps = {result["class"]: (name, result) for name, result in trained.items()}
     kinds: dict[str, list[dict[str, Any]]] = {}
-    for result in wired.values():
+    for result in connected.values():
         if "class" in result:
             kinds.setdefault(result["class"], []).append(result)
-    lines = ["| class | architectures | tapped at | layout | one real step |", "|---|---|---|---|---|"]
+    lines = ["| class | architectures | tapped at | layout | one real update |", "|---|---|---|---|---|"]
     for kind, results in sorted(kinds.items()):
         layers = sorted({re.sub(r"\.\d+\b", ".N", result["layer"]) for result in results})
         name, step = steps[kind]
@@ -73,13 +73,13 @@ def by_class(wired: Results, trained: Results) -> list[str]:
 
 
 def page() -> list[str]:
-    """Every line that the page must have."""
+    """Returns every line that the page must have."""
     return [
-        *outcomes(read("sweep_wire")),
-        coverage(read("sweep_wire"), read("sweep_taps")),
+        *outcomes(read("sweep_connect")),
+        coverage(read("sweep_connect"), read("sweep_taps")),
         *(line for line in ways(read("sweep_taps")).splitlines() if line.startswith("|")),
-        *by_class(read("sweep_wire"), read("sweep_train")),
-        *by_class(read("sweep_torchvision_wire"), read("sweep_torchvision_train")),
+        *by_class(read("sweep_connect"), read("sweep_train")),
+        *by_class(read("sweep_torchvision_connect"), read("sweep_torchvision_train")),
     ]
 
 

@@ -1,12 +1,14 @@
-"""Every timm architecture beside a partner: wired (all, on the meta device) or trained one step (one per class).
+"""Tries every timm architecture beside a partner.
 
-    python -m benchmarks.sweep_timm wire  --json benchmarks/results/sweep_wire.json
-    python -m benchmarks.sweep_timm train --json benchmarks/results/sweep_train.json
-    python -m benchmarks.sweep_timm wire  --torchvision --json benchmarks/results/sweep_torchvision_wire.json
-    python -m benchmarks.sweep_timm train --torchvision --json benchmarks/results/sweep_torchvision_train.json
+    python -m benchmarks.sweep_timm connect --json benchmarks/results/sweep_connect.json
+    python -m benchmarks.sweep_timm train   --json benchmarks/results/sweep_train.json
+    python -m benchmarks.sweep_timm connect --torchvision --json benchmarks/results/sweep_torchvision_connect.json
+    python -m benchmarks.sweep_timm train   --torchvision --json benchmarks/results/sweep_torchvision_train.json
 
-With `--torchvision` the architectures are torchvision's own classifiers, given as modules, named `torchvision:NAME`.
-Results are written after each model, and models that stand in the file as good are not tried again.
+`connect` builds every architecture on the meta device and connects it with the partner in both directions. `train`
+trains the smallest architecture of every model class for one update. With `--torchvision` the architectures are
+torchvision's classifiers, given as modules and named `torchvision:NAME`. Results are written after each model; models
+that are good in the file are not tried again.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ import argparse
 import contextlib
 import copy
 import functools
-import io
 import json
 import pickle
 import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
 from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import build_edges
 from feature_gan_kd.models.build import build_models
+from feature_gan_kd.models.taps import TappedModel
 
 CLASSES = 7
 RESULTS = Path(__file__).parent / "results"
@@ -42,24 +45,24 @@ TORCHVISION = "torchvision:"
 
 
 def architectures(library: str) -> list[str]:
-    """The names of all architectures of timm's, or of torchvision's classifiers."""
+    """Returns the names of all architectures of timm, or of torchvision's classifiers."""
     if library == "torchvision":
         return [TORCHVISION + name for name in torchvision.models.list_models(module=torchvision.models)]
     return list(timm.list_models())
 
 
 def input_of(name: str) -> tuple[int, int]:
-    """Channels and side in pixels of the images that an architecture was made for."""
+    """Returns the channels and the side in pixels of the images that an architecture was made for."""
     if name.startswith(TORCHVISION):
         weights = torchvision.models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
-        own = getattr(model_of(name, empty=True), "image_size", None)  # of its positions, whatever the weights' is
+        own = getattr(model_of(name, empty=True), "image_size", None)  # that of its positions, not of its weights
         return 3, int(own or weights.transforms().crop_size[0])
     channels, _, side = timm.get_pretrained_cfg(name, allow_unregistered=False).input_size
     return int(channels), int(side)
 
 
 def model_of(name: str, *, empty: bool = False) -> str | nn.Module:
-    """What a user hands in: timm's name, or a module of torchvision's, if `empty` on the meta device."""
+    """Returns what a user gives: timm's name, or a module of torchvision, if `empty` on the meta device."""
     if not name.startswith(TORCHVISION):
         return name
     # RegNet computes its widths by tensors, so that it cannot be built inside `torch.device("meta")`.
@@ -68,8 +71,8 @@ def model_of(name: str, *, empty: bool = False) -> str | nn.Module:
     return module.to("meta") if empty else module
 
 
-def wired(name: str, partner: str = "resnet18") -> dict[str, Any]:
-    """Wires one architecture with a partner, in both directions, without computing anything."""
+def connect(name: str, partner: str = "resnet18") -> dict[str, Any]:
+    """Connects one architecture with a partner in both directions, on the meta device: nothing is computed."""
     channels, side = input_of(name)
     model = model_of(name, empty=True)
     with torch.device("meta"):
@@ -86,17 +89,16 @@ def wired(name: str, partner: str = "resnet18") -> dict[str, Any]:
         "prefix_tokens": tap.prefix_tokens,
         "extractor_parameters": sum(parameter.numel() for parameter in modules.extractors[0]),
         "parameters": sum(parameter.numel() for parameter in models[0].module.parameters()),
-        "links": [
+        "connections": [
             [str(connection.edge), *connection.source_shape[:1], *connection.grid] for connection in modules.connections
         ],
     }
 
 
-def trained(name: str, image_size: int | None = None) -> dict[str, Any]:
-    """One real update beside a partner of another layout, and what must hold before and after it."""
+def train(name: str, image_size: int | None = None) -> dict[str, Any]:
+    """Trains one architecture for an update beside a partner of another layout, and checks what must hold."""
     channels, side = input_of(name)
-    layout = wired(name)["layout"]
-    partner = "test_resnet" if layout.startswith("NL") else "test_vit"
+    partner = "test_resnet" if connect(name)["layout"].startswith("NL") else "test_vit"
     if name.startswith(TORCHVISION):
         image_size = image_size or side  # a module does not state it
     distiller = OnlineAdversarialDistiller(
@@ -108,48 +110,48 @@ def trained(name: str, image_size: int | None = None) -> dict[str, Any]:
         lr=1e-3,
     )
     side = distiller.image_size
-    model = distiller.models[0]
-    images = torch.randn(2, channels, side, side)
-    labels = torch.tensor([1, 5])
-    problems = []
-    model.eval()
-    with torch.no_grad():
-        wrapped = distiller.step.models[0]
-        if not torch.equal(model(wrapped.adapter(images)), wrapped(images)[0]):
-            problems.append("logits differ with the wrapper")
+    model, tapped = distiller.models[0], distiller.step.models[0]
+    images, labels = torch.randn(2, channels, side, side), torch.tensor([1, 5])
+    problems = [] if _has_own_logits(tapped, model, images) else ["logits differ with the wrapper"]
     expected = _touched_by_plain_training(model, images, labels)
     model.train()
-    distiller.step.gradients(images, labels)
-    group = distiller.step.logit_group
-    pairs = zip(group.parameters, group.gradients, strict=True)
-    reached = {id(parameter) for parameter, gradient in pairs if gradient is not None}
-    missed = sorted(key for key, value in model.named_parameters() if key in expected and id(value) not in reached)
-    if missed:
-        problems.append(f"{len(missed)} parameters get no gradient, as {missed[0]}")
     metrics = distiller.training_step(images, labels)
-    if not all(bool(value.isfinite()) for value in metrics.values()):
-        problems.append("a loss is not finite")
-    if any(module._forward_hooks for module in model.modules()):
-        problems.append("hooks are left")
-    model.eval()
-    with torch.no_grad():
-        logits = model(images)
-        twins: list[nn.Module] = [copy.deepcopy(model), pickle.load(io.BytesIO(pickle.dumps(model)))]
-        if not all(torch.equal(twin(images), logits) for twin in twins):
-            problems.append("a copy gives other logits")
+    # SGD with momentum has a state for a parameter once it was given a gradient.
+    reached = {id(parameter) for parameter in distiller.step.logit_group.optimizer.state}
+    missed = sorted(key for key, value in model.named_parameters() if key in expected and id(value) not in reached)
+    problems += [f"{len(missed)} parameters get no gradient, as {missed[0]}"] if missed else []
+    problems += [] if all(bool(value.isfinite()) for value in metrics.values()) else ["a loss is not finite"]
+    problems += ["hooks are left"] if any(module._forward_hooks for module in model.modules()) else []
+    problems += [] if _copies_agree(model, images) else ["a copy gives other logits"]
     return {
         "class": type(model).__name__,
         "partner": partner,
         "image_size": side,
-        "layer": distiller.step.models[0].taps[0].title,
-        "map": list(distiller.step.models[0].taps[0].shape),
+        "layer": tapped.taps[0].title,
+        "map": list(tapped.taps[0].shape),
         "losses": {key: round(float(value), 4) for key, value in metrics.items()},
         "problems": problems,
     }
 
 
+@torch.no_grad()
+def _has_own_logits(tapped: TappedModel, model: nn.Module, images: Tensor) -> bool:
+    """Returns whether a model gives the same logits with its wrapper as without, bit for bit."""
+    model.eval()
+    return torch.equal(model(tapped.adapter(images)), tapped(images)[0])
+
+
+@torch.no_grad()
+def _copies_agree(model: nn.Module, images: Tensor) -> bool:
+    """Returns whether a deep copy and a pickled copy give the same logits, bit for bit."""
+    model.eval()
+    logits = model(images)
+    copies: list[nn.Module] = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    return all(torch.equal(one(images), logits) for one in copies)
+
+
 def _touched_by_plain_training(model: nn.Module, images: Tensor, labels: Tensor) -> set[str]:
-    """Names of the parameters that cross-entropy alone gives a gradient."""
+    """Returns the names of the parameters that cross-entropy alone gives a gradient."""
     twin = copy.deepcopy(model).train()
     output = twin(images)
     logits = output[0] if isinstance(output, (tuple, list)) else output
@@ -158,10 +160,10 @@ def _touched_by_plain_training(model: nn.Module, images: Tensor, labels: Tensor)
 
 
 def smallest_of_each_class(library: str = "timm") -> list[str]:
-    """The architecture with the fewest parameters of every model class, by the committed sweep."""
+    """Returns the architecture with the fewest parameters of every model class, by the committed sweep."""
     best: dict[str, tuple[int, str]] = {}
-    remove_leftovers = RESULTS / ("sweep_torchvision_wire.json" if library == "torchvision" else "sweep_wire.json")
-    for name, result in json.loads(remove_leftovers.read_text()).items():
+    sweep = RESULTS / ("sweep_torchvision_connect.json" if library == "torchvision" else "sweep_connect.json")
+    for name, result in json.loads(sweep.read_text()).items():
         if "class" in result:
             found = (result["parameters"], name)
             best[result["class"]] = min(best.get(result["class"], found), found)
@@ -171,9 +173,9 @@ def smallest_of_each_class(library: str = "timm") -> list[str]:
 def main() -> None:
     """Tries what is not in the file yet, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("build_modules", "train"))
-    parser.add_argument("--json", type=Path, required=True, help="results, kept from run to run")
-    parser.add_argument("--only", nargs="+", help="these architectures alone")
+    parser.add_argument("what", choices=("connect", "train"))
+    parser.add_argument("--json", type=Path, required=True, help="file of the results, to which later calls add")
+    parser.add_argument("--only", nargs="+", help="only these architectures")
     parser.add_argument("--torchvision", action="store_const", const="torchvision", default="timm", dest="library")
     parser.add_argument("--image-size", type=int, help="train: side in pixels [the model's own]")
     options = parser.parse_args()
@@ -184,8 +186,8 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name not in results or "failed" in results[name]:
-            train = functools.partial(trained, image_size=options.image_size)
-            results[name] = _tried(train if options.what == "train" else wired, name)
+            trial = functools.partial(train, image_size=options.image_size) if options.what == "train" else connect
+            results[name] = _try(trial, name)
             write(options.json, results)
             print(name, results[name].get("refused") or results[name].get("failed") or "ok", flush=True)
     print(table({name: results[name] for name in names}))
@@ -198,24 +200,25 @@ def write(path: Path, results: dict[str, Any]) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _tried(function: Any, name: str) -> dict[str, Any]:
+def _try(trial: Callable[[str], dict[str, Any]], name: str) -> dict[str, Any]:
+    """Returns what a trial found, or why it refused or failed, with its seconds."""
     began = time.perf_counter()
     try:
-        result: dict[str, Any] = function(name)
+        result = trial(name)
         if result.get("problems"):
             result["failed"] = "; ".join(result["problems"])
     except UserError as error:
         result = {"refused" if "only encodes" in str(error) else "failed": str(error)}
-    except Exception as error:  # a failure is what the sweep is there to find
+    except Exception as error:  # the sweep is there to find failures
         result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     return {**result, "seconds": round(time.perf_counter() - began, 2)}
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: per class the number of architectures, the layer and layout of its tap, and what failed."""
+    """Returns Markdown: for each class its architectures, the layer and layout of their taps, and what failed."""
     kinds: dict[str, list[str]] = {}
     for name, result in results.items():
-        kinds.setdefault(result.get("class", "(not wired)"), []).append(name)
+        kinds.setdefault(result.get("class", "(not connected)"), []).append(name)
     lines = ["| class | architectures | tapped at | layout | failed |", "|---|---|---|---|---|"]
     for kind, names in sorted(kinds.items()):
         layers = Counter(results[name].get("layer", "-") for name in names)

@@ -43,7 +43,7 @@ def test_attributes() -> None:
     assert len(distiller.discriminators) == len(distiller.transfers) == 2
     assert isinstance(distiller.config, DistillConfig)
     assert distiller.config.recipe == "paper"
-    assert distiller.num_classes == 5
+    assert distiller.group.num_classes == 5
 
 
 def test_summary_names_models_layers_maps_and_lessons() -> None:
@@ -75,7 +75,7 @@ def test_every_kind_of_data(kind: str, tmp_path: Path) -> None:
     history = tiny().fit(data, evaluation)
     # a held-out fifth leaves 9 images: one batch, and a single image that is left out
     assert history.last["step"] == (1 if kind == "Dataset" else 2)
-    assert history.last["images"] == (3 if kind == "Dataset" else 5)
+    assert history.last["metrics"]["eval/images"] == (3 if kind == "Dataset" else 5)
 
 
 def test_a_restored_distiller_is_the_same(tmp_path: Path) -> None:
@@ -301,8 +301,8 @@ def test_several_taps_have_a_discriminator_each_and_their_losses_are_averaged() 
     both = tiny(feature_layers={0: ["layer3", "layer4"], 1: [-2, -1]})
     assert len(both.discriminators) == 4
     # the same discriminators, so that the losses can be compared
-    for connection in both.connections:
-        connection.load_state_dict((one, other)[connection.tap].connections[connection.edge.source].state_dict())
+    for connection in both.group.connections:
+        connection.load_state_dict((one, other)[connection.tap].group.connections[connection.edge.source].state_dict())
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 3
     first, second, mean = (d.training_step(images, labels) for d in (one, other, both))
     for key in ("adversarial/0", "discriminator/1", "real/0->1", "fake/1->0"):
@@ -330,7 +330,7 @@ def test_peers_that_share_a_parameter_are_refused() -> None:
     first, second = (nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Flatten(), nn.Linear(256, 5)) for _ in range(2))
     with pytest.raises(UserError, match=r"models 0 and 1 share '1.running_mean'"):
         OnlineAdversarialDistiller([first, second], image_size=8)
-    with pytest.raises(UserError, match="the same module stands twice"):
+    with pytest.raises(UserError, match="the same module is given twice"):
         OnlineAdversarialDistiller([first, first], image_size=8)
 
 
@@ -342,19 +342,19 @@ def test_data_parallel_wrappers_are_taken_off() -> None:
 
 def test_evaluating_again_takes_the_images_of_the_fit(tmp_path: Path) -> None:
     distiller = tiny()
-    last = distiller.fit(image_dataset()).last
+    history = distiller.fit(image_dataset())
     again = distiller.evaluate()
-    assert (again["accuracy"], again["ensemble"], again["images"]) == (last["accuracy"], last["ensemble"], 3)
+    assert (again["accuracy"], again["ensemble"], again["images"]) == (history.accuracy, history.ensemble, 3)
     distiller.save_checkpoint(tmp_path / "saved")
-    with pytest.raises(UserError, match="the Dataset of the training is not there any more: give data"):
+    with pytest.raises(UserError, match=r"the training data was a Dataset object, which .* does not hold: give data"):
         OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved").evaluate()
 
 
 def test_a_vector_is_a_map_only_where_one_asks() -> None:
-    with pytest.raises(UserError, match=r"layer 'fc_norm' gives \(2, 64\), which has no grid"):
+    with pytest.raises(UserError, match=r"layer 'fc_norm' outputs \(2, 64\), which has no grid"):
         tiny(feature_layers={0: "layer4", 1: "fc_norm"})
     distiller = tiny(feature_layers={0: "layer4", 1: "fc_norm"}, vectors_as_maps=True)
-    assert [connection.source_shape for connection in distiller.connections] == [(96, 1, 1), (64, 1, 1)]
+    assert [connection.source_shape for connection in distiller.group.connections] == [(96, 1, 1), (64, 1, 1)]
     metrics = distiller.training_step(torch.randn(4, 3, 32, 32), torch.arange(4) % 3)
     assert all(value.isfinite() for value in metrics.values())
 

@@ -1,4 +1,4 @@
-"""Means, and differences between methods paired by seed, with Student's interval."""
+"""Means over seeds, and differences between methods paired by seed, with Student's interval."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Estimate:
     """A mean over seeds.
 
     Attributes:
-        mean: of the values.
-        deviation: their standard deviation, with n - 1; None for a single one.
-        count: of the values.
+        mean: the mean of the values.
+        deviation: their standard deviation (n - 1); None for one value.
+        count: the number of values.
     """
 
     mean: float
@@ -28,7 +28,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Of the 95 % interval of the mean, by Student's t with n - 1 degrees of freedom; None for one value."""
+        """Half the width of the mean's 95 % interval: Student's t, n - 1 degrees of freedom; None for one value."""
         if self.deviation is None:
             return None
         quantile = float(student.ppf((1 + CONFIDENCE) / 2, self.count - 1))
@@ -36,12 +36,12 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Of one value at least."""
+    """Returns the mean of at least one value, with its deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Estimate(statistics.fmean(values), deviation, len(values))
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
-    """The differences of values by seed, over the seeds that both have; None where they share none."""
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
+    """Returns the mean difference over the seeds that both have; None where they share none."""
     shared = sorted(ours.keys() & theirs.keys())
     return estimate([ours[seed] - theirs[seed] for seed in shared]) if shared else None

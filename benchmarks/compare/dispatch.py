@@ -1,4 +1,4 @@
-"""Many runs on one machine, some side by side; stopped at any point, they go on later."""
+"""Runs the trainings of a comparison on one machine, several side by side; a stopped one is resumed later."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from benchmarks.compare.runs import Machine, Run, Training, begin, carried_out, keep
+from benchmarks.compare.runs import Machine, Run, StartedRun, is_running, start, write_result
 
-PAUSE = 0.2  # seconds between two looks at what runs
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended.
+    """How a comparison ended.
 
     Attributes:
-        unfinished: how many runs have no result.
-        failed: what to say of each that failed or could not begin.
-        signal: number of the one that stopped everything, or 0.
+        unfinished: number of runs without a result.
+        failed: a message for each run that failed or could not start.
+        signal: number of the signal that stopped the runs, or 0.
     """
 
     unfinished: int
@@ -29,35 +29,36 @@ class Outcome:
     signal: int
 
 
-def carry_out(runs: Sequence[Run], *, data: str | None, machine: Machine, seconds: float | None = None) -> Outcome:
-    """Carries out what is not finished; a run whose teacher is not ready waits for it.
+def run_all(runs: Sequence[Run], *, data: str | None, machine: Machine, seconds: float | None = None) -> Outcome:
+    """Runs what is not finished; a run whose teacher is not ready waits for it.
 
-    Runs that another comparison carries out in the same folder, or a process that a killed one left, are waited for.
-    SIGTERM, Ctrl-C and the end of the time stop the runs after their next batch, with a checkpoint each; a second
-    Ctrl-C does not wait for that.
+    It also waits for runs that another process runs in the same folder: another comparison, or a training that
+    outlived a killed one. SIGTERM, Ctrl-C and the time limit stop each run after its next batch, with a checkpoint; a
+    second Ctrl-C does not wait for that.
 
     Args:
-        runs: of a grid, in the order to begin them.
-        data: as of `Run.command`.
-        machine: that they are carried out on.
-        seconds: to stop after.
+        runs: in the order in which they start.
+        data: as for `Run.command`.
+        machine: what the runs use of this machine.
+        seconds: the time limit.
     """
-    crew = _Crew(runs, data, machine)
+    dispatcher = _Dispatcher(runs, data, machine)
     end = None if seconds is None else time.monotonic() + seconds
-    with _signals() as heard:
+    with _received_signals() as received:
         try:
-            while not heard and (end is None or time.monotonic() < end) and crew.go_on():
-                time.sleep(PAUSE)
+            while not received and (end is None or time.monotonic() < end) and dispatcher.advance():
+                time.sleep(POLL_SECONDS)
         finally:
-            crew.stop()
-    return Outcome(sum(not run.result.exists() for run in runs), crew.failed, heard[0] if heard else 0)
+            dispatcher.stop()
+    unfinished = sum(not run.result.exists() for run in runs)
+    return Outcome(unfinished, dispatcher.failed, received[0] if received else 0)
 
 
-class _Crew:
-    """What waits, what runs and what failed.
+class _Dispatcher:
+    """Starts waiting runs while there is room, and writes the results of those that end.
 
     Attributes:
-        failed: what to say of each run that failed or could not begin.
+        failed: a message for each run that failed or could not start.
     """
 
     def __init__(self, runs: Sequence[Run], data: str | None, machine: Machine) -> None:
@@ -65,64 +66,64 @@ class _Crew:
         self._data = data
         self._machine = machine
         self._waiting = [run for run in runs if not run.result.exists()]
-        self._running: list[Training] = []
+        self._started: list[StartedRun] = []
         self._elsewhere: set[Run] = set()
         print(f"{len(runs)} runs, {len(runs) - len(self._waiting)} finished", flush=True)
 
-    def go_on(self) -> bool:
-        """Looks after what ended and begins what can begin; whether there is anything to wait for."""
-        for training in [one for one in self._running if one.process.poll() is not None]:
-            self._running.remove(training)
-            self._settle(training)
+    def advance(self) -> bool:
+        """Finishes the runs that ended and starts those that can start; returns whether any is left to wait for."""
+        for started in [one for one in self._started if one.process.poll() is not None]:
+            self._started.remove(started)
+            self._finish(started)
         self._waiting = [run for run in self._waiting if not run.result.exists()]
         for run in self._ready():
-            if len(self._running) < self._machine.jobs:
-                self._begin(run)
-        if self._running or self._carried_out_elsewhere() or self._ready():
+            if len(self._started) < self._machine.jobs:
+                self._start(run)
+        if self._started or self._running_elsewhere() or self._ready():
             return True
         self.failed += [f"{run.name}: needs {run.teacher.name} first" for run in self._waiting if run.teacher]
         return False
 
     def stop(self) -> None:
-        """Tells what runs to stop, and waits until it has."""
-        for training in self._running:
-            training.process.send_signal(signal.SIGTERM)
-        for training in self._running:
-            training.process.wait()
-            if training.process.returncode == 0:
-                self._settle(training)
+        """Tells every started run to stop, and waits until it has."""
+        for started in self._started:
+            started.process.send_signal(signal.SIGTERM)
+        for started in self._started:
+            started.process.wait()
+            if started.process.returncode == 0:
+                self._finish(started)
             else:
-                _say(f"{training.run.name} stopped")
-                training.log.close()
+                _say(f"{started.run.name} stopped")
+                started.log.close()
 
     def _ready(self) -> list[Run]:
         return [run for run in self._waiting if run.teacher is None or run.teacher.result.exists()]
 
-    def _begin(self, run: Run) -> None:
-        used = [training.gpu for training in self._running]
+    def _start(self, run: Run) -> None:
+        used = [started.gpu for started in self._started]
         gpu = min(self._machine.gpus, key=used.count, default=None)
         try:
-            training = begin(run, self._data, self._machine, gpu)
+            started = start(run, self._data, self._machine, gpu)
         except OSError as error:
             self._waiting.remove(run)
             self._fail(run, str(error))
             return
-        if training is not None:
+        if started is not None:
             self._waiting.remove(run)
-            self._running.append(training)
+            self._started.append(started)
             _say(run.name)
 
-    def _settle(self, training: Training) -> None:
-        """Keeps the result of a run that ended well; says what went wrong with another."""
-        run, status = training.run, training.process.returncode
-        with training.log:
+    def _finish(self, started: StartedRun) -> None:
+        """Writes the result of a run that succeeded; reports why another failed."""
+        run, status = started.run, started.process.returncode
+        with started.log:
             if status != 0:
                 self._fail(run, f"{_last_line(run)} (status {status}, see {run.log})")
                 return
             try:
-                keep(training, self._data, self._machine)
+                write_result(run, self._data, self._machine)
             except (OSError, ValueError, KeyError) as error:
-                self._fail(run, f"its result cannot be kept: {type(error).__name__}: {error}")
+                self._fail(run, f"its result cannot be written: {type(error).__name__}: {error}")
             else:
                 _say(f"{run.name} finished")
 
@@ -130,33 +131,33 @@ class _Crew:
         self.failed.append(f"{run.name}: {reason}")
         _say(f"{run.name} failed")
 
-    def _carried_out_elsewhere(self) -> set[Run]:
-        """Runs to wait for, or their teachers, that other processes carry out; each is told of once."""
-        own = {training.run for training in self._running}
+    def _running_elsewhere(self) -> set[Run]:
+        """Returns the waiting runs, and teachers, that other processes run; reports each of them once."""
+        own = {started.run for started in self._started}
         needed = {run if run.teacher is None else run.teacher for run in self._waiting} | set(self._waiting)
-        found = {run for run in needed - own if carried_out(run)}
+        found = {run for run in needed - own if is_running(run)}
         for run in found - self._elsewhere:
-            _say(f"{run.name} is carried out by another process")
+            _say(f"{run.name} is running in another process")
         self._elsewhere |= found
         return found
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The numbers of the SIGTERM and Ctrl-C heard so far; one that is ignored, as under nohup, stays ignored."""
-    heard: list[int] = []
+def _received_signals() -> Iterator[list[int]]:
+    """Collects the numbers of SIGTERM and Ctrl-C; a signal that is ignored, as under nohup, stays ignored."""
+    received: list[int] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        if heard and number == signal.SIGINT:
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        heard.append(number)
+        received.append(number)
 
     both = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in both if signal.getsignal(number) != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, hear)
+        signal.signal(number, receive)
     try:
-        yield heard
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

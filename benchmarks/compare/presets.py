@@ -1,14 +1,15 @@
-"""What is compared: methods, pairs and schedules, as options of `feature-gan-kd train`."""
+"""The methods, pairs and schedules that are compared, as options of `feature-gan-kd train`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# An option's value; several values are a tuple, and an empty tuple is an option without a value.
 Options = Mapping[str, str | tuple[str, ...]]
 
-# Every method by its options; only these differ between two runs of one pair and seed.
-# The frozen model of an offline method is as the vanilla run of the same pair and seed left it.
+# The options of every method; two runs of one pair and seed differ in these alone.
+# The frozen model of an offline method is the last model of the vanilla run of the same pair and seed.
 METHODS: dict[str, Options] = {
     "vanilla": {"method": "vanilla"},
     "logit": {"method": "logit"},
@@ -27,20 +28,16 @@ METHODS: dict[str, Options] = {
     "zero-gradient-weak-decay": {"method": "zero-gradient", "adversarial-weight-decay": "0.01"},
     # AFD's cheaper modes.
     "afd-interval-4": {"method": "afd", "adversarial-interval": "4"},
-    "afd-single": {"method": "afd", "single-backward": ()},
-    # What may keep the discriminators from winning, or make more of the adversarial gradient: one change at a time.
-    "afd-slow-judge": {"method": "afd", "discriminator-lr": "2e-5"},
-    "afd-rare-judge": {"method": "afd", "discriminator-interval": "4"},
-    "afd-narrow-judge": {"method": "afd", "discriminator-width": "8"},
+    "afd-joint-backward": {"method": "afd", "joint-backward": ()},
+    # Changes that may keep the discriminators from winning, or strengthen the adversarial gradient: one at a time.
+    "afd-slow-discriminator": {"method": "afd", "discriminator-lr": "2e-5"},
+    "afd-rare-discriminator": {"method": "afd", "discriminator-interval": "4"},
+    "afd-narrow-discriminator": {"method": "afd", "discriminator-width": "8"},
     "afd-group-norm": {"method": "afd", "discriminator-norm": "group"},
-    "afd-spectral-norm": {"method": "afd", "discriminator-spectral-norm": ()},
-    "afd-noise": {"method": "afd", "discriminator-noise": "1.0"},
-    "afd-unpaired": {"method": "afd", "discriminator-unpaired": ()},
-    "afd-patches": {"method": "afd", "discriminator-patches": ()},
     "afd-least-squares": {"method": "afd", "adversarial-loss": "least-squares"},
     "afd-hinge": {"method": "afd", "adversarial-loss": "hinge"},
     "afd-relativistic": {"method": "afd", "adversarial-loss": "relativistic"},
-    "afd-warmup": {"method": "afd", "adversarial-warmup": "0.1"},
+    "afd-warmup": {"method": "afd", "adversarial-warmup-fraction": "0.1"},
     "afd-early-layer": {"method": "afd", "feature-layers": "layer2"},
     "afd-fast": {"method": "afd", "adversarial-lr": "1e-3"},
     "zero-gradient-fast": {"method": "zero-gradient", "adversarial-lr": "1e-3"},
@@ -48,7 +45,7 @@ METHODS: dict[str, Options] = {
     "offline-afd": {"method": "afd", "frozen": "1"},
 }
 
-# A method without its adversarial gradient: what else its second optimiser does remains.
+# The control of each method: the same second optimiser with its weight decay, without the adversarial gradient.
 ZERO_GRADIENT = {
     **{method: "zero-gradient" for method in METHODS if method.startswith("afd")},
     **{f"afd{ending}": f"zero-gradient{ending}" for ending in ("-adamw", "-fast", "-weak-decay")},
@@ -80,13 +77,14 @@ class Preset:
     """A grid of runs that differ in method, pair and seed alone.
 
     Attributes:
-        about: one line on what it is for.
-        options: of every run.
-        pairs: by their names in `PAIRS`; those that end in `-complete` are wired completely.
-        methods: by their names in `METHODS`; the offline ones are for pairs of two models.
-        seeds: one run each.
-        data: name of the data set on the hub, where the command gives none.
-        more: methods that are run only where `--only` names them.
+        about: its purpose, in one line.
+        options: those of every run.
+        pairs: names in `PAIRS`; the topology of those that end in `-complete` is complete.
+        methods: names in `METHODS`; the offline ones need a pair of two models.
+        seeds: one run for each.
+        data: the data set's name on the hub, used where the command names no data.
+        more: methods that run only where `--only` names them.
+        for_cpu: whether it runs on a processor, in the precision that is fast there.
     """
 
     about: str
@@ -96,22 +94,23 @@ class Preset:
     seeds: tuple[int, ...]
     data: str | None = "uoft-cs/cifar100"
     more: tuple[str, ...] = ()
+    for_cpu: bool = False
 
 
 _MAIN = ("vanilla", "logit", "l1", "afd", "zero-gradient")
-# All that the paper compares, its controls and the cheaper modes.
+# What the paper compares, the controls and the cheaper modes.
 _COMPARED = (
     *("vanilla", "logit", "dml", "l1", "l1-only", "l2", "l2-only", "feature", "afd", "zero-gradient"),
-    *("afd-adamw", "zero-gradient-adamw", "afd-no-decay", "afd-interval-4", "afd-single"),
+    *("afd-adamw", "zero-gradient-adamw", "afd-no-decay", "afd-interval-4", "afd-joint-backward"),
     *("offline-logit", "offline-afd"),
 )
 
-# The adversarial rates of a short run are ten times the paper's, as Adam moves a weight by at most its rate a step.
+# Adam moves a weight by at most its rate in a step: a short run needs ten times the paper's adversarial rates.
 _SHORT_RATES: Options = {"adversarial-lr": "2e-4", "discriminator-lr": "2e-4"}
 
 PRESETS: dict[str, Preset] = {
     "smoke": Preset(
-        "a few steps on the bundled digits: whether everything runs",
+        "a few steps on the bundled digits, to see that everything runs",
         {
             **{"epochs": "2", "batch-size": "64", "image-size": "32", "max-train-samples": "256"},
             **{"max-eval-samples": "100", "lr": "0.05"},
@@ -125,8 +124,8 @@ PRESETS: dict[str, Preset] = {
     "cpu": Preset(
         "CIFAR-100's first 2,000 training images at 16 pixels, 60 epochs, all 10,000 test images: 3 hours of one core",
         {
-            **{"epochs": "60", "batch-size": "64", "max-train-samples": "2000", "evaluate-every": "15"},
-            **{"recipe": "paper", "scheduler": "cosine", "warmup_fraction": "0.1", "mixed-precision": "bf16"},
+            **{"epochs": "60", "batch-size": "64", "max-train-samples": "2000", "evaluate-every-epochs": "15"},
+            **{"recipe": "paper", "scheduler": "cosine", "warmup-fraction": "0.1"},
             **{"image-size": "16", "label-column": "fine_label"},
             **_SHORT_RATES,
         },
@@ -134,6 +133,7 @@ PRESETS: dict[str, Preset] = {
         _MAIN,
         (0, 1, 2, 3, 4),
         more=tuple(method for method in METHODS if method not in _MAIN),
+        for_cpu=True,
     ),
     "paper": Preset(
         "CIFAR-100, the paper's recipe at full length, for a GPU",
@@ -149,7 +149,7 @@ PRESETS: dict[str, Preset] = {
         "ImageNet, ResNet-18 with ResNet-34, for several GPUs (--launch)",
         {
             **{"epochs": "90", "batch-size": "256", "milestones": ("0.3333", "0.6667"), "recipe": "paper"},
-            **{"mixed-precision": "bf16", "compile": (), "num_workers": "8"},
+            **{"mixed-precision": "bf16", "compile": (), "num-workers": "8"},
         },
         ("r18+r34",),
         ("vanilla", "logit", "dml", "l1", "afd", "zero-gradient"),

@@ -1,4 +1,4 @@
-"""Runs of a grid: which there are, whether they are done, and how one is carried out and kept."""
+"""One run of a comparison: its command, where its files are, how it is started and how its result is written."""
 
 from __future__ import annotations
 
@@ -10,88 +10,95 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, Options
-from feature_gan_kd.utils.files import write_text
+from benchmarks.processor import fast_precision, mixed_precision, processor_name
+from feature_gan_kd.utils.files import atomic_file
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of the grid.
+    """One training of a comparison.
 
     Attributes:
         preset: name of its preset.
         pair: name of its models.
         method: name of its method.
         seed: of its weights and data.
-        folder: of the whole comparison.
+        comparison: folder of the whole comparison.
     """
 
     preset: str
     pair: str
     method: str
     seed: int
-    folder: Path
+    comparison: Path
 
     @property
     def name(self) -> str:
-        """`pair/method/seed`, what `--only` is matched with."""
+        """`pair/method/seed`, which the patterns of `--only` match."""
         return f"{self.pair}/{self.method}/{self.seed}"
 
     @property
-    def place(self) -> Path:
-        """The run's own folder, as `feature-gan-kd train` writes it."""
-        return self.folder / "runs" / self.preset / self.pair / self.method / str(self.seed)
+    def folder(self) -> Path:
+        """The run's own folder, which `feature-gan-kd train` writes."""
+        return self.comparison / "runs" / self.preset / self.pair / self.method / str(self.seed)
 
     @property
     def log(self) -> Path:
-        """What the run prints; locked while it is being carried out."""
-        return self.place.with_name(f"{self.seed}.log")
+        """The run's output; the file is locked while the run's process lives."""
+        return self.folder.with_name(f"{self.seed}.log")
 
     @property
     def result(self) -> Path:
-        """The file that is written when it is finished."""
-        return self.folder / self.preset / f"{self.pair}-{self.method}-{self.seed}.json"
+        """The result file, which exists once the run is finished."""
+        return self.comparison / self.preset / f"{self.pair}-{self.method}-{self.seed}.json"
 
     @property
     def teacher(self) -> Run | None:
-        """The run whose last model is this one's frozen source, if it has one."""
-        offline = "frozen" in METHODS[self.method]
-        return Run(self.preset, self.pair, "vanilla", self.seed, self.folder) if offline else None
+        """The vanilla run whose last model is this run's frozen teacher, if it has one."""
+        is_offline = "frozen" in METHODS[self.method]
+        return Run(self.preset, self.pair, "vanilla", self.seed, self.comparison) if is_offline else None
 
     @property
-    def teachers_model(self) -> Path | None:
-        """The folder of the frozen model, as the vanilla run leaves it."""
+    def teacher_model(self) -> Path | None:
+        """The folder in which the vanilla run leaves the frozen teacher."""
         models = PAIRS[self.pair]
-        return self.teacher and self.teacher.place / "networks" / f"{len(models) - 1}-{models[-1]}"
+        return self.teacher and self.teacher.folder / "networks" / f"{len(models) - 1}-{models[-1]}"
+
+    @property
+    def options(self) -> Options:
+        """The options of the preset, of the precision and of the method."""
+        preset = PRESETS[self.preset]
+        precision = {"mixed-precision": mixed_precision(fast_precision())} if preset.for_cpu else {}
+        return {**preset.options, **precision, **METHODS[self.method]}
 
     def command(self, data: str | None) -> list[str]:
-        """The arguments of `feature-gan-kd`; `data` takes the place of the preset's."""
-        preset, models = PRESETS[self.preset], list(PAIRS[self.pair])
-        if self.teachers_model is not None:
-            models[-1] = f"local-dir:{self.teachers_model}"
-        data = data or preset.data
+        """Returns the arguments of `feature-gan-kd`; `data` replaces the preset's data set."""
+        models = list(PAIRS[self.pair])
+        if self.teacher_model is not None:
+            models[-1] = f"local-dir:{self.teacher_model}"
+        data = data or PRESETS[self.preset].data
         words = ["train", "--models", *models, "--seed", str(self.seed)]
         words += ["--data", data] if data else []
         words += ["--topology", "complete"] if self.pair.endswith("-complete") else []
-        words += _words({**preset.options, **METHODS[self.method]})
-        return [*words, "--output-dir", str(self.place)]
+        return [*words, *option_words(self.options), "--output-dir", str(self.folder)]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs are carried out on.
+    """What the runs use of this machine.
 
     Attributes:
-        jobs: runs side by side.
-        threads: of one run, on CPUs.
-        gpus: shared out among the runs; empty leaves every run those that it sees.
-        launch: what stands in the place of python, such as accelerate's launcher.
+        jobs: number of runs side by side.
+        threads: CPU threads of one run.
+        gpus: numbers of the GPUs that the runs share; empty leaves every run the GPUs that it sees.
+        launch: the words that replace `python`, such as those of accelerate's launcher.
     """
 
     jobs: int
@@ -101,14 +108,14 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Training:
-    """A run that is being carried out.
+class StartedRun:
+    """A run whose process was started.
 
     Attributes:
-        run: which.
-        process: that does it.
-        gpu: that was given to it.
-        log: open, and locked with it until both this program and the process have closed it.
+        run: the run.
+        process: its process.
+        gpu: number of the GPU that it was given.
+        log: its open log; the lock on it lasts until both this program and the process have closed it.
     """
 
     run: Run
@@ -117,21 +124,21 @@ class Training:
     log: IO[bytes]
 
 
-def grid(preset: str, folder: Path, only: Sequence[str] = ()) -> list[Run]:
-    """The runs of a preset, all methods and pairs of one seed before the next seed.
+def list_runs(preset: str, comparison: Path, only: Sequence[str] = ()) -> list[Run]:
+    """Lists the runs of a preset: all methods and pairs of one seed before the next seed.
 
     Args:
         preset: its name.
-        folder: of the comparison.
-        only: patterns of the shell on `pair/method/seed`, or parts of it; empty takes all.
+        comparison: folder of the comparison.
+        only: shell patterns for `pair/method/seed` or for one of its parts; empty takes all.
     """
     plan = PRESETS[preset]
     runs = [
-        Run(preset, pair, method, seed, folder)
+        Run(preset, pair, method, seed, comparison)
         for seed in plan.seeds
         for pair in plan.pairs
         for method in (*plan.methods, *plan.more)
-        if method in plan.methods or any(_matches(Run(preset, pair, method, seed, folder), one) for one in only)
+        if method in plan.methods or any(_matches(Run(preset, pair, method, seed, comparison), one) for one in only)
         if len(PAIRS[pair]) == 2 or "frozen" not in METHODS[method]
     ]
     return [run for run in runs if not only or any(_matches(run, pattern) for pattern in only)]
@@ -141,29 +148,30 @@ def _matches(run: Run, pattern: str) -> bool:
     return fnmatch(run.name, pattern) or any(fnmatch(part, pattern) for part in run.name.split("/"))
 
 
-def _words(options: Options) -> Iterator[str]:
+def option_words(options: Options) -> Iterator[str]:
+    """Yields the words of options as a command line has them."""
     for name, value in options.items():
         yield f"--{name}"
         yield from (value,) if isinstance(value, str) else value
 
 
-def begin(run: Run, data: str | None, machine: Machine, gpu: int | None = None) -> Training | None:
-    """Begins a run or goes on with it, in a session of its own: only its parent tells it to stop.
+def start(run: Run, data: str | None, machine: Machine, gpu: int | None = None) -> StartedRun | None:
+    """Starts or resumes a run, in a session of its own so that Ctrl-C reaches this program alone.
 
-    The lock is on the open log, which the process inherits: it outlives this program if that is killed, and never
+    The process inherits the lock on the open log. So the lock outlives this program if that is killed, and ends with
     the process.
 
     Returns:
-        None where the run is finished, or another comparison or a process that a killed one left carries it out.
+        None where the run is finished, or where another process is running it.
 
     Raises:
         OSError: where the disk cannot hold it, or its teacher has a result but no model here.
     """
-    if run.teacher is not None and run.teachers_model is not None and not run.teachers_model.is_dir():
+    if run.teacher is not None and run.teacher_model is not None and not run.teacher_model.is_dir():
         raise FileNotFoundError(
-            f"{run.teachers_model} is not there: remove {run.teacher.result}, so that its model is trained again"
+            f"{run.teacher_model} does not exist: remove {run.teacher.result}, so that its model is trained again"
         )
-    run.place.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     log = run.log.open("ab")
     if not _lock(log) or run.result.exists():
         log.close()
@@ -175,11 +183,11 @@ def begin(run: Run, data: str | None, machine: Machine, gpu: int | None = None) 
     log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(words)}\n".encode())
     log.flush()
     process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
-    return Training(run, process, gpu, log)
+    return StartedRun(run, process, gpu, log)
 
 
-def carried_out(run: Run) -> bool:
-    """Whether some process carries the run out now."""
+def is_running(run: Run) -> bool:
+    """Returns whether a process is running it now."""
     try:
         with run.log.open("ab") as log:
             return not _lock(log)
@@ -195,22 +203,22 @@ def _lock(log: IO[bytes]) -> bool:
     return True
 
 
-def keep(training: Training, data: str | None, machine: Machine) -> None:
-    """Writes a finished run's result file and removes its checkpoints.
+def write_result(run: Run, data: str | None, machine: Machine) -> None:
+    """Writes the result file of a finished run and removes its checkpoints.
 
     Args:
-        training: what was carried out.
-        data: as of `Run.command`.
-        machine: it was carried out on.
+        run: the run.
+        data: as for `Run.command`.
+        machine: what it used of this machine.
 
     Raises:
         OSError: where the disk cannot hold it.
         ValueError: where the run's own files are damaged.
     """
-    run = training.run
-    about = json.loads((run.place / "config.json").read_text())
-    records = [json.loads(line) for line in (run.place / "metrics.jsonl").read_text().splitlines()]
+    about = json.loads((run.folder / "config.json").read_text())
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [record for record in records if record["event"] == "epoch"]
+    given = {"seed", *(name.replace("-", "_") for name in run.options)}
     result: dict[str, Any] = {
         "preset": run.preset,
         "pair": run.pair,
@@ -221,22 +229,31 @@ def keep(training: Training, data: str | None, machine: Machine) -> None:
         "models": [model["name"] for model in about["models"]],
         "frozen": about["frozen"],
         "feature_layers": about["feature_layers"],
-        "config": about["config"],
+        # Only what the command gives: a setting that a later version removes or renames then breaks no result.
+        "config": {name: value for name, value in about["config"].items() if name in given},
         "data": about["data"],
         "versions": about["versions"],
+        "device": about["device"],
+        "processor": processor_name(),
+        "precision": "bf16" if about["config"]["mixed_precision"] == "bf16" else "fp32",
         "seconds": round(sum(epoch["seconds"] for epoch in epochs)),
         "finished": time.strftime("%Y-%m-%d"),
         "epochs": [
-            {
-                "epoch": epoch["epoch"],
-                "step": epoch["step"],
-                "accuracy": [round(value, 3) for value in epoch["accuracy"]],
-                "ensemble": round(epoch["ensemble"], 3),
-                "metrics": {key: float(f"{value:.4g}") for key, value in epoch["metrics"].items()},
-            }
-            for epoch in epochs
+            {"epoch": epoch["epoch"], "step": epoch["step"], "metrics": _rounded(epoch["metrics"])} for epoch in epochs
         ],
     }
     run.result.parent.mkdir(parents=True, exist_ok=True)
-    write_text(run.result, json.dumps(result, separators=(",", ":")) + "\n")
-    shutil.rmtree(run.place / "checkpoints", ignore_errors=True)
+    with atomic_file(run.result) as temporary:
+        temporary.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+
+
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Rounds evaluated accuracies to 0.001 %, so that single images still count, and other figures to four digits."""
+
+    def rounded(name: str, value: float) -> float:
+        if isinstance(value, int):
+            return value
+        return round(value, 3) if name.startswith("eval/accuracy/") else float(f"{value:.4g}")
+
+    return {name: rounded(name, value) for name, value in metrics.items()}

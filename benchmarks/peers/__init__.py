@@ -1,1 +1,1 @@
-"""What a user would write or install in this package's place, for comparison: plain code, none of it tuned."""
+"""What a user would write or install instead of this package, for comparison: plain code, none of it tuned."""

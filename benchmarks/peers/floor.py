@@ -1,7 +1,7 @@
-"""The least that the exact method costs: one forward and two backward passes of every model, both optimisers.
+"""The lower bound of the exact method's cost: one forward and two backward passes of every model, both optimisers.
 
-No discriminator, no distillation term, no metric: the adversarial gradient is stood in for by that of the mean of the
-map, which costs the models the same.
+It has no discriminator, no distillation term and no metric. The gradient of the map's mean replaces the adversarial
+gradient: it costs the models the same.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 
 class Floor:
-    """Two gradients of one forward pass per model.
+    """Takes two gradients of one forward pass per model.
 
     Args:
-        models: to train; each gives logits and its map (batch, channels, height, width).
-        extractors: per model the parameters that its map comes from.
+        models: those to train; each gives logits and its map (batch, channels, height, width).
+        extractors: for each model the parameters that its map depends on.
         precision: `bf16` runs the forward passes under autocast.
-        batched: both gradients are taken in one backward pass that torch vectorises.
+        batched: take both gradients in one backward pass that torch vectorises.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Floor:
         self.adam = torch.optim.Adam([p for own in extractors for p in own], lr=2e-5, weight_decay=0.1, fused=True)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update of every model."""
+        """Updates every model once."""
         seconds = []
         for model, parameters, extractor in zip(self.models, self.parameters, self.extractors, strict=True):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):

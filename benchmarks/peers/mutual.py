@@ -1,4 +1,4 @@
-"""`pytorch-dml` from PyPI: its own trainer for deep mutual learning, on batches that are ready in memory."""
+"""`pytorch-dml` from PyPI: its trainer for deep mutual learning, on a batch that is ready in memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class MutualLearning:
-    """One epoch of its `DMLTrainer` over a list of one batch is one update.
+    """Runs one epoch of its `DMLTrainer` over a list of one batch as one update.
 
     Args:
-        models: to train.
-        optimizers: one per model; None takes its default, Adam.
+        models: those to train.
+        optimizers: one per model; None uses its default, Adam.
     """
 
     def __init__(self, models: Sequence[nn.Module], optimizers: list[torch.optim.Optimizer] | None) -> None:
@@ -24,6 +24,6 @@ class MutualLearning:
         self.trainer = DMLTrainer(list(models), device=str(next(models[0].parameters()).device), optimizers=optimizers)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update of every model, without what it prints."""
+        """Updates every model once, without printing."""
         with contextlib.redirect_stderr(io.StringIO()):
             self.trainer.train_epoch([(images, labels)], epoch=1)

@@ -1,4 +1,4 @@
-"""Every model trained alone: the price of no distillation at all."""
+"""Every model trained alone: the cost without distillation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class PlainTraining:
-    """Cross-entropy and SGD for each model by itself, in one program.
+    """Minimises the cross-entropy of each model by itself, with SGD, in one program.
 
     Args:
-        models: to train.
+        models: those to train.
         precision: `bf16` runs the forward passes under autocast.
     """
 
@@ -25,7 +25,7 @@ class PlainTraining:
         ]
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update of every model."""
+        """Updates every model once."""
         for model, optimizer in zip(self.models, self.optimizers, strict=True):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
                 logits = model(images)

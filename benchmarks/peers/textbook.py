@@ -1,4 +1,4 @@
-"""The method as a textbook loop: two forward passes per model and batch, losses read in every step."""
+"""The method as a textbook loop: two forward passes per model and batch, and every loss is read in every step."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class TextbookLoop:
     """Online adversarial distillation of a pair, written plainly.
 
     Args:
-        models: two; each gives logits and its map (batch, channels, height, width).
-        extractors: per model the parameters that its map comes from.
-        transfers: per model what brings its map into its peer's space.
-        discriminators: per model the one that it has to fool.
+        models: two; each gives logits and its feature map (batch, channels, height, width).
+        extractors: for each model the parameters that its map depends on.
+        transfers: for each model the layer that brings its map into its peer's space.
+        discriminators: for each model the discriminator that it must fool.
         precision: `bf16` runs the forward passes under autocast.
     """
 
@@ -32,47 +32,45 @@ class TextbookLoop:
     ) -> None:
         self.models, self.transfers, self.discriminators = models, transfers, discriminators
         self.bf16 = precision == "bf16"
-        self.sgd = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for one in models]
-        self.adam = [
+        self.logit_sgd = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4) for one in models]
+        self.feature_adam = [
             torch.optim.Adam([*extractor, *transfer.parameters()], lr=2e-5, weight_decay=0.1)
             for extractor, transfer in zip(extractors, transfers, strict=True)
         ]
-        self.judges = [torch.optim.Adam(one.parameters(), lr=2e-5, weight_decay=0.1) for one in discriminators]
+        self.discriminator_adam = [
+            torch.optim.Adam(one.parameters(), lr=2e-5, weight_decay=0.1) for one in discriminators
+        ]
         self.history: list[float] = []
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One update of both models and discriminators."""
+        """Updates both models and both discriminators once."""
         autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16)
         with autocast:
             logits = [model(images)[0].float() for model in self.models]
-        for learner in (0, 1):
+        for learner, source in ((0, 1), (1, 0)):
             loss = F.cross_entropy(logits[learner], labels)
             loss = loss + TEMPERATURE**2 * F.kl_div(
                 F.log_softmax(logits[learner] / TEMPERATURE, dim=1),
-                F.softmax(logits[1 - learner].detach() / TEMPERATURE, dim=1),
+                F.softmax(logits[source].detach() / TEMPERATURE, dim=1),
                 reduction="batchmean",
             )
-            self.sgd[learner].zero_grad()
-            loss.backward()
-            self.sgd[learner].step()
-            self.history.append(loss.item())
+            self._minimise(loss, self.logit_sgd[learner])
         with autocast:
             maps = [model(images)[1] for model in self.models]
-        for learner in (0, 1):
+        for learner, source in ((0, 1), (1, 0)):
+            discriminator = self.discriminators[learner]
             with autocast:
-                fake = self.transfers[learner](maps[learner])
-                real = maps[1 - learner].detach()
-                judged_real = self.discriminators[learner](real)
-                judged_fake = self.discriminators[learner](fake.detach())
-            loss = (1 - judged_real).square().mean() + judged_fake.square().mean()
-            self.judges[learner].zero_grad()
-            loss.backward()
-            self.judges[learner].step()
-            self.history.append(loss.item())
+                fake, real = self.transfers[learner](maps[learner]), maps[source].detach()
+                d_real, d_fake = discriminator(real), discriminator(fake.detach())
+            loss = (1 - d_real).square().mean() + d_fake.square().mean()
+            self._minimise(loss, self.discriminator_adam[learner])
             with autocast:
-                answer = self.discriminators[learner](fake)
-            loss = (1 - answer).square().mean()
-            self.adam[learner].zero_grad()
-            loss.backward()
-            self.adam[learner].step()
-            self.history.append(loss.item())
+                d_fake = discriminator(fake)
+            loss = (1 - d_fake).square().mean()
+            self._minimise(loss, self.feature_adam[learner])
+
+    def _minimise(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        self.history.append(loss.item())

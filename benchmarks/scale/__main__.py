@@ -1,10 +1,10 @@
-"""What more models and more processes cost.
+"""Measures how the cost of an update grows with the number of models and of processes.
 
     python -m benchmarks.scale --json benchmarks/results/scale.json
 
-Models: a cycle of 2 to 8, time of one update divided by their number, on the clock of the processor with one thread.
-Processes: one with two threads, then two and three on gloo with one thread each, in wall time; and how long the first
-exchange of gradients ran while the second backward pass did, from a profile. Run it on a machine at rest.
+Models: cycles of 2 to 8, the time of one update divided by their number, in processor time with one thread.
+Processes: one with two threads, then one, two and three on gloo with one thread each, in wall time; a profile shows how
+long the first exchange of gradients runs beside the second backward pass. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.processor import fast_precision, instructions, processor_name
 from benchmarks.scale.model import prediction
 from benchmarks.scale.worker import BATCH, measure_models
 from feature_gan_kd.utils.memory import keep_freed_memory
@@ -33,18 +34,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("networks", "processes"), help="one of the two [both]")
+    parser.add_argument("--only", choices=("models", "processes"), help="one of the two [both]")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds [5]")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     earlier = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
-    results: dict[str, Any] = {**earlier, "torch": torch.__version__}
+    machine = {"processor": processor_name(), "instructions": instructions(), "precision": fast_precision()}
+    if options.only and earlier and earlier.get("machine") != machine:
+        parser.error(f"--only: {options.json} has figures of another machine: measure both, without --only")
+    results: dict[str, Any] = {**earlier, "torch": torch.__version__, "machine": machine}
     if options.only != "processes":
         torch.set_num_threads(1)
         keep_freed_memory()  # as `feature-gan-kd train` does
-        results["networks"] = {str(k): one for k, one in measure_models(COUNTS, options.rounds).items()}
-        print(models_table(results["networks"]))
-    if options.only != "networks":
+        results["models"] = {str(k): one for k, one in measure_models(COUNTS, options.rounds).items()}
+        print(models_table(results["models"]))
+    if options.only != "models":
         runs: dict[str, list[dict[str, float]]] = {"1x2": [], "1x1": [], "2x1": [], "3x1": []}
         for _ in range(options.rounds):
             for name, measured in runs.items():
@@ -57,7 +61,7 @@ def main() -> None:
 
 
 def launch(processes: int, threads: int) -> dict[str, float]:
-    """What the first of so many processes measured."""
+    """Starts several processes, and returns what the first of them measured."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--master_port", str(29_600 + int(time.time()) % 300), "-m", "benchmarks.scale.worker"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "ACCELERATE_USE_CPU": "1"}
@@ -67,7 +71,7 @@ def launch(processes: int, threads: int) -> dict[str, float]:
 
 
 def models_table(models: dict[str, list[float]]) -> str:
-    """Time of one update, and that by model."""
+    """Returns the table of the time of one update, as a whole and per model."""
     lines = ["| models in the cycle | ms per update | ms per model | against 2 |", "|---|---|---|---|"]
     base = statistics.median(models["2"]) / 2
     for count, seconds in models.items():
@@ -77,7 +81,7 @@ def models_table(models: dict[str, list[float]]) -> str:
 
 
 def processes_table(runs: dict[str, list[dict[str, float]]]) -> str:
-    """Throughput of the same global batch, and what the model of docs/scaling.md says."""
+    """Returns the table of throughput with one global batch, beside what the model of docs/scaling.md predicts."""
     medians = {name: {key: statistics.median(one[key] for one in runs[name]) for key in runs[name][0]} for name in runs}
     base = medians["1x2"]["step"]
     lines = [
@@ -87,10 +91,10 @@ def processes_table(runs: dict[str, list[dict[str, float]]]) -> str:
     ]
     for name, one in medians.items():
         count = int(name.split("x")[0])
-        said = f"{1e3 * prediction(medians['1x1'], medians['1x2'], one, count):.1f}" if name != "1x2" else "-"
+        model = f"{1e3 * prediction(medians['1x1'], medians['1x2'], one, count):.1f}" if name != "1x2" else "-"
         overlap = f"{one['overlapped'] / one['first exchange']:.0%}" if count > 1 else "-"
         lines.append(
-            f"| {name} | {1e3 * one['step']:.1f} | {BATCH / one['step']:.0f} | {base / one['step']:.2f} | {said} | "
+            f"| {name} | {1e3 * one['step']:.1f} | {BATCH / one['step']:.0f} | {base / one['step']:.2f} | {model} | "
             f"{one['bytes'] / 1e6:.2f} | {overlap} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The time of an update by the number of devices: computation, two reductions of known bytes, their overlap."""
+"""A model of the time of an update on several devices: computation, two reductions of known size, their overlap."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def step_seconds(
     bandwidth: float,
     wait: float,
 ) -> float:
-    """Seconds of an update on so many devices that divide one batch.
+    """Predicts the seconds of an update on several devices that divide one batch.
 
-    A ring exchanges 2 (n - 1) / n of the bytes through every link, in 2 (n - 1) hops. The first exchange, of the logit
-    gradients, runs while the second backward pass does; the second one, of the feature gradients, is waited for.
+    A ring exchanges 2 (n - 1) / n of the bytes over every line, in 2 (n - 1) hops. The first exchange, of the logit
+    gradients, runs beside the second backward pass; the update waits for the second one, of the feature gradients.
 
     Args:
         devices: n.
-        forward_and_first: seconds of forward and first backward pass of the whole batch on one device.
-        second: seconds of the second backward pass, likewise.
+        forward_and_first: seconds of the forward and the first backward pass of the whole batch on one device.
+        second: seconds of the second backward pass of the whole batch on one device.
         fixed: seconds that do not depend on the batch: optimisers, launches.
-        megabytes: of one kind of gradient.
-        bandwidth: of a link in MB/s.
+        megabytes: size of the gradients of one loss.
+        bandwidth: of one line in MB/s.
         wait: seconds of one hop.
     """
     exchange = 0.0 if devices == 1 else 2 * (devices - 1) / devices * megabytes / bandwidth + 2 * (devices - 1) * wait
@@ -36,13 +36,13 @@ def step_seconds(
 def prediction(
     alone: Mapping[str, float], two_threads: Mapping[str, float], several: Mapping[str, float], processes: int
 ) -> float:
-    """What the model says of processes that share this machine's two cores.
+    """Predicts the seconds of an update of several processes that share this machine's two cores.
 
     Args:
-        alone: what one process with one thread measured.
-        two_threads: what one with two did: how much slower a core is while the other one works.
-        several: what the processes measured, of which the bare exchange's seconds are taken.
-        processes: their number; those beyond two take turns.
+        alone: figures of one process with one thread.
+        two_threads: figures of one process with two threads: how much slower a core is while the other works.
+        several: figures of the processes, of which the seconds of the bare exchange are used.
+        processes: their number; more than two take turns.
     """
     slower = max(1.0, 2 * two_threads["step"] / alone["step"]) if processes > 1 else 1.0
     turns = slower * max(1.0, processes / 2)

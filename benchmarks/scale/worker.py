@@ -1,10 +1,10 @@
-"""One of several processes that measure the update of a pair; or one alone that measures cycles of models."""
+"""One of several processes that time the update of a pair; or a single one that times cycles of models."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.processor import fast_precision, mixed_precision
+from benchmarks.speed.rows import feature_losses
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.distributed.collectives import all_reduce_async, all_reduce_sum, process_index, world_size
+from feature_gan_kd.distributed.collectives import all_reduce_async, all_reduce_sum, rank, world_size
 from feature_gan_kd.utils.memory import keep_freed_memory
 
 BATCH = 96
@@ -21,22 +23,25 @@ UPDATES = 4
 
 
 def distiller(count: int) -> OnlineAdversarialDistiller:
-    """A cycle of so many small ResNets."""
+    """Builds a cycle of `count` small ResNets."""
     return OnlineAdversarialDistiller(
-        ["cifar_resnet14"] * count, num_classes=100, image_size=32, mixed_precision="bf16"
+        ["cifar_resnet14"] * count,
+        num_classes=100,
+        image_size=32,
+        mixed_precision=mixed_precision(fast_precision()),
     )
 
 
-def images(count: int) -> tuple[Tensor, Tensor]:
-    """Noise with labels."""
-    generator = torch.Generator().manual_seed(process_index())
+def noise(count: int) -> tuple[Tensor, Tensor]:
+    """Returns `count` images of noise with labels."""
+    generator = torch.Generator().manual_seed(rank())
     return torch.randn(count, 3, 32, 32, generator=generator), torch.randint(0, 100, (count,), generator=generator)
 
 
 def measure_models(counts: Sequence[int], rounds: int) -> dict[int, list[float]]:
-    """Processor seconds of one update by number of models, one figure per round; they take turns."""
+    """Times one update by number of models, in processor seconds, one figure per round; they take turns."""
     built = {count: distiller(count) for count in counts}
-    batch = images(64)
+    batch = noise(64)
     for one in built.values():
         one.training_step(*batch)
     seconds: dict[int, list[float]] = {count: [] for count in counts}
@@ -49,43 +54,51 @@ def measure_models(counts: Sequence[int], rounds: int) -> dict[int, list[float]]
 
 
 def measure() -> dict[str, float]:
-    """Seconds of one update and of its parts, and how far the first exchange ran beside the second backward pass."""
+    """Times an update and its parts, in seconds, and profiles how far the first exchange is hidden."""
     built = distiller(2)
     step = built.step
     assert step.feature_group is not None
-    batch = images(BATCH // world_size())
+    assert step.discriminator_group is not None
+    groups = (step.logit_group, step.feature_group, step.discriminator_group)
+    batch = noise(BATCH // world_size())
     for _ in range(2):
         built.training_step(*batch)
     found = {"step": _seconds(lambda: built.training_step(*batch))}
-    gradients: dict[str, list[Tensor | None]] = {}
-    marks: dict[str, float] = {}
-
-    def keep(kind: str, values: list[Tensor | None]) -> None:
-        gradients[kind] = values
-        marks[kind] = time.perf_counter()
-
-    step.gradients(*batch, torch.tensor(float(BATCH)), keep)
-    found["second"] = marks["feature"] - marks["logit"]
-    metrics = {"loss": torch.zeros(())}
-    found["fixed"] = _seconds(lambda: step.apply(dict(gradients), metrics))
-    moved = {kind: sum(one.nbytes for one in values if one is not None) for kind, values in gradients.items()}
-    found["bytes"] = float(sum(moved.values()))
-    found["bare exchange"] = _seconds(lambda: all_reduce_async(gradients["logit"])())
-    all_reduce_sum(torch.zeros(1))
+    found["second"] = _second_backward(built, batch[0])
+    for parameter in (one for group in groups for one in group.parameters):
+        parameter.grad = torch.zeros_like(parameter)
+    found["fixed"] = _seconds(lambda: [group.optimizer.step() for group in groups])
+    for parameter in (one for group in groups for one in group.parameters):
+        parameter.grad = None
+    gradients: list[Tensor | None] = [torch.zeros_like(parameter) for parameter in step.logit_group.parameters]
+    found["bytes"] = float(sum(one.nbytes for group in groups for one in group.parameters))
+    found["bare exchange"] = _seconds(lambda: all_reduce_async(gradients)())
+    all_reduce_sum(torch.zeros(1))  # waits for the others, so that all profile the same update
     if world_size() > 1:
         found |= _overlap(built, batch)
     return found
 
 
-def _seconds(work: object) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     for _ in range(UPDATES):
-        work()  # type: ignore[operator]
+        work()
     return (time.perf_counter() - began) / UPDATES
 
 
+def _second_backward(built: OnlineAdversarialDistiller, images: Tensor) -> float:
+    """Times the backward pass of the feature loss."""
+    step = built.step
+    assert step.feature_group is not None
+    with step.autocast():
+        loss, _ = feature_losses(step, [model(images)[1] for model in step.models])
+    began = time.perf_counter()
+    torch.autograd.grad(loss, step.feature_group.parameters, allow_unused=True)
+    return time.perf_counter() - began
+
+
 def _overlap(built: OnlineAdversarialDistiller, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """From a profile of one update: seconds of the exchange of logit gradients, and of those while a backward ran."""
+    """Profiles one update: the seconds of the exchange of logit gradients, and those beside a backward pass."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
         built.training_step(*batch)
     with TemporaryDirectory() as folder:
@@ -105,7 +118,7 @@ def _overlap(built: OnlineAdversarialDistiller, batch: tuple[Tensor, Tensor]) ->
 if __name__ == "__main__":
     keep_freed_memory()
     result = measure()
-    if process_index() == 0:
+    if rank() == 0:
         print(json.dumps(result))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

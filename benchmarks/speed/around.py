@@ -1,4 +1,4 @@
-"""What stands around an update: the input pipeline, and `fit` from end to end beside the bare step."""
+"""The work around an update: the input pipeline, and `fit` from end to end beside the bare step."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.training.callbacks import Callback
 
 UPDATES = 8
-"""Of `fit` in one round, and of the bare step after them."""
+"""Number of updates of `fit` in one round, and of bare steps after them."""
 
 
-class TakingTurns(Callback):
+class FitAndBareTimer(Callback):
     """Times stretches of a running `fit`, and after each one as many bare steps of the same distiller."""
 
     def __init__(self, built: OnlineAdversarialDistiller, case: Case) -> None:
@@ -26,7 +26,7 @@ class TakingTurns(Callback):
         self.began = 0.0
 
     def on_step(self, step: int) -> None:
-        """After every update."""
+        """Times the stretch that ends with this update, if one does."""
         if step % UPDATES:
             return
         reached = now(self.case)
@@ -37,22 +37,22 @@ class TakingTurns(Callback):
 
 
 def fit_and_bare(case: Case, rounds: int) -> dict[str, list[float]]:
-    """Seconds of one update by round: through `fit` (reading, augmentation, schedules, records), and bare.
+    """Times one update by round, in seconds: in `fit` (with reading, augmentation, schedules and records), and bare.
 
-    Evaluations and checkpoints are not among them.
+    Evaluations and checkpoints are not included.
     """
     data = {
         "train": noise(case.batch * UPDATES * (rounds + 1), case.image_size),
         "test": noise(CLASSES, case.image_size),
     }
     built = distiller(case, method="afd", epochs=1, batch_size=case.batch, log_every_steps=UPDATES)
-    turns = TakingTurns(built, case)
-    built.fit(datasets.DatasetDict(data), callbacks=[turns])
-    return turns.seconds
+    timer = FitAndBareTimer(built, case)
+    built.fit(datasets.DatasetDict(data), callbacks=[timer])
+    return timer.seconds
 
 
 def noise(count: int, size: int) -> datasets.Dataset:
-    """So many images with labels."""
+    """Returns a data set of `count` images of noise with labels."""
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(k) for k in range(CLASSES)])}
     )
@@ -61,7 +61,7 @@ def noise(count: int, size: int) -> datasets.Dataset:
 
 
 def input_rate(case: Case) -> float:
-    """Images/s of one epoch of 32x32 images in memory: order, crop, flip, normalisation."""
+    """Measures images/s of one epoch of 32x32 images in memory: order, crop, flip and normalisation."""
     pixels = torch.randint(0, 256, (50_000, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = MemoryImages(pixels, torch.arange(50_000) % CLASSES, CropFlip(4, flip=True))
 

@@ -1,4 +1,4 @@
-"""Seconds of a piece of work on a device, and what the device reaches at most."""
+"""Times work on a device, and measures the most that the device reaches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from benchmarks.speed.rows import Case, distiller
 
 
 def now(case: Case) -> float:
-    """Seconds on the case's clock, once the device has done what it was given."""
+    """Returns the seconds of the case's clock, after the device has finished its work."""
     if case.device == "cuda":
         torch.cuda.synchronize()
     return time.process_time() if case.clock == "processor" else time.perf_counter()
 
 
 def timed(work: Callable[[], object], repeats: int, case: Case) -> float:
-    """Mean seconds of one of so many repetitions."""
+    """Returns the mean seconds of one of several repetitions."""
     began = now(case)
     for _ in range(repeats):
         work()
@@ -27,7 +27,7 @@ def timed(work: Callable[[], object], repeats: int, case: Case) -> float:
 
 
 def roof(case: Case, seconds: float) -> dict[str, float]:
-    """FLOP/s in exact updates of so many seconds (`step`), in a large product (`matrices`), and their `share`."""
+    """Measures FLOP/s of an update of `seconds` (`step`) and of a large product (`matrices`), and their `share`."""
     step, batch = distiller(case, method="afd").training_step, case.images()
     with FlopCounterMode(display=False) as counter:
         step(*batch)

@@ -1,4 +1,4 @@
-"""A training loop of one's own: `training_step` is the whole update of models, discriminators and transfer layers."""
+"""Your own training loop: `training_step` updates the models, the discriminators and the transfer layers."""
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -11,11 +11,11 @@ distiller = OnlineAdversarialDistiller(["test_resnet", "test_vit"], num_classes=
 
 for epoch in range(3):
     for images, labels in DataLoader(data, batch_size=32, shuffle=True):
-        metrics = distiller.training_step(images, labels)  # tensors on the device: reading them waits for it
+        metrics = distiller.training_step(images, labels)  # tensors on the device: `float()` waits for it
     print(epoch, {name: round(float(value), 3) for name, value in metrics.items()})
 
-# The models are plain modules: evaluate, save or schedule them as you are used to. Learning rates are those of
-# `distiller.step.updates[KIND].optimizer`; `fit` schedules them, a loop of one's own has to.
+# The models are plain modules: evaluate and save them as usual. In your own loop the learning rates stay as they are,
+# unless you change them in `distiller.step.updates[KIND].optimizer`. `fit` schedules them for you.
 with torch.no_grad():
     logits = distiller.models[0].eval()(data.tensors[0])
 print(logits.shape)

@@ -1,4 +1,4 @@
-"""A module of one's own as a peer of a timm model."""
+"""Your own module learns together with a timm model."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from feature_gan_kd import OnlineAdversarialDistiller
 
 
 class SmallModel(nn.Module):
-    """Any module that takes images and gives logits; its last map before pooling is found by itself."""
+    """Any module that maps images to logits. Its last feature map before pooling is found automatically."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -25,9 +25,9 @@ distiller = OnlineAdversarialDistiller([mine, "test_resnet"], num_classes=10, im
 print(distiller.summary())
 distiller.fit(epochs=1, output_dir="runs/own-module")
 
-# The same object, trained: no wrapper around it, no hook left in it, no key added to its state.
+# `mine` itself is trained. It has no wrapper, no hook and no additional key in its state.
 print(distiller.models[0] is mine, sorted(mine.state_dict())[:2])
 
-# A checkpoint holds weights, not code: to go on from one, the module is given again.
+# A checkpoint holds weights, not code: pass the module again when you load one.
 distiller.save_checkpoint("checkpoint")
 again = OnlineAdversarialDistiller.from_checkpoint("checkpoint", models=[SmallModel(10), distiller.models[1]])

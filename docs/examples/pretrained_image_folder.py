@@ -1,8 +1,8 @@
-"""Two pretrained models learn from each other on an image folder of one's own, and are published.
+"""Two pretrained models learn from each other on your own image folder, and are published.
 
-An image folder is `FOLDER/train/CLASS/*.png` and, where there are images to test on, `FOLDER/test/CLASS/*.png`.
-This file draws one, and trains two small models on the bundled digits to have pretrained ones; with your own images
-and models of the hub the second part is all you need.
+An image folder is `FOLDER/train/CLASS/*.png` and, if you have images to evaluate on, `FOLDER/test/CLASS/*.png`.
+The first part of this file only prepares an example: it draws such a folder, and trains two small models on the bundled
+digits as pretrained models. With your own images and models of the hub you need only the second part.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from feature_gan_kd import OnlineAdversarialDistiller
 
-# A folder of images: circles, squares and lines of any colour.
+# Part 1: draw a folder of circles, squares and lines.
 rng = np.random.default_rng(0)
 for split, count in (("train", 24), ("test", 8)):
     for shape in ("circle", "line", "square"):
@@ -27,19 +27,19 @@ for split, count in (("train", 24), ("test", 8)):
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
 
-# Two trained models, published as folders.
+# Train two models and publish them as folders.
 first = OnlineAdversarialDistiller(["test_resnet", "test_vit"], num_classes=10, image_size=32, lr=0.02)
 first.fit(epochs=1)
 teachers = first.save_pretrained("pretrained", license="cc-by-4.0")
 
-# Their weights, with a new classifier for the folder's classes. `hf-hub:owner/name` takes a model of the hub, and a
-# plain timm name its weights there.
+# Part 2: start from their weights, with a new classifier for the classes of the folder. `hf-hub:owner/name` loads a
+# model of the hub, and a plain timm name loads timm's weights.
 distiller = OnlineAdversarialDistiller(
     [f"local-dir:{folder}" for folder in teachers], num_classes=3, pretrained=True, batch_size=24, lr=0.02
 )
 history = distiller.fit("shapes", epochs=3, output_dir="runs/shapes")
 published = distiller.save_pretrained("published")
 
-# What plain timm makes of the first of them.
+# Plain timm loads the result.
 model = timm.create_model(f"local-dir:{published[0]}", pretrained=True)
 print(history.last["accuracy"], model.num_classes, model.pretrained_cfg["label_names"])

@@ -1,4 +1,4 @@
-"""A run that is stopped goes on to the very same weights."""
+"""A stopped run resumes and ends with the same weights as a run that was never stopped."""
 
 import signal
 
@@ -8,7 +8,7 @@ from feature_gan_kd import Callback, Interrupted, OnlineAdversarialDistiller
 
 
 class Stop(Callback):
-    """Sends SIGTERM, as a scheduler does, after some update: here in the middle of the second epoch."""
+    """Sends SIGTERM, as a scheduler does, in the middle of the second epoch."""
 
     def on_step(self, step: int) -> None:
         """After every update."""
@@ -17,7 +17,7 @@ class Stop(Callback):
 
 
 def build() -> OnlineAdversarialDistiller:
-    """The same models and settings each time."""
+    """Builds the same models with the same settings each time."""
     return OnlineAdversarialDistiller(
         ["test_resnet", "test_vit"], num_classes=10, image_size=32, max_train_samples=96, batch_size=32, epochs=2
     )
@@ -25,12 +25,12 @@ def build() -> OnlineAdversarialDistiller:
 
 try:
     build().fit(output_dir="runs/stopped", callbacks=[Stop()])
-except Interrupted as stop:  # a KeyboardInterrupt; the command line ends with 128 + its signal
+except Interrupted as stop:  # a KeyboardInterrupt; the command line exits with 128 + the signal's number
     print(stop)
 
 resumed = build()
 resumed.fit(output_dir="runs/stopped", resume=True)
-undisturbed = build()
-undisturbed.fit(output_dir="runs/undisturbed")
-pairs = zip(resumed.models, undisturbed.models, strict=True)
+uninterrupted = build()
+uninterrupted.fit(output_dir="runs/uninterrupted")
+pairs = zip(resumed.models, uninterrupted.models, strict=True)
 print(all(torch.equal(a, b) for one, other in pairs for a, b in zip(one.parameters(), other.parameters(), strict=True)))

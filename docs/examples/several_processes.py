@@ -1,9 +1,9 @@
-"""One run on several GPUs: the same lines, started by Accelerate.
+"""One run on several GPUs: the same script, started by Accelerate.
 
 accelerate launch --multi_gpu --num_processes 2 several_processes.py
 
-`batch_size` is that of one update over all processes: with more of them each takes a smaller share, and the losses and
-weights stay those of one process, up to rounding.
+`batch_size` counts the images of one update over all processes. With more processes each one takes a smaller share, and
+the losses and weights stay the same, up to rounding.
 """
 
 import torch
@@ -15,7 +15,7 @@ distiller = OnlineAdversarialDistiller(
     num_classes=10,
     image_size=32,
     max_train_samples=128,
-    sync_batchnorm=True,  # models with batch normalisation: statistics of the whole batch
+    sync_batchnorm=True,  # batch normalisation uses the statistics of the whole batch
 )
 history = distiller.fit(epochs=1, batch_size=64, output_dir="runs/several-processes")
 

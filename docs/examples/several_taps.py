@@ -1,8 +1,9 @@
-"""Maps taken at several layers: each edge then has a discriminator per layer."""
+"""Feature maps of several layers: each edge has one discriminator per layer."""
 
 from feature_gan_kd import OnlineAdversarialDistiller
 
-# For every model: stages by number, -1 the last. `distiller.summary()` or `feature-gan-kd inspect` show the outcome.
+# The same stages in every model, by number; -1 is the last. `distiller.summary()` and `feature-gan-kd inspect` show the
+# result.
 distiller = OnlineAdversarialDistiller(
     ["test_resnet", "test_efficientnet"],
     num_classes=10,
@@ -13,7 +14,7 @@ distiller = OnlineAdversarialDistiller(
 print(distiller.summary())
 distiller.fit(epochs=1, output_dir="runs/taps")
 
-# For each model its own: layers by the names of `named_modules()`, or stages; as many for each.
+# Different layers for each model: names from `named_modules()`, or stage numbers. Each model needs the same number.
 named = OnlineAdversarialDistiller(
     ["test_resnet", "test_vit"], num_classes=10, image_size=32, feature_layers={0: ["layer3", "layer4"], 1: [3, -1]}
 )

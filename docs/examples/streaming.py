@@ -1,9 +1,9 @@
-"""A data set that is read as a stream: no copy on the disk, no images held.
+"""A streamed data set: nothing is copied to the disk, and no images are held in memory.
 
-`datasets.load_dataset(NAME, streaming=True)` opens one of the hub, and `fit(NAME, streaming=True)` does so itself. Here
-the bundled digits are written as four files first, which are then the stream's shards: each process reads its own
-(`accelerate launch` as in several_processes.py). A run that is stopped goes on with the very next image; what came
-before it in that epoch is read again, but not decoded.
+`datasets.load_dataset(NAME, streaming=True)` opens a data set of the hub; the setting `streaming=True` does the same.
+This file first writes the bundled digits as four files, the shards of the stream. With several processes (`accelerate
+launch`, as in several_processes.py) each process reads its own shards. A stopped run resumes with the next image. The
+images before it in that epoch are read again, but not decoded.
 """
 
 import signal
@@ -36,8 +36,9 @@ class Stop(Callback):
 
 
 def run(*callbacks: Callback) -> History:
-    """Begins the run, or goes on with it."""
-    # Files do not say how many images they hold, as data sets of the hub do: an epoch is `max_train_samples` images.
+    """Starts the run, or resumes it."""
+    # Files do not say how many images they hold, so `max_train_samples` sets the length of an epoch. Data sets of the
+    # hub do say it.
     distiller = OnlineAdversarialDistiller(
         ["test_resnet", "test_vit"], num_classes=10, image_size=32, max_train_samples=256, max_eval_samples=100
     )

@@ -1,4 +1,4 @@
-"""Two models that teach each other, in three lines; without data they train on the bundled digits."""
+"""Train two models together and publish them, in three lines. Without data, `fit` uses the bundled digits."""
 
 from feature_gan_kd import OnlineAdversarialDistiller
 

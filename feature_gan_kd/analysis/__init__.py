@@ -1,1 +1,1 @@
-"""Looking at models: wiring, cost, similarity, Grad-CAM."""
+"""Looking at models: topology, connections, cost, similarity of feature maps, Grad-CAM."""

@@ -1,4 +1,4 @@
-"""What a wiring costs, counted without training: FLOPs, and the memory of a step."""
+"""Counts what an update costs, without training: FLOPs and memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from feature_gan_kd.analysis.summary import table
+from feature_gan_kd.analysis.summary import align_columns
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.models.taps import TappedModel, evaluating
 
-# Float32 numbers that a trained parameter needs beside itself: the gradient of the logit loss and SGD's momentum;
+# Float32 numbers that each trained parameter needs besides itself: the gradient of the logit loss and SGD's momentum;
 # in an extractor also the gradient of the feature loss and Adam's two averages.
 _BESIDE_LOGIT, _BESIDE_FEATURE = 2, 3
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image through one part.
+    """What one image costs in one part of an update.
 
     Attributes:
         flops: floating-point operations of a forward pass (a multiplication and an addition are two).
@@ -36,33 +36,33 @@ class Cost:
 
 
 def model_cost(model: TappedModel, images: Tensor) -> Cost:
-    """The cost of a model, measured on `images` (batch, channels, height, width), best on the meta device."""
-    return _measure(model, images)
+    """Measures the cost of a model on `images` (batch, channels, height, width), best on the meta device."""
+    return _measure_cost(model, images)
 
 
 def connection_cost(connection: Connection, device: torch.device) -> Cost:
-    """The cost of a transfer layer and a discriminator that is asked twice, for the real and for the fake map."""
+    """Measures the cost of a transfer layer and of a discriminator's two passes, on the real and on the fake map."""
     learner, source = (
         torch.zeros(2, *shape, device=device) for shape in (connection.learner_shape, connection.source_shape)
     )
 
     class ConnectionPass(nn.Module):
-        """What an update asks of a link."""
+        """The passes of one update through a connection."""
 
         def __init__(self) -> None:
             super().__init__()
             self.connection = connection
 
         def forward(self, learner_map: Tensor) -> Any:
-            """Answers to the fake and to the real map."""
+            """The discriminator's outputs for the fake and the real map."""
             fake, real = self.connection.maps(learner_map, source)
-            judge = self.connection.discriminator
-            return fake if judge is None else (judge(fake), judge(real))
+            discriminator = self.connection.discriminator
+            return fake if discriminator is None else (discriminator(fake), discriminator(real))
 
-    return _measure(ConnectionPass(), learner)
+    return _measure_cost(ConnectionPass(), learner)
 
 
-def price_list(
+def cost_table(
     names: Sequence[str],
     models: Sequence[TappedModel],
     connections: Sequence[Connection],
@@ -70,41 +70,49 @@ def price_list(
     images: Tensor,
     batch_size: int,
 ) -> str:
-    """A table of what a step costs.
+    """Formats a table of what an update costs.
 
     Args:
         names: of the models.
         models: with their taps.
-        links: transfers and discriminators.
-        extractors: per model the parameters that its maps come from.
+        connections: transfer layers and discriminators.
+        extractors: for each model the parameters of its extractor.
         images: (batch, channels, height, width) on the models' device.
         batch_size: images of one update, for the memory.
     """
     costs = [model_cost(model, images) for model in models]
     connection_costs = [connection_cost(connection, images.device) for connection in connections]
     forward = sum(cost.flops for cost in costs)
+
+    def row(title: str, cost: Cost, share: str) -> tuple[str, str, str, str]:
+        return title, _format_flops(cost.flops), share, _format_bytes(cost.activations * batch_size)
+
     rows = [("cost", "forward FLOPs an image", "of the models'", f"activations at batch {batch_size}")]
-    for k, cost in enumerate(costs):
-        rows.append((f"{names[k]} ({k})", _flops(cost.flops), "", _bytes(cost.activations * batch_size)))
+    rows += [row(f"{names[k]} ({k})", cost, "") for k, cost in enumerate(costs)]
     for connection, cost in zip(connections, connection_costs, strict=True):
-        share = f"{100 * cost.flops / forward:.2f} %"
-        rows.append((f"connection {connection.edge}", _flops(cost.flops), share, _bytes(cost.activations * batch_size)))
+        rows.append(row(f"connection {connection.edge}", cost, f"{100 * cost.flops / forward:.2f} %"))
     parts = [*costs, *connection_costs]
     share = f"{100 * sum(cost.flops for cost in connection_costs) / forward:.2f} % connections"
-    rows.append(("together", _flops(sum(cost.flops for cost in parts)), share, ""))
+    rows.append(("together", _format_flops(sum(cost.flops for cost in parts)), share, ""))
     activations = sum(cost.activations for cost in parts) * batch_size
-    trained = sum(parameter.numel() for extractor in extractors for parameter in extractor)
-    state = 4 * (
-        sum(cost.parameters for cost in costs) * (1 + _BESIDE_LOGIT)
-        + trained * _BESIDE_FEATURE
-        + sum(cost.parameters for cost in connection_costs) * (1 + _BESIDE_FEATURE)
-    )
-    lines = table(rows)
-    lines.append(f"memory of a step at batch {batch_size}, float32: about {_bytes(activations + state)}")
+    state = _state_bytes(costs, connection_costs, extractors)
+    lines = align_columns(rows)
+    lines.append(f"memory of an update at batch {batch_size}, float32: about {_format_bytes(activations + state)}")
     return "\n".join(lines)
 
 
-def _measure(part: nn.Module, images: Tensor) -> Cost:
+def _state_bytes(models: Sequence[Cost], connections: Sequence[Cost], extractors: Sequence[set[nn.Parameter]]) -> float:
+    """Bytes of weights, gradients and optimiser state, in float32."""
+    in_extractors = sum(parameter.numel() for extractor in extractors for parameter in extractor)
+    numbers = (
+        sum(cost.parameters for cost in models) * (1 + _BESIDE_LOGIT)
+        + in_extractors * _BESIDE_FEATURE
+        + sum(cost.parameters for cost in connections) * (1 + _BESIDE_FEATURE)
+    )
+    return 4 * numbers
+
+
+def _measure_cost(part: nn.Module, images: Tensor) -> Cost:
     kept: dict[int, int] = {}
     own = {parameter.untyped_storage()._cdata for parameter in part.parameters()}
 
@@ -115,7 +123,7 @@ def _measure(part: nn.Module, images: Tensor) -> Cost:
             alive.append(storage)
         return tensor
 
-    alive: list[Any] = []  # a storage that died would lend its address to another
+    alive: list[Any] = []  # keeps storages alive: a freed one would lend its address to another
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(part))
         stack.enter_context(torch.enable_grad())
@@ -129,9 +137,9 @@ def _measure(part: nn.Module, images: Tensor) -> Cost:
     )
 
 
-def _flops(count: float) -> str:
+def _format_flops(count: float) -> str:
     return f"{count / 1e9:.3f} G"
 
 
-def _bytes(count: float) -> str:
+def _format_bytes(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

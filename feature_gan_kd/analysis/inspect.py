@@ -1,4 +1,4 @@
-"""The wiring of models and its price, without weights and without training."""
+"""Shows how models would be connected and what an update would cost, without weights and without training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from feature_gan_kd.analysis.cost import price_list
-from feature_gan_kd.analysis.summary import draw
+from feature_gan_kd.analysis.cost import cost_table
+from feature_gan_kd.analysis.summary import summarize
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
@@ -26,22 +26,22 @@ def inspect_models(
     frozen: Collection[int],
     config: DistillConfig,
 ) -> str:
-    """Who would teach whom through what, and what a step would cost.
+    """Shows how models would be connected, and what an update would cost.
 
-    Architectures of timm's are built on the meta device: nothing is computed and no weights are loaded. Published
-    models (`local-dir:`, `hf-hub:`) are read.
+    timm's architectures are built on the meta device: nothing is computed and no weights are loaded. Published models
+    (`local-dir:`, `hf-hub:`) are read.
 
     Args:
-        models: names.
-        num_classes: size of the logits; None keeps each one's own.
+        models: their names.
+        num_classes: size of the logits; None keeps that of each model.
         in_chans: channels of the images.
         feature_layers: in the user's notation, see `OnlineAdversarialDistiller`.
         topology: likewise.
-        frozen: positions of models that only teach.
+        frozen: positions of the frozen models.
         config: every other setting.
 
     Raises:
-        UserError: for what cannot be wired.
+        UserError: where the models cannot be built or connected.
     """
     published = any(":" in name for name in models)
     with contextlib.nullcontext() if published else torch.device("meta"):
@@ -55,15 +55,9 @@ def inspect_models(
         )
         edges = build_edges(topology, len(peers), frozen)
         modules = build_modules(peers, edges, frozen, feature_layers, config, in_chans=in_chans)
-        side = max(model.image_size for model in peers)
-        prices = price_list(
-            [model.name for model in peers],
-            modules.tapped,
-            modules.connections,
-            modules.extractors,
-            torch.zeros(2, in_chans, side, side),
-            config.batch_size,
-        )
-    names = [model.name for model in peers]
-    drawing = draw(names, modules.tapped, modules.connections, edges, frozen, logits=config.loss_weights.kl_weight > 0)
-    return f"{drawing}\n\n{prices}"
+        names = [model.name for model in peers]
+        size = max(model.image_size for model in peers)
+        images = torch.zeros(2, in_chans, size, size)
+        parts = modules.tapped, modules.connections
+        costs = cost_table(names, *parts, modules.extractors, images, config.batch_size)
+    return f"{summarize(names, *parts, edges, frozen, logits=config.loss_weights.kl_weight > 0)}\n\n{costs}"

@@ -37,6 +37,6 @@ def evaluate(
     if json:
         print(dumps(result))
         return
-    for name, accuracy, loss in zip(distiller.names, result["accuracy"], result["loss"], strict=True):
+    for name, accuracy, loss in zip(distiller.names, result["accuracy"], result["cross_entropy"], strict=True):
         print(f"{name:<24} top-1 {accuracy:6.2f} %  cross-entropy {loss:.4f}")
     print(f"{'ensemble':<24} top-1 {result['ensemble']:6.2f} %  on {result['images']} images")

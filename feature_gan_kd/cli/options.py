@@ -97,9 +97,9 @@ def restored(run: Path) -> OnlineAdversarialDistiller:
         UserError: where there is none.
     """
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
-    from feature_gan_kd.training.checkpoint import newest_good
+    from feature_gan_kd.training.checkpoint import load_newest
 
-    found = newest_good(run / "checkpoints", None)
+    found = load_newest(run / "checkpoints", None)
     if found is None:
         raise UserError(f"run: there is no checkpoint in {run / 'checkpoints'}: name the folder of a run")
     return OnlineAdversarialDistiller.from_checkpoint(found[0])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from feature_gan_kd.cli.gradcam import draw_pictures
+from feature_gan_kd.cli.options import restored
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -20,24 +21,66 @@ def report(
     data: str | None = None,
     json: bool = False,
 ) -> None:
-    """Draw a run, or several laid over each other, as one HTML file that opens from disk.
+    """Draw a run, or several overlaid, as one HTML file that opens from disk.
 
     Args:
-        run: Folder of the run; it may still be going on.
+        run: Folder of the run; it may still be going.
         others: Folders of runs to compare with it.
         output: The file [report.html in the first run's folder].
-        grad_cam: Evaluation images, by number from 0, on which to draw where each model sees the right class; the
-            pictures stay in the run's folder, and in later reports.
-        data: Images that --grad-cam takes [those the run was evaluated on].
-        json: Print where the file is as one line of JSON.
+        grad_cam: Numbers of evaluation images, from 0: draw where each model sees the right class in them. The
+            pictures stay in the run's folder, and later reports show them too.
+        data: Images for --grad-cam [those the run was evaluated on].
+        json: Print the path of the file as one line of JSON.
     """
     from feature_gan_kd.report import read_run, write_page
 
     if data is not None and not grad_cam:
-        raise UserError("data: is for --grad-cam alone: name the images there, or leave it out")
+        raise UserError("data: only --grad-cam takes images: add --grad-cam, or leave --data out")
     runs = [read_run(folder) for folder in (run, *others)]
     for folder in (run, *others) if grad_cam else ():
-        draw_pictures(folder, grad_cam, data)
+        _draw_pictures(folder, grad_cam, data)
     path = run / "report.html" if output is None else output
     write_page(runs, path)
     print(dumps({"report": str(path)}) if json else path)
+
+
+def _draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
+    """Draws Grad-CAM pictures of a run's models, with the weights of their best epochs, into its folder.
+
+    Args:
+        run: its folder; it may still be going.
+        numbers: of evaluation images, from 0.
+        data: images in place of those that the run was evaluated on.
+
+    Raises:
+        UserError: where no model is published yet, the images do not exist, or the pictures cannot be drawn or
+            written.
+    """
+    published = run / "networks"
+    if not list(published.glob("*-best")):
+        raise UserError(f"grad_cam: {published} holds no model yet: wait for the run's first evaluation")
+    import torch
+
+    from feature_gan_kd.analysis.gradcam_pictures import draw_grad_cam, with_taps
+    from feature_gan_kd.training.run import open_evaluation_images
+
+    distiller = restored(run)
+    distiller.load_best(run)
+    group = distiller.group
+    source = open_evaluation_images(group, data)
+    device, size = group.accelerator.device, group.image_size
+    models = with_taps(
+        group.tapped,
+        feature_layers=group.feature_layers,
+        images=torch.zeros(2, group.in_chans, size, size, device=device),
+        vectors=distiller.config.vectors_as_maps,
+    )
+    draw_grad_cam(
+        models,
+        source,
+        numbers,
+        run / "grad-cam",
+        normalisation=group.normalisation(),
+        class_names=group.provenance.class_names if group.provenance else None,
+        device=device,
+    )

@@ -86,18 +86,18 @@ def train(
 
 def _finish(folder: Path, history: History, output: Output, *, licensed: bool) -> None:
     """Draws the curves, and says what came out and what can be done with it."""
-    from feature_gan_kd.report import draw_curves, read_run, table
+    from feature_gan_kd.report import read_run, results_table, write_curves
 
     finished, curves = read_run(folder), folder / "curves.png"
-    draw_curves(finished, curves)
+    write_curves(finished, curves)
     commands = _next_commands(folder, licensed)
     if output.json:
         last = history.last
-        results = {"accuracy": last["accuracy"], "ensemble": last["ensemble"], "best": history.best}
+        results = {"accuracy": history.accuracy, "ensemble": history.ensemble, "best": history.best}
         places = {"networks": str(folder / "networks"), "curves": str(curves)}
         print(dumps({"event": "end", "epoch": last["epoch"], **results, **places, "commands": commands}))
     elif not output.quiet:
-        print(f"\n{table(finished)}\n\nnetworks: {folder / 'models'}\ncurves:   {curves}")
+        print(f"\n{results_table(finished)}\n\nnetworks: {folder / 'networks'}\ncurves:   {curves}")
         print(*(f"{name + ':':<9} {command}" for name, command in commands.items()), sep="\n")
 
 

@@ -1,4 +1,4 @@
-"""Data sets of any origin as normalised batches: order and augmentation depend on (seed, epoch, image) alone."""
+"""Data sets from any source as normalised batches; order and augmentation depend only on (seed, epoch, image)."""
 
 from feature_gan_kd.data.batches import ImageSource as ImageSource
 from feature_gan_kd.data.mixing import MixupCutmix as MixupCutmix

@@ -1,4 +1,4 @@
-"""Global batches of one epoch, each process's share of them, and the images that are held in memory."""
+"""The contract of every image source, and how an epoch is cut into global batches and these into shares of ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ImageSource(Protocol):
-    """Labelled images that can be read an epoch at a time."""
+    """Labelled images that are read one epoch at a time, on every rank alike."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -30,7 +30,7 @@ class ImageSource(Protocol):
         epoch: int,
         start: int = 0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         device: torch.device | str,
         train: bool,
     ) -> Iterator[Batch]:
@@ -38,36 +38,36 @@ class ImageSource(Protocol):
 
         Args:
             batch_size: images in one global batch, over all processes; at least 2 in training.
-            seed: of the run; with `epoch` and an image's index it alone decides order and augmentation.
+            seed: of the run; (seed, epoch, image index) decides order and augmentation, and nothing else does.
             epoch: counted from 0.
-            start: the global batch to begin at (resume inside an epoch).
-            rank: of this process, in [0, world).
-            world: number of processes.
-            device: where the tensors are wanted.
-            train: shuffled and augmented, and a last batch of a single image is left out, since batch
-                normalisation cannot train on one; else every image once, in order.
+            start: number of the first global batch to yield (to resume inside an epoch).
+            rank: of this process, in [0, world_size).
+            world_size: number of processes.
+            device: puts the tensors there.
+            train: shuffle and augment, and leave out a last batch of one image, because batch normalisation
+                cannot train on one; otherwise yield every image once, in order.
 
         Yields:
-            Images, float32 `(n, C, H, W)`, normalised, and labels, int64 `(n,)`. `n` is the size of the share,
-            which can be 0 only where a batch has fewer images than there are processes.
+            Images, float32 `(n, C, H, W)`, normalised, and labels, int64 `(n,)`. `n` is the size of the share;
+            it is 0 only where a batch has fewer images than there are processes.
         """
         ...
 
 
 def batch_bounds(length: int, batch_size: int, *, train: bool, start: int = 0) -> Iterator[tuple[int, int]]:
-    """First and last-plus-one position of each global batch from number `start` on."""
+    """Yields the first and last-plus-one position of each global batch, from batch number `start` on."""
     for begin in range(start * batch_size, length, batch_size):
         end = min(begin + batch_size, length)
-        if not (train and end - begin == 1):
+        if not (train and end - begin == 1):  # batch normalisation cannot train on one image
             yield begin, end
 
 
 def count_steps(length: int, batch_size: int, *, train: bool) -> int:
-    """Number of global batches in an epoch of `length` images."""
-    lonely = train and length % batch_size == 1
-    return length // batch_size if lonely else -(-length // batch_size)
+    """Counts the global batches that `batch_bounds` yields for an epoch of `length` images."""
+    ends_in_one = train and length % batch_size == 1
+    return length // batch_size if ends_in_one else -(-length // batch_size)
 
 
-def share(size: int, rank: int, world: int) -> slice:
-    """The contiguous part of a batch of `size` images that belongs to `rank`; the parts differ by at most 1."""
-    return slice(size * rank // world, size * (rank + 1) // world)
+def rank_slice(size: int, rank: int, world_size: int) -> slice:
+    """Returns the contiguous share that `rank` reads of a batch of `size` images; shares differ by at most 1."""
+    return slice(size * rank // world_size, size * (rank + 1) // world_size)

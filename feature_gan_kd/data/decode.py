@@ -17,37 +17,38 @@ from feature_gan_kd.utils.errors import UserError, reason
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Images that a thread decodes at once: handing over each small image costs as much as decoding it.
-_TASK = 100
-REMEDY = "mend or remove it, or pass over such images with --skip-bad-images"
+# A thread decodes this many images at a time: handing over a single small image costs as much as decoding it.
+_IMAGES_PER_TASK = 100
+_REMEDY = "repair or remove it, or skip such images with --skip-bad-images"
 
 
 class ImageError(UserError):
-    """One image that is missing or cannot be decoded: what `skip_bad_images` passes over."""
+    """One image that is missing or cannot be decoded: what `skip_bad_images` skips."""
 
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
-def with_channels(image: Image, channels: int) -> Image:
-    """An image of any PIL mode as RGB (3 channels) or L (1 channel).
+def convert_channels(image: Image, channels: int) -> Image:
+    """Converts an image of any PIL mode to RGB (3 channels) or L (1 channel).
 
-    Alpha is dropped, as timm does; 16-bit grey values are divided by 256; of an animation the first frame counts.
+    Drops alpha, as timm does; divides 16-bit grey values by 256; takes the first frame of an animation.
     """
     import PIL.Image
 
     if image.mode.startswith("I"):
+        # By hand: PIL's own conversion of 16-bit values clips them at 255, which makes most images white.
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
         image = PIL.Image.fromarray(grey.astype(np.uint8))
     elif image.mode == "F":
         image = image.convert("L")
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")
+        image = image.convert("RGBA")  # PIL warns about a direct conversion of such palettes
     return image.convert("RGB" if channels == 3 else "L")
 
 
 def center_crop_resize(image: Image, size: int) -> Image:
-    """The largest centred square of the image, resized (bicubic) to `size` pixels where it has another size."""
+    """Cuts out the largest centred square and resizes it (bicubic) to `size` pixels, if it has another size."""
     import PIL.Image
     import PIL.ImageOps
 
@@ -56,17 +57,17 @@ def center_crop_resize(image: Image, size: int) -> Image:
     return PIL.ImageOps.fit(image, (size, size), method=PIL.Image.Resampling.BICUBIC)
 
 
-def as_pixels(image: Image, channels: int) -> Pixels:
-    """uint8 `(H, W, channels)` of an RGB or L image."""
+def to_pixels(image: Image, channels: int) -> Pixels:
+    """Returns an RGB or L image as uint8 `(H, W, channels)`."""
     return np.array(image).reshape(image.height, image.width, channels)
 
 
-def decode(value: Any, channels: int, where: str) -> Image:
-    """Opens one image of an undecoded `datasets` image column, as RGB or L.
+def decode_image(value: Any, channels: int, where: str) -> Image:
+    """Decodes one image of an undecoded `datasets` image column, to RGB or L.
 
     Args:
-        value: `{"bytes": ..., "path": ...}` as the column holds it.
-        channels: 3 or 1, see `with_channels`.
+        value: `{"bytes": ..., "path": ...}`, as the column holds it.
+        channels: 3 or 1, see `convert_channels`.
         where: names the image in an error.
 
     Raises:
@@ -75,34 +76,34 @@ def decode(value: Any, channels: int, where: str) -> Image:
     from datasets import Image as ImageFeature
 
     if value is None or (value["bytes"] is None and value["path"] is None):
-        raise ImageError(f"images: {where} is missing: {REMEDY}")
+        raise ImageError(f"images: {where} is missing: {_REMEDY}")
     if value["path"] is not None:
         where = f"{where} ({value['path']})"
     if value["bytes"] == b"":
-        raise ImageError(f"images: {where} is empty (0 bytes): {REMEDY}")
+        raise ImageError(f"images: {where} is empty (0 bytes): {_REMEDY}")
     try:
-        return with_channels(ImageFeature().decode_example(value), channels)
+        return convert_channels(ImageFeature().decode_example(value), channels)
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
-        raise undecodable(where, error) from error
+        raise decode_error(where, error) from error
 
 
-def undecodable(where: str, error: Exception) -> ImageError:
-    """What is said of the image `where` that PIL cannot read."""
-    return ImageError(f"images: {where} cannot be decoded ({reason(error)}): {REMEDY}")
+def decode_error(where: str, error: Exception) -> ImageError:
+    """Makes the error for the image `where`, which PIL cannot read because of `error`."""
+    return ImageError(f"images: {where} cannot be decoded ({reason(error)}): {_REMEDY}")
 
 
-def passed_over(count: int, instead: str, first: str) -> str:
-    """The note on images that cannot be decoded.
+def skipped_images_note(count: int, action: str, first: str) -> str:
+    """Tells the user about images that cannot be decoded.
 
     Args:
-        count: of them.
-        instead: what was done.
+        count: number of such images.
+        action: what was done about them.
         first: names the first.
     """
-    return f"images that cannot be decoded: {count}, {instead}; the first is {first}"
+    return f"images that cannot be decoded: {count}, {action}; the first is {first}"
 
 
-def decode_all(
+def decode_images(
     values: Iterable[list[Any]], names: Sequence[str], size: int, channels: int, *, skip: bool = False
 ) -> tuple[Tensor, list[int], int]:
     """Decodes images into one tensor.
@@ -119,40 +120,41 @@ def decode_all(
         many images had another size.
 
     Raises:
-        ImageError: naming the first image that cannot be decoded, unless it is to be left out.
+        ImageError: naming the first image that cannot be decoded, unless `skip`.
     """
     pixels = np.empty((len(names), size, size, channels), dtype=np.uint8)
     bad: list[int] = []
 
     def fill(begin: int, part: list[Any]) -> int:
-        others = 0
+        resized = 0
         for index, value in enumerate(part, begin):
             try:
-                image = decode(value, channels, names[index])
+                image = decode_image(value, channels, names[index])
             except ImageError:
                 if not skip:
                     raise
                 bad.append(index)
                 continue
-            others += image.size != (size, size)
-            pixels[index] = as_pixels(center_crop_resize(image, size), channels)
-        return others
+            resized += image.size != (size, size)
+            pixels[index] = to_pixels(center_crop_resize(image, size), channels)
+        return resized
 
     begin = resized = 0
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for part in values:  # a list at a time, so that no more than one is held beside the result
-            starts = range(0, len(part), _TASK)
-            places, tasks = [begin + at for at in starts], [part[at : at + _TASK] for at in starts]
-            resized += sum(threads.map(fill, places, tasks))
+        for part in values:  # one list at a time, so that only one is in memory beside the result
+            starts = range(0, len(part), _IMAGES_PER_TASK)
+            begins, tasks = [begin + at for at in starts], [part[at : at + _IMAGES_PER_TASK] for at in starts]
+            resized += sum(threads.map(fill, begins, tasks))
             begin += len(part)
     bad.sort()
     return torch.from_numpy(np.delete(pixels, bad, axis=0) if bad else pixels), bad, resized
 
 
-def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 `(N, H, W, C)`, of pixel values scaled to [0, 1].
+def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Computes mean and standard deviation per channel of uint8 `(N, H, W, C)`, of pixel values scaled to [0, 1].
 
-    The deviation is at least 1/255, so that a channel of one value can be normalised.
+    The deviation is at least 1/255, so that a constant channel can be normalised. Counts how often each of the 256
+    values occurs, which is exact and needs no float copy of the images.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
@@ -160,15 +162,15 @@ def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         counts = torch.zeros(256, dtype=torch.float64)
         for part in torch.split(pixels[..., channel], 4096):
             counts += torch.bincount(part.reshape(-1), minlength=256)
-        share = counts / counts.sum()
-        centre = float((share * values).sum())
+        frequency = counts / counts.sum()
+        centre = float((frequency * values).sum())
         mean.append(centre)
-        std.append(max(float((share * (values - centre) ** 2).sum()) ** 0.5, 1 / 255))
+        std.append(max(float((frequency * (values - centre) ** 2).sum()) ** 0.5, 1 / 255))
     return tuple(mean), tuple(std)
 
 
-def fingerprint(images: Tensor, labels: Tensor) -> str:
-    """SHA-256 of the shape and the values of images and labels, as hexadecimal digits."""
+def hash_images(images: Tensor, labels: Tensor) -> str:
+    """Returns the SHA-256 of shape and values of images and labels, as hexadecimal digits."""
     digest = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}".encode())
     digest.update(images.contiguous().numpy().data)
     digest.update(labels.contiguous().numpy().data)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from feature_gan_kd.data.decode import ImageError, as_pixels, center_crop_resize, decode, undecodable, with_channels
+from feature_gan_kd.data.decode import (
+    ImageError,
+    center_crop_resize,
+    convert_channels,
+    decode_error,
+    decode_image,
+    to_pixels,
+)
 from feature_gan_kd.data.rng import seeded
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.utils.errors import UserError
@@ -18,21 +25,22 @@ from feature_gan_kd.utils.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Index of an image and the seed of its augmentation; None in evaluation.
-Key = tuple[int, int | None]
-# uint8 `(H, W, C)`, or float `(C, H, W)` that is normalised already, and the label; or what is wrong with it.
-Item = tuple[Tensor, int] | UserError
+ItemKey = tuple[int, int | None]
+"""Index of an image and the seed of its augmentation; None in evaluation."""
+
+Item = tuple[Tensor, int]
+"""An image, uint8 `(H, W, C)` or float `(C, H, W)` that is normalised already, and its label."""
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """A PIL image as pixels of one size, uint8 `(size, size, channels)`.
+    """Turns a PIL image into pixels of one size, uint8 `(size, size, channels)`.
 
     Attributes:
         size: side in pixels.
         channels: 1 or 3.
-        resized_crop: timm's transforms (random resized crop and flip in training, resize and centre crop in
-            evaluation); else the largest centred square, resized.
+        resized_crop: use timm's transforms (random resized crop and flip in training, resize and centre crop in
+            evaluation); otherwise resize the largest centred square.
     """
 
     size: int
@@ -40,151 +48,155 @@ class ImageTransform:
     resized_crop: bool
 
     def __call__(self, image: Image, *, train: bool) -> Tensor:
-        """An RGB or L image as its pixels; draws from the global generators where `train`."""
+        """Transforms an RGB or L image; draws from the global generators if `train`."""
         if self.resized_crop:
-            image = _transforms(self.size, train)(image)
-        return torch.from_numpy(as_pixels(center_crop_resize(image, self.size), self.channels))
+            image = _timm_transforms(self.size, train)(image)
+        return torch.from_numpy(to_pixels(center_crop_resize(image, self.size), self.channels))
 
 
 @functools.lru_cache(maxsize=4)
-def _transforms(size: int, train: bool) -> Callable[[Image], Image]:
+def _timm_transforms(size: int, train: bool) -> Callable[[Image], Image]:
     from timm.data import create_transform
 
     chain = create_transform(size, is_training=train, color_jitter=None, interpolation="bicubic", normalize=False)
-    # The last transform makes a tensor; pixels are normalised on the device.
+    # Without the last transform, which makes a tensor: pixels are normalised on the device, a whole batch at once.
     return type(chain)(chain.transforms[:-1])  # type: ignore[no-any-return]
 
 
-class Items(Protocol):
+class ItemSource(Protocol):
     """Labelled images by index."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, key: Key) -> Item:
-        """An image and its label.
+    def __getitem__(self, key: ItemKey) -> Item | UserError:
+        """Returns an image and its label.
 
-        A bad image is returned as its error and not raised: a worker's exception would reach the user with the
-        worker's traceback in its text.
+        Returns the error of a bad image instead of raising it: an exception raised in a worker process would reach
+        the user with the worker's traceback in its text.
         """
         ...
 
     @property
     def split(self) -> str:
-        """Its name, for messages."""
+        """Name of the split, for messages."""
         ...
 
-    def where(self, index: int) -> str:
-        """How a message names an image."""
+    def describe_image(self, index: int) -> str:
+        """Names an image in messages."""
         ...
 
 
 @dataclass(frozen=True)
-class TableItems:
+class TableImages:
     """Images of a `Table`, decoded when they are asked for."""
 
     table: Table
-    views: ImageTransform
+    transform: ImageTransform
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, key: Key) -> Item:
+    def __getitem__(self, key: ItemKey) -> Item | UserError:
         index, seed = key
         try:
             value = self.table.rows[index][self.table.image]
-            image = decode(value, self.views.channels, self.where(index))
+            image = decode_image(value, self.transform.channels, self.describe_image(index))
         except UserError as error:
             return error
         with seeded(seed or 0):
-            return self.views(image, train=seed is not None), int(self.table.labels[index])
+            return self.transform(image, train=seed is not None), int(self.table.labels[index])
 
     @property
     def split(self) -> str:
-        """See `Items`."""
+        """See `ItemSource`."""
         return self.table.split
 
-    def where(self, index: int) -> str:
-        """See `Items`."""
-        return self.table.where(index)
+    def describe_image(self, index: int) -> str:
+        """See `ItemSource`."""
+        return self.table.describe_image(index)
 
 
 @dataclass(frozen=True)
-class TorchItems:
-    """Images of a map-style torch `Dataset`: tensors as they are, PIL images through `views`.
+class TorchDatasetImages:
+    """Images of a map-style torch `Dataset`: tensors as they are, PIL images through `transform`.
 
     Attributes:
         data: the data set.
-        views: of PIL images.
-        class_names: where the data set has them.
-        num_classes: where the data set says.
-        bound: labels must be below it; None for no bound.
-        split: for messages.
+        transform: of PIL images.
+        class_names: None where the data set has none.
+        num_classes: None where the data set does not say.
+        label_limit: labels must be below it; None for no limit.
+        split: name of the split, for messages.
+        setting: that named the data, for messages.
         positions: int64 `(N,)`, indices into `data`.
     """
 
     data: Any
-    views: ImageTransform
+    transform: ImageTransform
     class_names: list[str] | None
     num_classes: int | None
-    bound: int | None
+    label_limit: int | None
     split: str
+    setting: str
     positions: Tensor
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def select(self, indices: Tensor) -> TorchItems:
-        """The images at `indices`, int64 `(n,)`."""
+    def select(self, indices: Tensor) -> TorchDatasetImages:
+        """Returns the images at `indices`, int64 `(n,)`."""
         return replace(self, positions=self.positions[indices])
 
-    def holds_pictures(self) -> bool:
-        """Whether the items are PIL images, which this project transforms, and not tensors."""
+    def holds_pil_images(self) -> bool:
+        """Whether the items are PIL images, which this project augments, and not tensors."""
         from PIL.Image import Image
 
         with seeded(0):
             try:
-                item = self._raw(0)
+                item = self._load(0)
             except ImageError:
                 return True
         return isinstance(item, Sequence) and isinstance(item[0], Image)
 
-    def where(self, index: int) -> str:
-        """See `Items`."""
+    def describe_image(self, index: int) -> str:
+        """See `ItemSource`."""
         return f"image {int(self.positions[index])} of split {self.split!r}"
 
-    def _raw(self, index: int) -> Any:
-        """What the data set gives; an image of PIL's is read whole, which is where a broken one is found."""
+    def _load(self, index: int) -> Any:
+        """Returns what the data set gives, after reading PIL images whole: PIL finds a broken file only then."""
         from PIL.Image import Image
 
         try:
             item = self.data[int(self.positions[index])]
             if isinstance(item, Sequence) and item and isinstance(item[0], Image):
                 item[0].load()
-        except (OSError, SyntaxError) as error:  # PIL's own, for broken files; others are mistakes in the data set
-            raise undecodable(self.where(index), error) from error
+        except (OSError, SyntaxError) as error:  # what PIL raises for broken files; others are bugs in the data set
+            raise decode_error(self.describe_image(index), error) from error
         return item
 
-    def __getitem__(self, key: Key) -> Item:
+    def __getitem__(self, key: ItemKey) -> Item | UserError:
         from PIL.Image import Image
 
         index, seed = key
-        where = self.where(index)
+        where = self.describe_image(index)
         try:
+            # The user's own transforms may draw from any of the global generators: seed them per image.
             with seeded(seed or 0):
-                item = self._raw(index)
+                item = self._load(index)
                 if not isinstance(item, Sequence) or len(item) != 2:
-                    raise UserError(f"data: {where} is no pair of an image and a label")
+                    raise UserError(f"{self.setting}: {where} is not a pair of an image and a label")
                 image, label = item
                 if isinstance(image, Image):
-                    image = self.views(with_channels(image, self.views.channels), train=seed is not None)
+                    image = self.transform(convert_channels(image, self.transform.channels), train=seed is not None)
                 else:
-                    image = _as_item(image, self.views.channels, where)
-            return image, _class_index(label, self.bound, where)
+                    image = _check_tensor(image, self.transform.channels, where)
+            return image, _check_label(label, self.label_limit, where)
         except UserError as error:
             return error
 
 
-def _as_item(image: Any, channels: int, where: str) -> Tensor:
+def _check_tensor(image: Any, channels: int, where: str) -> Tensor:
+    """Returns a user's tensor (C, H, W) as an item's image."""
     if not isinstance(image, Tensor) or not (image.dtype == torch.uint8 or image.is_floating_point()):
         kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
         raise UserError(f"images: {where} is {kind}, expected a PIL image or a uint8 or float tensor")
@@ -193,10 +205,11 @@ def _as_item(image: Any, channels: int, where: str) -> Tensor:
     return image.permute(1, 2, 0) if image.dtype == torch.uint8 else image.float()
 
 
-def _class_index(label: Any, classes: int | None, where: str) -> int:
+def _check_label(label: Any, limit: int | None, where: str) -> int:
+    """Returns a user's label as a class index."""
     if (isinstance(label, Tensor) and label.dim() == 0) or type(label).__module__ == "numpy":
         label = label.item()
-    if not isinstance(label, int) or label < 0 or (classes is not None and label >= classes):
-        expected = "a whole number from 0" if classes is None else f"0 to {classes - 1}"
+    if not isinstance(label, int) or label < 0 or (limit is not None and label >= limit):
+        expected = "a whole number from 0" if limit is None else f"0 to {limit - 1}"
         raise UserError(f"labels: {where} has the label {label!r}, expected {expected}")
     return label

@@ -1,4 +1,4 @@
-"""Images that are not held in memory: read item by item through torch's DataLoader, or from the user's own."""
+"""Images that are not held in memory: decoded item by item through torch's DataLoader, anew in every epoch."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
-from feature_gan_kd.data.batches import Batch, batch_bounds, count_steps, share
-from feature_gan_kd.data.decode import ImageError, fingerprint, passed_over, statistics
-from feature_gan_kd.data.items import ImageTransform, Item, Items, Key
+from feature_gan_kd.data.batches import Batch, batch_bounds, count_steps, rank_slice
+from feature_gan_kd.data.decode import ImageError, channel_statistics, hash_images, skipped_images_note
+from feature_gan_kd.data.items import ImageTransform, Item, ItemKey, ItemSource
 from feature_gan_kd.data.rng import item_seeds, permutation
 from feature_gan_kd.utils.errors import UserError
 
-# Images looked at for mean and std where not all are decoded.
-SAMPLE = 500
-# An item (None: left out), and the index of the image that was passed over for it, if one was.
-Found = tuple[Item | None, int | None]
-# Images, labels, and the indices of those that were passed over.
-Read = tuple[Tensor, Tensor, list[int]]
+# Number of images that mean and std are computed from, where not all images are decoded anyway.
+STATISTICS_SAMPLE = 500
+
+ReadItem = tuple[Item | UserError | None, int | None]
+"""An item (None: left out), and the index of the image that was skipped for it, if one was."""
+
+CollatedBatch = tuple[Tensor, Tensor, list[int]]
+"""Images, labels, and the indices of those that were skipped."""
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads items for a batch; where images are to be passed over, it finds what stands in their place.
+class ItemReader:
+    """Reads items for a batch and, with `skip`, replaces images that cannot be decoded.
 
-    In training that is the next good image, in the order of the data, with its own label and the augmentation that
-    was drawn for the bad one: the number of updates and all other images stay what they are, and a resumed run
-    finds the same. In evaluation it is nothing: each image counts once.
+    In training the next good image in the order of the data takes the place of a bad one, with its own label and the
+    augmentation seed of the bad one: the number of updates and all other images stay the same, and a resumed run
+    makes the same replacements. In evaluation a bad image is left out, since each image must count once.
 
     Attributes:
         items: the images.
-        skip: pass over images that cannot be decoded.
+        skip: skip images that cannot be decoded.
     """
 
-    items: Items
+    items: ItemSource
     skip: bool
 
-    def __getitem__(self, key: Key) -> Found:
+    def __getitem__(self, key: ItemKey) -> ReadItem:
         index, seed = key
         item = self.items[key]
         if not (self.skip and isinstance(item, ImageError)):
@@ -57,52 +59,53 @@ class Reader:
         return item, None
 
 
-def collate(found: list[Found]) -> Read:
-    """The items of a batch as one.
+def collate(read: list[ReadItem]) -> CollatedBatch:
+    """Stacks the items of a batch.
 
     Raises:
         UserError: for an item that is an error, or images of different shapes.
     """
-    read = _collate(found)
-    if isinstance(read, UserError):
-        raise read
-    return read
+    batch = _collate_in_worker(read)
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
-def _collate(found: list[Found]) -> Read | UserError:
-    for item, _ in found:
+def _collate_in_worker(read: list[ReadItem]) -> CollatedBatch | UserError:
+    """As `collate`, but returns errors: an exception raised in a worker would come with the worker's traceback."""
+    for item, _ in read:
         if isinstance(item, UserError):
             return item
-    pairs = [item for item, _ in found if isinstance(item, tuple)]
+    pairs = [item for item, _ in read if isinstance(item, tuple)]
     shapes = {tuple(image.shape) for image, _ in pairs}
     if len(shapes) > 1:
         return UserError(f"images: tensors of different shapes, {sorted(shapes)[:2]}: resize them to one")
     images = torch.stack([image for image, _ in pairs]) if pairs else torch.empty(0)
     labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
-    return images, labels, [bad for _, bad in found if bad is not None]
+    return images, labels, [bad for _, bad in read if bad is not None]
 
 
-class DecodedImages:
-    """What sources have in common that decode their images anew in every epoch.
+class OnDemandImages:
+    """Base of the sources that decode their images anew in every epoch.
 
     Args:
-        views: size and channels of the images.
-        augment: on whole batches of uint8 pixels, in training; None for none.
+        transform: size and channels of the images.
+        augment: applied to whole batches of uint8 pixels in training; None for none.
 
     Attributes:
-        normalise: applied last; to be set to what the run normalises with.
+        normalise: applied last; the run sets it to the normalisation that its models share.
     """
 
-    def __init__(self, views: ImageTransform, augment: CropFlip | None) -> None:
-        self.views = views
+    def __init__(self, transform: ImageTransform, augment: CropFlip | None) -> None:
+        self.transform = transform
         self.augment = augment
-        self.normalise = PixelNormaliser.identity(views.channels)
+        self.normalise = PixelNormaliser.identity(transform.channels)
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def _sample(self, count: int) -> Batch:
-        """At most so many images as evaluation sees them, and their labels."""
+        """Returns at most `count` images, as evaluation sees them, and their labels."""
         raise NotImplementedError
 
     def steps(self, batch_size: int, *, train: bool = True) -> int:
@@ -110,29 +113,29 @@ class DecodedImages:
         return count_steps(len(self), batch_size, train=train)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of some images; 0 and 1 for images that are normalised already.
+        """Computes mean and std of a sample of the images; 0 and 1 for images that are normalised already.
 
         Raises:
             UserError: for an image that cannot be read.
         """
-        images, _ = self._sample(SAMPLE)
+        images, _ = self._sample(STATISTICS_SAMPLE)
         if images.is_floating_point():
-            return (0.0,) * self.views.channels, (1.0,) * self.views.channels
-        return statistics(images)
+            return (0.0,) * self.transform.channels, (1.0,) * self.transform.channels
+        return channel_statistics(images)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the number of images and of a few of them.
+        """Returns the SHA-256 of the number of images and of a few of them.
 
         Raises:
             UserError: for an image that cannot be read.
         """
         images, labels = self._sample(50)
-        return fingerprint(images, torch.cat([labels, torch.tensor([len(self)])]))
+        return hash_images(images, torch.cat([labels, torch.tensor([len(self)])]))
 
-    def finished(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
-        """Augmented and normalised: uint8 `(n, H, W, C)` to float32 `(n, C, H, W)`; floats stay as they are."""
+    def augment_and_normalise(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
+        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats are normalised already and stay."""
         if not len(images):
-            return images.new_empty((0, self.views.channels, self.views.size, self.views.size))
+            return images.new_empty((0, self.transform.channels, self.transform.size, self.transform.size))
         if images.is_floating_point():
             return images
         if train and self.augment is not None:
@@ -140,25 +143,31 @@ class DecodedImages:
         return self.normalise(images)
 
 
-class LazyImages(DecodedImages):
-    """Images read item by item, in `num_workers` processes, in this process where that is 0.
+class LazyImages(OnDemandImages):
+    """Images read item by item, in `num_workers` worker processes, or in this process if that is 0.
 
     Args:
         items: the images.
-        views: their size and channels.
-        augment: on whole batches of uint8 pixels, in training; None for none.
-        workers: processes.
-        skip: pass over images that cannot be decoded, see `Reader`; the first whole pass says on stderr how many.
+        transform: their size and channels.
+        augment: applied to whole batches of uint8 pixels in training; None for none.
+        num_workers: number of worker processes.
+        skip: skip images that cannot be decoded, see `ItemReader`; the first whole pass says on stderr how many.
     """
 
     def __init__(
-        self, items: Items, views: ImageTransform, augment: CropFlip | None, num_workers: int, *, skip: bool = False
+        self,
+        items: ItemSource,
+        transform: ImageTransform,
+        augment: CropFlip | None,
+        num_workers: int,
+        *,
+        skip: bool = False,
     ) -> None:
-        super().__init__(views, augment)
+        super().__init__(transform, augment)
         self.items = items
-        self.reader = Reader(items, skip)
+        self.reader = ItemReader(items, skip)
         self.num_workers = num_workers
-        self._told = False
+        self._skips_reported = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -168,7 +177,7 @@ class LazyImages(DecodedImages):
         images, labels, _ = collate([self.reader[index, None] for index in indices])
         if not len(images):
             raise UserError(
-                f"images: none of the {len(indices)} images of split {self.items.split!r} that were looked at can be "
+                f"images: none of the {len(indices)} images of split {self.items.split!r} that were tried can be "
                 "decoded: check the data"
             )
         return images, labels
@@ -181,42 +190,48 @@ class LazyImages(DecodedImages):
         epoch: int,
         start: int = 0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         device: torch.device | str,
         train: bool,
     ) -> Iterator[Batch]:
         """See `ImageSource`."""
         order = permutation(len(self), seed, epoch) if train else torch.arange(len(self))
-        seeds = item_seeds(seed, epoch, order) if train else [None] * len(self)
         bounds = batch_bounds(len(self), batch_size, train=train, start=start)
-        spans = [range(begin, end)[share(end - begin, rank, world)] for begin, end in bounds]
-        places = order.tolist()
-        loader: DataLoader[Any] = DataLoader(
-            self.reader,  # type: ignore[arg-type]
-            batch_sampler=[[(places[k], seeds[k]) for k in span] for span in spans],
-            num_workers=self.num_workers,
-            collate_fn=_collate,
-            worker_init_fn=_ignore_signals,
-            pin_memory=torch.device(device).type == "cuda",
-            generator=torch.Generator(),  # else the loader draws from the generator that dropout uses
-        )
+        shares = [range(begin, end)[rank_slice(end - begin, rank, world_size)] for begin, end in bounds]
+        loader = self._loader(shares, order, item_seeds(seed, epoch, order) if train else None, torch.device(device))
         skipped: set[int] = set()
-        for span, read in zip(spans, loader, strict=True):
-            if isinstance(read, UserError):  # a worker's exception would come with the worker's traceback
+        for share, read in zip(shares, loader, strict=True):
+            if isinstance(read, UserError):
                 raise read
             images, labels, bad = read
             skipped.update(bad)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            indices = order[span.start : span.stop].to(device, non_blocking=True)
-            yield self.finished(images, seed, epoch, indices, train=train), labels
-        if skipped and not self._told:
-            instead = "replaced by the next" if train else "left out"
-            whose = f" by process {rank}, of its share" if world > 1 else ""
-            print(passed_over(len(skipped), instead + whose, self.items.where(min(skipped))), file=sys.stderr)
-            self._told = True
+            indices = order[share.start : share.stop].to(device, non_blocking=True)
+            yield self.augment_and_normalise(images, seed, epoch, indices, train=train), labels
+        if skipped and not self._skips_reported:
+            action = "replaced by the next" if train else "left out"
+            whose = f" by process {rank}, of its share" if world_size > 1 else ""
+            first = self.items.describe_image(min(skipped))
+            print(skipped_images_note(len(skipped), action + whose, first), file=sys.stderr)
+            self._skips_reported = True
+
+    def _loader(
+        self, shares: list[range], order: Tensor, seeds: list[int] | None, device: torch.device
+    ) -> DataLoader[Any]:
+        """Loads one batch per share: a range of positions in `order` (and in `seeds`, None in evaluation)."""
+        indices = order.tolist()
+        return DataLoader(
+            self.reader,  # type: ignore[arg-type]
+            batch_sampler=[[(indices[k], seeds[k] if seeds else None) for k in share] for share in shares],
+            num_workers=self.num_workers,
+            collate_fn=_collate_in_worker,
+            worker_init_fn=_ignore_signals,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # without one the loader draws from the generator that dropout uses
+        )
 
 
 def _ignore_signals(worker: int) -> None:
-    # Ctrl-C and schedulers reach every process of a run; its own process decides when the workers end.
+    """Leaves Ctrl-C and a scheduler's SIGTERM, which reach every process of a run, to the main process alone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a batch, by timm, as a function of (seed, step) alone."""
+"""timm's Mixup and CutMix, drawn from (seed, step) alone, so that a resumed run mixes as the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from feature_gan_kd.data.rng import MIX, item_seeds, seeded
 
 
 class MixupCutmix:
-    """Blends neighbours of a batch and their labels: the images 0 and 1, 2 and 3, and so on.
+    """Mixes neighbours of a batch and their labels: images 0 and 1, 2 and 3, and so on.
 
-    The order of the images is shuffled, so a neighbour is any other image. One ratio holds for a whole step, on all
-    processes, which pair the images of their own share: where every share begins at an even position of the batch,
-    as with a batch size that is a multiple of twice the number of processes, the pairs do not depend on that
-    number. An image left over stays as it is.
+    The batch is in random order, so a neighbour is a random other image. All processes use one mixing ratio per step
+    and pair the images of their own share. The pairs do not depend on the number of processes if every share begins at
+    an even position of the batch, that is if the batch size is a multiple of twice that number. The last image of an
+    odd share stays unmixed.
 
     Args:
-        mixup: alpha of the Beta distribution from which mixup's ratio is drawn; 0 for none.
-        cutmix: likewise of CutMix. With both, each step has one or the other.
+        mixup: alpha of the Beta distribution that mixup's ratio is drawn from; 0 turns mixup off.
+        cutmix: likewise for CutMix. With both, each step uses one or the other at random.
         num_classes: of the labels.
         seed: of the run.
     """
@@ -32,23 +32,23 @@ class MixupCutmix:
         self._mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=num_classes)
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> Batch:
-        """Mixes the images (n, C, H, W) of update `step` with labels (n,): the same shape, and (n, classes)."""
+        """Mixes images (n, C, H, W) and labels (n,) of update `step`: images of the same shape, labels (n, classes)."""
         mixed, soft = images.clone(), torch.nn.functional.one_hot(labels, self.num_classes).to(images.dtype)
         half = len(images) // 2
         if not half:
             return mixed, soft
         first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
-        # timm mixes an image with the one as far from the other end.
-        ends = [torch.cat([one[first], one[second].flip(0)]) for one in (images, labels)]
+        # timm mixes image k with image n - 1 - k: put the second of each pair there.
+        mirrored = [torch.cat([one[first], one[second].flip(0)]) for one in (images, labels)]
         (seed,) = item_seeds(self.seed, step, torch.zeros(1, dtype=torch.int64), MIX)
         with seeded(seed):
-            for result, both in zip((mixed, soft), self._mix(*ends), strict=True):
+            for result, both in zip((mixed, soft), self._mix(*mirrored), strict=True):
                 result[first], result[second] = both[:half], both[half:].flip(0)
         return mixed, soft
 
 
 def build_mixup_cutmix(config: DistillConfig, num_classes: int) -> MixupCutmix | None:
-    """The mixing that the settings ask for, if any."""
+    """Builds what the settings `mixup` and `cutmix` ask for; None where both are off."""
     if config.mixup == config.cutmix == 0:
         return None
     return MixupCutmix(config.mixup, config.cutmix, num_classes, config.seed)

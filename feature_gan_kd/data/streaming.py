@@ -1,4 +1,4 @@
-"""Images of a stream of `datasets`: read from front to back, decoded as they are read, never held."""
+"""Images of a streamed data set of `datasets`: read from front to back and decoded as they are read."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ import torch
 
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data.augment import CropFlip
-from feature_gan_kd.data.batches import Batch, batch_bounds, share
-from feature_gan_kd.data.items import ImageTransform, TableItems
-from feature_gan_kd.data.lazy import DecodedImages, Reader, collate
+from feature_gan_kd.data.batches import Batch, batch_bounds, rank_slice
+from feature_gan_kd.data.items import ImageTransform, TableImages
+from feature_gan_kd.data.lazy import ItemReader, OnDemandImages, collate
 from feature_gan_kd.data.rng import item_seeds
-from feature_gan_kd.data.sources import Part
-from feature_gan_kd.data.table import Classes, Table, class_names_of, encoded, image_column, label_column
+from feature_gan_kd.data.sources import Split
+from feature_gan_kd.data.table import (
+    Classes,
+    Table,
+    class_names_of,
+    encode_labels,
+    find_image_column,
+    find_label_column,
+)
 from feature_gan_kd.utils.errors import UserError
 
-# Undecoded images among which a process draws the next one.
+# A process draws the next image at random out of this many undecoded ones.
 SHUFFLE_BUFFER = 1000
 
 
@@ -32,9 +39,9 @@ class Stream:
         rows: a `datasets.IterableDataset` of undecoded images and labels.
         image: name of the column of images.
         label: name of the column of labels.
-        class_names: where the data have names.
-        num_classes: number of classes; None where nothing says.
-        length: images of one epoch.
+        class_names: by class index; None where the data have none.
+        num_classes: number of classes; None where they are not known.
+        length: number of images in one epoch.
         split: its name.
     """
 
@@ -50,7 +57,7 @@ class Stream:
         return self.length
 
     def table(self, rows: Sequence[Any], begin: int) -> Table:
-        """Some rows with their class indices; `begin` is the place of the first in what was read, for messages.
+        """Makes a table of some rows; `begin` is the index of the first of them, for messages.
 
         Raises:
             UserError: for a bad label.
@@ -59,7 +66,7 @@ class Stream:
         return Table(
             rows=rows,
             image=self.image,
-            labels=encoded(values, self.label, self.split, self.class_names, self.num_classes, begin=begin),
+            labels=encode_labels(values, self.label, self.split, self.class_names, self.num_classes, begin=begin),
             class_names=self.class_names,
             num_classes=self.num_classes or 0,
             positions=torch.arange(begin, begin + len(rows)),
@@ -68,37 +75,38 @@ class Stream:
 
 
 def read_stream(
-    part: Part, config: DistillConfig, notes: list[str], classes: int | None, train: Classes | None = None
+    split: Split, config: DistillConfig, notes: list[str], num_classes: int | None, known: Classes | None = None
 ) -> Stream:
     """Finds the columns of a streamed split and the length of its epochs.
 
     Args:
-        part: holds a `datasets.IterableDataset`.
+        split: holds a `datasets.IterableDataset`.
         config: may name the columns; `max_train_samples` or `max_eval_samples` is the length of an epoch where the
             data do not say it, or say more.
-        notes: lines for the user are added to it.
-        classes: number of classes where neither the data nor `train` say.
-        train: the classes of the training part, which an evaluation part must share.
+        notes: gets a line for the user.
+        num_classes: of the models; counts where neither the data nor `known` say.
+        known: for an evaluation split the classes that it must have, those of the training split or of the models.
 
     Raises:
         UserError: for columns that are not there, classes that are not known, or a length that is not known.
     """
     from datasets import Image
 
-    stream = part.data.with_format(None)
+    stream = split.data.with_format(None)
     features = stream.features or stream._resolve_features().features
-    image = image_column(features, config.image_column, part.split)
-    label, _ = label_column(features, config.label_column, image, part.split)
+    image = find_image_column(features, config.image_column, split.name)
+    label, _ = find_label_column(features, config.label_column, image, split.name)
     names = class_names_of(features[label], [])
-    names = names if train is None else train.agree(names, part.split)
+    names = names if known is None else known.resolve_names(names, split.name)
     if names is None and "string" in str(getattr(features[label], "dtype", "")):
         raise UserError(
-            f"labels: column {label!r} of the streamed split {part.split!r} holds texts, so its classes are not known "
+            f"labels: column {label!r} of the streamed split {split.name!r} holds texts, so its classes are not known "
             "before its end: cast it to datasets.ClassLabel(names=[...])"
         )
-    length = _length(stream, part.split, config, training=train is None)
+    count = known.count if known is not None and known.count is not None else len(names) if names else num_classes
+    length = _length(stream, split.name, config, training=known is None)
     notes.append(
-        f"split {part.split!r}: a stream in {stream.num_shards} shards, {length} images an epoch, images in column "
+        f"split {split.name!r}: a stream in {stream.num_shards} shards, {length} images an epoch, images in column "
         f"{image!r}, labels in {label!r}; decoded in the training process"
     )
     return Stream(
@@ -106,9 +114,9 @@ def read_stream(
         image=image,
         label=label,
         class_names=names,
-        num_classes=train.count if train is not None and train.count is not None else len(names) if names else classes,
+        num_classes=count,
         length=length,
-        split=part.split,
+        split=split.name,
     )
 
 
@@ -116,35 +124,35 @@ def _length(stream: Any, split: str, config: DistillConfig, *, training: bool) -
     option = "max_train_samples" if training else "max_eval_samples"
     limit: int | None = getattr(config, option)
     stated = (stream.info.splits or {}).get(str(stream.split))
-    known: int | None = stated.num_examples if stated is not None and stated.num_examples else None
-    if known is None and limit is None:
+    count: int | None = stated.num_examples if stated is not None and stated.num_examples else None
+    if count is None and limit is None:
         raise UserError(f"{option}: the streamed split {split!r} does not say how many images it has: say how many")
-    return min(number for number in (known, limit) if number is not None)
+    return min(number for number in (count, limit) if number is not None)
 
 
-class IterableImages(DecodedImages):
-    """The images of a `Stream`, shuffled in training within a buffer, and split among the processes (ours).
+class IterableImages(OnDemandImages):
+    """The images of a `Stream`, shuffled within a buffer in training, and divided among the processes (ours).
 
-    In training each process reads shards of its own where their number is a multiple of that of the processes, else
-    every so-many-th image of all; which images come together in a batch therefore depends on the number of
-    processes. A process whose shards end before the epoch does begins them again, as does one that always has a
-    larger share of the batch, where its size is no multiple of the number of processes. In evaluation every process
-    reads every row and decodes its share, so that each image counts once. A resumed epoch reads the rows before its
-    first batch again, without decoding them: the order is then the very same.
+    In training each process reads its own shards if the number of shards is a multiple of the number of processes
+    N, and every N-th image of all shards otherwise. Which images meet in a batch therefore depends on N. A process
+    starts its shards again if they end before the epoch does; this happens also where the batch size is not a multiple
+    of N, to the processes with the larger shares. In evaluation every process reads every row but decodes its share
+    only, so that each image counts once. A resumed epoch reads the rows before its first batch again, without decoding
+    them, which gives the same order.
 
     Args:
         stream: the images.
-        views: their size and channels.
-        augment: on whole batches of uint8 pixels, in training; None for none.
-        skip: pass over images that cannot be decoded: in training the next good one of the process's share of the
-            batch takes its place.
+        transform: their size and channels.
+        augment: applied to whole batches of uint8 pixels in training; None for none.
+        skip: skip images that cannot be decoded; in training the next good image in the process's share of the batch
+            takes the place of a bad one.
     """
 
-    def __init__(self, stream: Stream, views: ImageTransform, augment: CropFlip | None, *, skip: bool) -> None:
-        super().__init__(views, augment)
+    def __init__(self, stream: Stream, transform: ImageTransform, augment: CropFlip | None, *, skip: bool) -> None:
+        super().__init__(transform, augment)
         self.stream = stream
         self.skip = skip
-        self._told = False
+        self._restart_reported = False
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -152,8 +160,8 @@ class IterableImages(DecodedImages):
     def _sample(self, count: int) -> Batch:
         rows = list(itertools.islice(self.stream.rows, min(count, len(self))))
         if not rows:
-            raise self._empty()
-        images, labels = self._read(rows, 0, [None] * len(rows))
+            raise self._empty_error()
+        images, labels = self._decode(rows, 0, [None] * len(rows))
         if not len(images):
             raise UserError(f"images: none of the first {len(rows)} of split {self.stream.split!r} can be decoded")
         return images, labels
@@ -166,57 +174,59 @@ class IterableImages(DecodedImages):
         epoch: int,
         start: int = 0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         device: torch.device | str,
         train: bool,
     ) -> Iterator[Batch]:
-        """See `ImageSource`; the rows before batch `start` are read and dropped.
+        """See `ImageSource`; reads and drops the rows before batch `start`.
 
         Raises:
             UserError: for a stream without an image, an image that cannot be decoded or a bad label.
         """
         bounds = list(batch_bounds(len(self), batch_size, train=train))
-        spans = [range(begin, end)[share(end - begin, rank, world)] for begin, end in bounds]
+        shares = [range(begin, end)[rank_slice(end - begin, rank, world_size)] for begin, end in bounds]
+        # Per batch: how many rows this process reads, and where its share begins among them.
         if train:
-            rows = self._endless(self._shuffled(seed, epoch, rank, world))
-            counts = [(0, len(span)) for span in spans]
+            rows = self._repeat(self._shuffle(seed, epoch, rank, world_size))
+            reads = [(0, len(share)) for share in shares]
         else:
             rows = iter(self.stream.rows)
-            counts = [(span.start - begin, end - begin) for span, (begin, end) in zip(spans, bounds, strict=True)]
-        rows = itertools.islice(rows, sum(last for _, last in counts[:start]), None)
-        for span, (first, last) in zip(spans[start:], counts[start:], strict=True):
-            read = list(itertools.islice(rows, last))[first : first + len(span)]
-            # Positions in the epoch: with (seed, epoch) they decide the augmentation.
-            indices = torch.arange(span.start, span.start + len(read))
+            reads = [(share.start - begin, end - begin) for share, (begin, end) in zip(shares, bounds, strict=True)]
+        rows = itertools.islice(rows, sum(count for _, count in reads[:start]), None)
+        for share, (first, count) in zip(shares[start:], reads[start:], strict=True):
+            read = list(itertools.islice(rows, count))[first : first + len(share)]
+            # A stream's rows have no index: the position in the epoch, with (seed, epoch), decides the augmentation.
+            indices = torch.arange(share.start, share.start + len(read))
             seeds = item_seeds(seed, epoch, indices) if train else [None] * len(read)
-            images, labels = self._read(read, span.start, seeds)
+            images, labels = self._decode(read, share.start, seeds)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            yield self.finished(images, seed, epoch, indices.to(device), train=train), labels
+            yield self.augment_and_normalise(images, seed, epoch, indices.to(device), train=train), labels
 
-    def _shuffled(self, seed: int, epoch: int, rank: int, world: int) -> Any:
+    def _shuffle(self, seed: int, epoch: int, rank: int, world_size: int) -> Any:
         from datasets.distributed import split_dataset_by_node
 
         (drawn,) = item_seeds(seed, epoch, torch.tensor([0]))
-        return split_dataset_by_node(self.stream.rows.shuffle(drawn, buffer_size=SHUFFLE_BUFFER), rank, world)
+        return split_dataset_by_node(self.stream.rows.shuffle(drawn, buffer_size=SHUFFLE_BUFFER), rank, world_size)
 
-    def _endless(self, rows: Any) -> Iterator[Any]:
+    def _repeat(self, rows: Any) -> Iterator[Any]:
+        """Yields the rows again and again; says so on stderr when they end for the first time."""
         while True:
             count = 0
             for count, row in enumerate(rows, 1):  # noqa: B007
                 yield row
             if not count:
-                raise self._empty()
-            if not self._told:
-                told = f"split {self.stream.split!r}: the stream ended after {count} images and begins again"
-                print(told, file=sys.stderr)
-                self._told = True
+                raise self._empty_error()
+            if not self._restart_reported:
+                note = f"split {self.stream.split!r}: the stream ended after {count} images and begins again"
+                print(note, file=sys.stderr)
+                self._restart_reported = True
 
-    def _empty(self) -> UserError:
+    def _empty_error(self) -> UserError:
         return UserError(
             f"data: the streamed split {self.stream.split!r} has no image for one of the processes: give it more shards"
         )
 
-    def _read(self, rows: list[Any], begin: int, seeds: Sequence[int | None]) -> Batch:
-        reader = Reader(TableItems(self.stream.table(rows, begin), self.views), self.skip)
+    def _decode(self, rows: list[Any], begin: int, seeds: Sequence[int | None]) -> Batch:
+        reader = ItemReader(TableImages(self.stream.table(rows, begin), self.transform), self.skip)
         images, labels, _ = collate([reader[k, seed] for k, seed in enumerate(seeds)])
         return images, labels

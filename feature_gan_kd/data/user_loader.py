@@ -1,4 +1,4 @@
-"""The user's own DataLoader, batch by batch as it is."""
+"""The user's own DataLoader, whose batches are used as they are."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.augment import PixelNormaliser
-from feature_gan_kd.data.batches import Batch, share
-from feature_gan_kd.data.decode import fingerprint, statistics
+from feature_gan_kd.data.batches import Batch, rank_slice
+from feature_gan_kd.data.decode import channel_statistics, hash_images
 from feature_gan_kd.data.rng import item_seeds, seeded
 from feature_gan_kd.utils.errors import UserError
 
 
 class UserLoader:
-    """The batches of a torch `DataLoader`; each process takes its contiguous share of every batch.
+    """Reads the batches of a torch `DataLoader`; each process takes its contiguous share of every batch.
 
-    The loader decides the size of the batches and their order. While it works, the global generators are seeded
-    from (seed, epoch, batch), as is the loader's own generator, so that all processes see one order and a resumed
-    epoch goes on as it was.
+    The loader decides size and order of the batches. While it works, the global generators and its own generator are
+    seeded from (seed, epoch, batch). All processes then see the same order, and a resumed epoch continues it.
 
     Args:
         loader: yields pairs of images (uint8, or float that is normalised already) and labels.
         channels: of the images.
-        class_names: where its data set has them.
-        num_classes: where its data set says.
-        bound: labels must be below it; None for no bound.
-        split: names the part in errors.
+        class_names: by class index; None where its data set has none.
+        num_classes: None where its data set does not say.
+        label_limit: labels must be below it; None for no limit.
+        split: its name, for errors.
+        setting: that named the data, for errors.
 
     Raises:
         UserError: for a loader without a length.
@@ -41,53 +41,55 @@ class UserLoader:
         channels: int,
         class_names: list[str] | None,
         num_classes: int | None,
-        bound: int | None,
+        label_limit: int | None,
         split: str,
+        setting: str = "data",
     ) -> None:
         try:
-            self._batches = len(loader)
+            self._num_batches = len(loader)
         except TypeError as error:
-            raise UserError("data: the DataLoader has no length, so no schedule can be made for it") from error
-        if self._batches == 0:
-            raise UserError(f"data: the DataLoader of split {split!r} is empty")
+            raise UserError(f"{setting}: the DataLoader has no length, so no schedule can be made for it") from error
+        if self._num_batches == 0:
+            raise UserError(f"{setting}: the DataLoader of split {split!r} is empty")
         self.loader = loader
         self.channels = channels
         self.class_names = class_names
         self.num_classes = num_classes
-        self.bound = bound
+        self.label_limit = label_limit
         self.split = split
+        self.setting = setting
         self.normalise = PixelNormaliser.identity(channels)
 
     def __len__(self) -> int:
         sampler: Any = self.loader.sampler
         data: Any = self.loader.dataset
         images = len(sampler if hasattr(sampler, "__len__") else data)
-        return images if self.loader.batch_size is None else min(images, self._batches * self.loader.batch_size)
+        return images if self.loader.batch_size is None else min(images, self._num_batches * self.loader.batch_size)
 
     def steps(self, batch_size: int, *, train: bool = True) -> int:
-        """See `ImageSource`; the loader's own batches count, not `batch_size`."""
+        """See `ImageSource`; counts the loader's own batches, whatever `batch_size`."""
         size = self.loader.batch_size
-        lonely = train and size is not None and len(self) % size == 1
-        return self._batches - 1 if lonely else self._batches
+        ends_in_one = train and size is not None and len(self) % size == 1
+        return self._num_batches - 1 if ends_in_one else self._num_batches
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of the first batch; 0 and 1 for images that are normalised already.
+        """Computes mean and std of the first batch; 0 and 1 for images that are normalised already.
 
         Raises:
-            UserError: for a batch that is no pair of images and labels.
+            UserError: for a batch that is not a pair of images and labels.
         """
-        images, _ = self._pair(next(self._reader(0)), 0)
+        images, _ = self._check_batch(next(self._read_batches(0)), 0)
         if images.is_floating_point():
             return (0.0,) * self.channels, (1.0,) * self.channels
-        return statistics(images.permute(0, 2, 3, 1))
+        return channel_statistics(images.permute(0, 2, 3, 1))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the first batch.
+        """Returns the SHA-256 of the first batch.
 
         Raises:
-            UserError: for a batch that is no pair of images and labels.
+            UserError: for a batch that is not a pair of images and labels.
         """
-        return fingerprint(*self._pair(next(self._reader(0)), 0))
+        return hash_images(*self._check_batch(next(self._read_batches(0)), 0))
 
     def batches(
         self,
@@ -97,32 +99,37 @@ class UserLoader:
         epoch: int,
         start: int = 0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         device: torch.device | str,
         train: bool,
     ) -> Iterator[Batch]:
-        """See `ImageSource`; the batches before `start` are read and dropped.
+        """See `ImageSource`; reads and drops the batches before `start`.
 
         Raises:
-            UserError: for a batch that is no pair of images and labels, or is a single image in training.
+            UserError: for a batch that is not a pair of images and labels, or is a single image in training.
         """
         if hasattr(self.loader.sampler, "set_epoch"):
             self.loader.sampler.set_epoch(epoch)
-        reader = self._reader(*item_seeds(seed, epoch, torch.arange(self._batches + 1)))
+        reader = self._read_batches(*item_seeds(seed, epoch, torch.arange(self._num_batches + 1)))
         for number, read in zip(range(self.steps(batch_size, train=train)), reader, strict=False):
             if number < start:
                 continue
-            images, labels = self._pair(read, number)
+            images, labels = self._check_batch(read, number)
             if train and len(images) == 1:
-                raise UserError(f"data: batch {number} is a single image, on which batch norm cannot train")
-            part = share(len(images), rank, world)
-            images, labels = images[part].to(device, non_blocking=True), labels[part].to(device, non_blocking=True)
+                raise UserError(f"{self.setting}: batch {number} is a single image, on which batch norm cannot train")
+            share = rank_slice(len(images), rank, world_size)
+            images, labels = images[share].to(device, non_blocking=True), labels[share].to(device, non_blocking=True)
             if not images.is_floating_point():
                 images = self.normalise(images.permute(0, 2, 3, 1))
             yield images.float(), labels
 
-    def _reader(self, first: int, *seeds: int) -> Iterator[Any]:
-        """The loader's batches, made under the generators' seeds: `first`, then one a batch (`first` without)."""
+    def _read_batches(self, first: int, *seeds: int) -> Iterator[Any]:
+        """Yields the loader's batches.
+
+        Args:
+            first: seeds the generators while the loader starts.
+            seeds: seed them for one batch each; without any, `first` does for a single batch.
+        """
         if self.loader.generator is not None:
             self.loader.generator.manual_seed(first)
         with seeded(first):
@@ -134,11 +141,12 @@ class UserLoader:
                 return
             yield read
 
-    def _pair(self, read: Any, number: int) -> Batch:
+    def _check_batch(self, read: Any, number: int) -> Batch:
+        """Returns batch `number` as images and labels, after checking their types, shapes and values."""
         where = f"batch {number} of split {self.split!r}"
-        pair = isinstance(read, (tuple, list)) and len(read) == 2 and all(isinstance(x, Tensor) for x in read)
-        if not pair:
-            raise UserError(f"data: {where} is no pair of tensors (images, labels)")
+        is_pair = isinstance(read, (tuple, list)) and len(read) == 2 and all(isinstance(x, Tensor) for x in read)
+        if not is_pair:
+            raise UserError(f"{self.setting}: {where} is not a pair of tensors (images, labels)")
         images, labels = read
         if images.dim() != 4 or images.shape[1] != self.channels:
             shape = tuple(images.shape)
@@ -149,10 +157,10 @@ class UserLoader:
             raise UserError(
                 f"labels: {where} has {labels.dtype} of shape {tuple(labels.shape)}, expected one class each"
             )
-        limit = self.bound if self.bound is not None else int(labels.max()) + 1
+        limit = self.label_limit if self.label_limit is not None else int(labels.max()) + 1
         bad = ((labels < 0) | (labels >= limit)).nonzero()
         if len(bad):
             row = int(bad[0])
-            expected = "a whole number from 0" if self.bound is None else f"0 to {limit - 1}"
+            expected = "a whole number from 0" if self.label_limit is None else f"0 to {limit - 1}"
             raise UserError(f"labels: image {row} of {where} has the label {int(labels[row])}, expected {expected}")
         return images, labels.long()

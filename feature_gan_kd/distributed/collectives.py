@@ -1,4 +1,8 @@
-"""What several processes share: sums of gradients, averages of buffers."""
+"""What processes exchange: sums of gradients, means of buffers, checks that all ranks hold the same weights.
+
+`DistributedDataParallel` is not used. An update takes several gradients of one forward pass, and DDP reduces only the
+first of them: it leaves the second unequal across processes, without an error.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +17,24 @@ from feature_gan_kd.utils.errors import UserError
 
 
 def world_size() -> int:
-    """The number of processes that train together."""
-    return torch.distributed.get_world_size() if _several() else 1
+    """Returns the number of processes that train together."""
+    return torch.distributed.get_world_size() if _is_distributed() else 1
 
 
-def process_index() -> int:
-    """This process's number among them."""
-    return torch.distributed.get_rank() if _several() else 0
+def rank() -> int:
+    """Returns the number of this process, in [0, world size)."""
+    return torch.distributed.get_rank() if _is_distributed() else 0
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """A tensor of any shape added up over all processes, in place.
+    """Sums a tensor of any shape over all processes, in place.
 
     Raises:
-        UserError: where another process is gone.
+        UserError: if another process is gone.
     """
     if world_size() > 1:
         with explain_lost_process():
@@ -40,57 +44,61 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 @contextmanager
 def explain_lost_process() -> Iterator[None]:
-    """Around an exchange between processes: where another one is gone, the error says so in one line.
+    """Turns a failed exchange inside the block into one line that names the cause, a lost process.
 
     Raises:
-        UserError: where the exchange fails.
+        UserError: if the exchange fails.
     """
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
+        cause = " ".join(str(error).split()).split(". ")[0]
         raise UserError(
-            f"processes: another of the {world_size()} processes ended or cannot be reached ({reason}): see what "
-            "it said, then launch the run again with --resume"
+            f"processes: another of the {world_size()} processes ended or cannot be reached ({cause}): see what "
+            "it printed, then launch the run again with --resume"
         ) from error
 
 
 def microbatches(images: int, parts: int, device: torch.device) -> list[slice]:
-    """Where this process's images of each part of a batch stand among its own.
+    """Divides a batch into microbatches, and returns which images of this rank's share belong to each.
 
-    A part is every so-many-th image of the whole batch, counted on through the processes: the same images whatever
-    the number of processes. All processes have as many parts, of which some may be empty.
+    Microbatch k holds the images k, k + parts, k + 2 * parts, ... of the whole batch, counted through the shares of all
+    ranks. It holds the same images whatever the world size. All ranks return equally many slices, of which some may be
+    empty.
 
     Args:
-        images: in this process's share of the batch.
-        parts: wanted; a batch of fewer images has only as many.
-        device: where the processes exchange the sizes of their shares, which waits for it.
+        images: number of images in this rank's share of the batch.
+        parts: number of microbatches; a batch with fewer images is divided into single images.
+        device: on which the ranks exchange the sizes of their shares. Waits for the device.
 
     Raises:
-        UserError: where another process is gone.
+        UserError: if another process is gone.
     """
     if parts == 1:
         return [slice(None)]
     shares = [images]
     if world_size() > 1:
         sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
-        sizes[process_index()] = images
+        sizes[rank()] = images
         shares = all_reduce_sum(sizes).tolist()
-    before, parts = sum(shares[: process_index()]), min(parts, sum(shares))
+    before, parts = sum(shares[: rank()]), min(parts, sum(shares))
     return [slice((part - before) % parts, None, parts) for part in range(parts)]
 
 
 def all_reduce_async(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
-    """Begins to add gradients of any shape up over all processes, as one flat bucket per type, without waiting.
+    """Starts to sum gradients of any shape over all processes, without waiting for the result.
 
-    The project reduces by itself because `DistributedDataParallel` is silent and wrong about a second gradient of
-    one forward pass: it leaves it unequal across processes.
+    Copies the gradients of each type into one flat bucket: one large all-reduce costs far less than hundreds of small
+    ones, whose time is mostly latency.
+
+    Args:
+        gradients: in the same order on all ranks; None entries are left out and must be None on all ranks.
 
     Returns:
-        Waits, and writes the sums into the gradients.
+        A function that waits for the sums and writes them into the gradients.
 
     Raises:
-        UserError: there and here, where another process is gone.
+        UserError: here or in the returned function, if another process is gone.
     """
     present = [gradient for gradient in gradients if gradient is not None] if world_size() > 1 else []
     buckets = []
@@ -148,10 +156,10 @@ _host_groups: dict[str, Any] = {}
 
 
 def average_buffers(models: Iterable[nn.Module]) -> None:
-    """Makes floating-point buffers (batch normalisation's running statistics) equal: their mean over processes.
+    """Replaces floating-point buffers (batch normalisation's running statistics) by their mean over all processes.
 
     Raises:
-        UserError: where another process is gone.
+        UserError: if another process is gone.
     """
     if world_size() == 1:
         return
@@ -162,10 +170,10 @@ def average_buffers(models: Iterable[nn.Module]) -> None:
 
 
 def broadcast_parameters(modules: Iterable[nn.Module]) -> None:
-    """Gives every process the first one's parameters and buffers.
+    """Copies the parameters and buffers of rank 0 to every process.
 
     Raises:
-        UserError: where another process is gone.
+        UserError: if another process is gone.
     """
     if world_size() == 1:
         return
@@ -176,12 +184,12 @@ def broadcast_parameters(modules: Iterable[nn.Module]) -> None:
 
 
 def all_ranks_equal(values: Tensor) -> list[bool]:
-    """Which of the whole numbers (n,) are the same on every process.
+    """Tells which of the whole numbers (n,) are the same on every process.
 
     Raises:
-        UserError: where another process is gone.
+        UserError: if another process is gone.
     """
-    # The largest of the complements is the complement of the smallest.
+    # One all-reduce finds maximum and minimum: the largest of the complements is the complement of the smallest.
     both = torch.stack([values, ~values])
     if world_size() > 1:
         with explain_lost_process():
@@ -191,10 +199,10 @@ def all_ranks_equal(values: Tensor) -> list[bool]:
 
 
 def check_ranks_equal(modules: Mapping[str, nn.Module]) -> None:
-    """Compares the parameters of all processes by a checksum each: one small all-reduce.
+    """Compares the parameters of all processes by a checksum per module, in one small all-reduce.
 
     Args:
-        modules: by the name that an error gives them; none is empty.
+        modules: by the name that an error gives them; each has parameters.
 
     Raises:
         UserError: on every process, naming the first module whose parameters are not the same bits everywhere.
@@ -211,27 +219,29 @@ def check_ranks_equal(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _checksum(module: nn.Module) -> Tensor:
-    """The sum of the parameters' bits, read as whole numbers; it wraps round, so that no order matters."""
+    """Sums the bits of the parameters, read as whole numbers: unlike a sum of floats it shows every changed bit."""
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [parameter.detach().view(bits[parameter.element_size()]).sum() for parameter in module.parameters()]
     return torch.stack(sums).sum()
 
 
 def on_main_process(write: Callable[[], object]) -> None:
-    """Has the first process write; where it cannot, all processes end with its error and none waits for it.
+    """Calls `write` on the main process (rank 0) alone, and passes its error on to all.
+
+    Without that, the other processes would wait in their next exchange for one that has ended.
 
     Raises:
-        UserError: on every process, where `write` raised it on the first.
+        UserError: on every process, if `write` raised it on the main process.
     """
     if world_size() == 1:
         write()
         return
     error: list[str | None] = [None]
-    if process_index() == 0:
+    if rank() == 0:
         try:
             write()
-        except UserError as explain_parse_error:
-            error = [str(explain_parse_error)]
+        except UserError as failure:
+            error = [str(failure)]
     with explain_lost_process():
         torch.distributed.broadcast_object_list(error)
     if error[0] is not None:

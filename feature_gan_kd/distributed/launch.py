@@ -1,4 +1,4 @@
-"""How processes were launched, and which launches the method can be trained with."""
+"""How the processes were launched, and whether the method can be trained in this way."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from feature_gan_kd.utils.errors import UserError, reason
 
-# What `accelerate launch` can put around a model, by the names that Accelerate gives it.
-_UNFIT = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
+# Ways of training that `accelerate launch` can set up and the method cannot use, by Accelerate's names.
+_UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def is_first_to_report(line: str) -> bool:
-    """Whether no other process of this launch has said this line before; also where they cannot be asked.
+    """Whether this process is the first of its launch to report this line; True also where that cannot be found out.
 
-    What stands in brackets, such as the address of another process, may differ between them.
+    Compares the text before the first bracket: details in brackets, such as an address, differ between processes.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return True  # behind the port may be another program, which would be waited for without end
+        return True  # another program may listen on the port, and the store would wait for its answer forever
     try:
-        # The launcher's own, which outlives the processes.
-        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        patience = timedelta(seconds=5)
-        store = TCPStore(*where, is_master=False, wait_for_workers=False, timeout=patience)
+        # The store of the launcher, which outlives the processes.
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
         return int(store.add(line.partition("(")[0], 1)) == 1
     except (KeyError, ValueError, RuntimeError):
         return True
 
 
-def checked(accelerator: Accelerator | None = None) -> Accelerator:
-    """The accelerator, if the method can be trained with it; one as the launch describes it where none is given.
+def usable_accelerator(accelerator: Accelerator | None = None) -> Accelerator:
+    """Returns the accelerator, or one made from the launch's environment, if the method can be trained with it.
 
     Raises:
-        UserError: for DeepSpeed, FSDP and the like, for fp16, and for a device or a port that cannot be had.
+        UserError: for DeepSpeed, FSDP and the like, for fp16, and for a device or a port that cannot be used.
     """
-    launched = next((name for name in _UNFIT if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"), None)
-    unfit = launched if accelerator is None else accelerator.distributed_type.value
-    if unfit in (*_UNFIT, DistributedType.XLA.value):
+    configured = next(
+        (name for name in _UNSUPPORTED if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"), None
+    )
+    kind = configured if accelerator is None else accelerator.distributed_type.value
+    if kind in (*_UNSUPPORTED, DistributedType.XLA.value):
         raise UserError(
-            f"accelerate: {unfit} takes one model and one gradient per step, the method needs several of both: launch "
+            f"accelerate: {kind} takes one model and one gradient per step, the method needs several of both: launch "
             "with plain multi-GPU or multi-CPU"
         )
-    accelerator = _usable(accelerator or _launched())
+    accelerator = accelerator or _accelerator_of_launch()
+    _check_device(accelerator.device)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise UserError(
             f"accelerate: mixed precision {accelerator.mixed_precision} is not supported, allowed are no and bf16: "
@@ -56,8 +58,8 @@ def checked(accelerator: Accelerator | None = None) -> Accelerator:
     return accelerator
 
 
-def _launched() -> Accelerator:
-    """The accelerator that the environment describes."""
+def _accelerator_of_launch() -> Accelerator:
+    """Makes the accelerator that the environment describes."""
     try:
         accelerator = Accelerator()
     except (RuntimeError, ValueError) as error:
@@ -66,8 +68,9 @@ def _launched() -> Accelerator:
             "precision of the launch"
         ) from None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    on_purpose = torch.version.cuda is None or parse_flag_from_env("ACCELERATE_USE_CPU")
-    if accelerator.device.type == "cpu" and re.fullmatch(r"\d[\d,]*", visible) and not on_purpose:
+    cpu_intended = torch.version.cuda is None or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if accelerator.device.type == "cpu" and re.fullmatch(r"\d[\d,]*", visible) and not cpu_intended:
+        # torch ignores GPU numbers that do not exist, and the run would go on, very slowly, on the CPU.
         raise UserError(
             f"accelerate: CUDA_VISIBLE_DEVICES={visible} names no GPU that is there: name one, or set "
             "ACCELERATE_USE_CPU=1 to train without"
@@ -75,12 +78,12 @@ def _launched() -> Accelerator:
     return accelerator
 
 
-def _usable(accelerator: Accelerator) -> Accelerator:
+def _check_device(device: torch.device) -> None:
+    """Raises UserError where nothing can be allocated on the device."""
     try:
-        torch.empty(1, device=accelerator.device)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"accelerate: the device {accelerator.device} cannot be used ({reason(error)}): name one that is there, or "
+            f"accelerate: the device {device} cannot be used ({reason(error)}): name one that is there, or "
             "set ACCELERATE_USE_CPU=1"
         ) from None
-    return accelerator

@@ -1,4 +1,4 @@
-"""What a published model says of itself, and the model card that says it."""
+"""What a published model states about itself, and the model card that states it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from torch import nn
 from feature_gan_kd.config.methods import METHODS, MethodName
 from feature_gan_kd.utils.errors import UserError
 
-# More names of classes than this are not read on a card; the config has them all.
-_MOST_NAMES = 20
+ExportFormat = Literal["safetensors", "onnx", "torch-export"]
+"""Weights that timm loads, or a graph of operations that runs without timm."""
+
+# A card lists the names of at most so many classes; the config has them all.
+_MAX_NAMES = 20
 TAGS = ("timm", "image-classification", "knowledge-distillation")
 
 
 @dataclass(frozen=True)
 class ModelCardInfo:
-    """What a published folder says of its model.
+    """What a published folder states about its model.
 
     Attributes:
         architecture: timm's name without a tag; the user's own where timm did not build the model.
@@ -34,20 +37,20 @@ class ModelCardInfo:
         in_chans: channels of the images.
         mean: per channel, of pixels in [0, 1]: what images are normalised with.
         std: likewise.
-        method: what the models taught each other.
+        method: by which the models learned from each other.
         peers: names of the other models of the run.
-        data: what it was trained on, as the user named it.
+        data: name of the training data, as the user gave it.
         accuracy: top-1 accuracy of this model on the evaluation images, in %.
-        ensemble: that of the mean of all the run's logits, in %.
+        ensemble: top-1 accuracy of the mean of all models' logits, in %.
         epochs: passes over the training images that these weights have seen.
-        recipe: every setting of the run, with what method and recipe chose; those that are None are left out.
+        recipe: every setting of the run, with the values that method and recipe chose; the card leaves out None.
         which: weights of the last epoch or of the best.
-        license: given by the user.
-        pretrained: the model started from pretrained weights, whose licence it inherits.
-        model_args: keyword arguments that timm needs beyond those it records itself.
+        license: as the user stated it.
+        pretrained: whether the model started from pretrained weights, whose licence it inherits.
+        model_args: keyword arguments that timm needs to rebuild the model, besides those that it records itself.
 
     Raises:
-        UserError: at construction, where two of these contradict each other.
+        UserError: where two of these contradict each other.
     """
 
     architecture: str
@@ -81,80 +84,81 @@ class ModelCardInfo:
 
 
 def license_of(model: nn.Module, card_info: ModelCardInfo) -> str:
-    """The user's licence, else that of the pretrained weights, else `unknown`; never a guess."""
-    stated = card_info.license or _source(model, card_info).get("license") or "unknown"
+    """The licence that the user stated, else that of the pretrained weights, else `unknown`."""
+    stated = card_info.license or _pretrained_source(model, card_info).get("license") or "unknown"
     return str(stated).strip().lower()
 
 
-Form = Literal["timm", "bare", "onnx", "torch-export"]
-
-
-def model_card(model: nn.Module, card_info: ModelCardInfo, form: Form = "timm") -> str:
-    """The card in Markdown, with the Hub's YAML front matter.
+def model_card(
+    model: nn.Module, card_info: ModelCardInfo, format: ExportFormat = "safetensors", *, rebuildable: bool = True
+) -> str:
+    """Writes the card in Markdown, with the Hub's YAML front matter.
 
     Args:
-        model: what is published.
-        publication: what to say of it.
-        form: what the folder holds: what timm loads, weights alone, or a graph.
+        model: the published model.
+        card_info: what the card states.
+        format: of the published file.
+        rebuildable: whether timm rebuilds the model from its weights; without it the folder holds weights alone.
     """
+    for_timm = format == "safetensors" and rebuildable
     front = ModelCardData(
         license=license_of(model, card_info),
-        library_name="timm" if form == "timm" else "onnx" if form == "onnx" else None,
+        library_name="timm" if for_timm else "onnx" if format == "onnx" else None,
         pipeline_tag="image-classification",
-        tags=[tag for tag in TAGS if form == "timm" or tag != "timm"],
+        tags=[tag for tag in TAGS if for_timm or tag != "timm"],
         datasets=[card_info.data] if _is_hub_id(card_info.data) else None,
-        base_model=_source(model, card_info).get("hf_hub_id") or None,
+        base_model=_pretrained_source(model, card_info).get("hf_hub_id") or None,
     )
     sections = [
         f"---\n{front.to_yaml()}\n---",
         f"# {card_info.architecture}",
         f"A classifier of images of {card_info.image_size} x {card_info.image_size} pixels and "
         f"{card_info.in_chans} channel{'s' * (card_info.in_chans > 1)} into {card_info.num_classes} classes"
-        f"{_named(card_info.class_names)}: model {card_info.index + 1} of the {len(card_info.peers) + 1} in "
-        f"its run, with the weights of its {card_info.which} epoch{_epochs(card_info)}.",
-        _results(card_info),
-        _method(card_info),
-        _usage(model, card_info, form),
-        _settings(card_info),
+        f"{_class_list(card_info.class_names)}: model {card_info.index + 1} of the {len(card_info.peers) + 1} in "
+        f"its run, with the weights of its {card_info.which} epoch{_epoch_count(card_info)}.",
+        _results_section(card_info),
+        _method_section(card_info),
+        _usage_section(model, card_info, format, rebuildable),
+        _settings_section(card_info),
         _license_section(model, card_info),
         f"## Citation\n\n```bibtex\n{_DML if card_info.method == 'dml' else _AFD}\n```",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _named(classes: list[str] | None) -> str:
-    """The names of the classes, where there are not too many to be read."""
+def _class_list(classes: list[str] | None) -> str:
+    """The names of the classes in parentheses; empty where they are unknown or too many."""
     names = [f"`{_cell(name).replace('`', '')}`" for name in classes or ()]
-    return f" ({', '.join(names)})" if 0 < len(names) <= _MOST_NAMES else ""
+    return f" ({', '.join(names)})" if 0 < len(names) <= _MAX_NAMES else ""
 
 
-def _epochs(card_info: ModelCardInfo) -> str:
-    """Which epoch it was, and of how many."""
+def _epoch_count(card_info: ModelCardInfo) -> str:
+    """Number of the epoch, and of all epochs of the run, in parentheses; empty where it is unknown."""
     done, planned = card_info.epochs, card_info.recipe.get("epochs")
     return "" if done is None else f" ({done} of {planned})" if planned else f" ({done})"
 
 
-def _results(card_info: ModelCardInfo) -> str:
+def _results_section(card_info: ModelCardInfo) -> str:
     rows = {"this model": card_info.accuracy, "ensemble (mean of all logits)": card_info.ensemble}
     cells = "\n".join(f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in rows.items())
     table = f"## Results\n\n| on the evaluation images | top-1 accuracy, % |\n|---|---|\n{cells}"
     if card_info.which == "best":
-        table += "\n\nThe epoch was chosen by this model's accuracy on these same images: the number is optimistic."
+        table += "\n\nThe best epoch was chosen on these same images, so the accuracy is optimistic."
     return table
 
 
-def _method(card_info: ModelCardInfo) -> str:
+def _method_section(card_info: ModelCardInfo) -> str:
     peers = ", ".join(f"`{peer}`" for peer in card_info.peers) or "none"
     return (
-        f"## Method\n\n`{card_info.method}`: {_MEANING[card_info.method]}\n\n"
-        f"- Other models of the run: {peers}\n- Data: {_shown(card_info.data)}"
+        f"## Method\n\n`{card_info.method}`: {_DESCRIPTIONS[card_info.method]}\n\n"
+        f"- Other models of the run: {peers}\n- Data: {_public_name(card_info.data)}"
     )
 
 
-def _usage(model: nn.Module, card_info: ModelCardInfo, form: Form) -> str:
-    if form == "timm":
-        return _timm_usage(model, card_info)
-    return _bare_usage(model, card_info) if form == "bare" else _graph_usage(card_info, form)
+def _usage_section(model: nn.Module, card_info: ModelCardInfo, format: ExportFormat, rebuildable: bool) -> str:
+    if format != "safetensors":
+        return _graph_usage(card_info, format)
+    return _timm_usage(model, card_info) if rebuildable else _bare_usage(model, card_info)
 
 
 def _timm_usage(model: nn.Module, card_info: ModelCardInfo) -> str:
@@ -179,19 +183,19 @@ def _bare_usage(model: nn.Module, card_info: ModelCardInfo) -> str:
     kind = type(model)
     return f"""## Loading
 
-timm does not rebuild this model: these are its weights alone, for its own class.
+timm cannot rebuild this model. The folder holds its weights alone: load them into the model's own class.
 
 ```python
 from safetensors.torch import load_file
 
-model = {kind.__name__}(...)  # {kind.__module__}.{kind.__qualname__}, built as it was for training
+model = {kind.__name__}(...)  # {kind.__module__}.{kind.__qualname__}, built as for training
 model.load_state_dict(load_file("model.safetensors"))
 ```
 
-Its input: pixels in [0, 1], minus {list(card_info.mean)}, divided by {list(card_info.std)}, per channel."""
+Input: pixels in [0, 1], minus {list(card_info.mean)}, divided by {list(card_info.std)}, per channel."""
 
 
-def _graph_usage(card_info: ModelCardInfo, form: Form) -> str:
+def _graph_usage(card_info: ModelCardInfo, format: ExportFormat) -> str:
     read = {
         "onnx": """import onnxruntime
 
@@ -199,9 +203,9 @@ model = onnxruntime.InferenceSession("model.onnx")
 (logits,) = model.run(None, {"images": images})  # images: float32 (n, channels, height, width)""",
         "torch-export": """import torch
 
-model = torch.export.load("model.pt2").module()  # reads code: trust who gave you the file
+model = torch.export.load("model.pt2").module()  # can run code: load only files that you trust
 logits = model(images)  # images: float32 (n, channels, height, width)""",
-    }[form]
+    }[format]
     size = card_info.image_size
     return f"""## Loading
 
@@ -209,11 +213,11 @@ logits = model(images)  # images: float32 (n, channels, height, width)""",
 {read}
 ```
 
-Its input: {size} x {size} pixels in [0, 1], minus {list(card_info.mean)}, divided by {list(card_info.std)}, per
-channel. `config.json` has this and the names of the classes, which the file carries, too."""
+Input: {size} x {size} pixels in [0, 1], minus {list(card_info.mean)}, divided by {list(card_info.std)}, per channel.
+`config.json` states this and the names of the classes; the file itself contains both, too."""
 
 
-def _settings(card_info: ModelCardInfo) -> str:
+def _settings_section(card_info: ModelCardInfo) -> str:
     settings = {key: value for key, value in card_info.recipe.items() if value is not None}
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in settings.items())
     return f"## Settings\n\n| setting | value |\n|---|---|\n{rows}"
@@ -225,19 +229,19 @@ def _cell(value: Any) -> str:
 
 
 def _license_section(model: nn.Module, card_info: ModelCardInfo) -> str:
-    source = _source(model, card_info)
+    source = _pretrained_source(model, card_info)
     known = license_of(model, card_info)
     lines = [f"## Licence\n\n`{known}`"]
     if source:
         origin = source.get("hf_hub_id") or "pretrained weights"
         lines.append(f"Training started from {origin}, whose licence is `{source.get('license') or 'unknown'}`.")
     if known == "unknown":
-        lines.append("No licence is known: the publisher is asked to state one before others use these weights.")
+        lines.append("No licence is known. The publisher should state one before others use these weights.")
     return "\n\n".join(lines)
 
 
-def _source(model: nn.Module, card_info: ModelCardInfo) -> Mapping[str, Any]:
-    """timm's record of the pretrained weights that the model started from; empty where there were none."""
+def _pretrained_source(model: nn.Module, card_info: ModelCardInfo) -> Mapping[str, Any]:
+    """timm's configuration of the pretrained weights that the model started from; empty where there were none."""
     cfg = getattr(model, "pretrained_cfg", None)
     return cfg if card_info.pretrained and isinstance(cfg, Mapping) else {}
 
@@ -246,34 +250,35 @@ def _is_hub_id(data: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data) is not None and not os.path.exists(data)
 
 
-def _shown(data: str) -> str:
-    """The data's name; of a place on this machine only its last part, since a card is public."""
+def _public_name(data: str) -> str:
+    """The name of the data; of a path on this machine only its last part, since a card is public."""
     return Path(data).name if os.path.isabs(data) or os.path.exists(data) else data
 
 
-_MEANING: dict[MethodName, str] = {
-    "afd": "Each model learned the softened predictions of its source model (KL divergence), and its feature "
-    "extractor learned to make a discriminator take its last feature map for the source's. The discriminators "
-    "served training alone and are not part of these weights.",
-    "logit": "Each model learned, beside the labels, the softened predictions of its source model (KL divergence "
+_DESCRIPTIONS: dict[MethodName, str] = {
+    "afd": "Each model learned from the labels and from the softened predictions of its source model (KL divergence), "
+    "and its feature extractor learned to produce feature maps that a discriminator cannot tell from the source's. "
+    "The discriminators are not part of these weights.",
+    "logit": "Each model learned from the labels and from the softened predictions of its source model (KL divergence "
     "at a temperature). Feature maps were not compared.",
-    "dml": "Each model learned, beside the labels, the predictions of its source model (KL divergence at "
+    "dml": "Each model learned from the labels and from the predictions of its source model (KL divergence at "
     "temperature 1). Feature maps were not compared.",
     "vanilla": "Each model learned from the labels alone, by cross-entropy. The models did not teach each other: "
     "this is the baseline of the methods in which they do.",
-    "feature": "Each model's feature extractor learned to make a discriminator take its last feature map for its "
-    "source model's. Predictions were not compared, and the discriminators are not part of these weights.",
-    "l1": "Each model learned the softened predictions of its source model (KL divergence) and was pulled to its "
-    "last feature map by the mean absolute difference. No discriminator took part.",
-    "l1-only": "Each model's last feature map was pulled to its source model's by the mean absolute difference. "
-    "Predictions were not compared and no discriminator took part.",
-    "l2": "Each model learned the softened predictions of its source model (KL divergence) and was pulled to its "
-    "last feature map by the mean squared difference. No discriminator took part.",
-    "l2-only": "Each model's last feature map was pulled to its source model's by the mean squared difference. "
-    "Predictions were not compared and no discriminator took part.",
-    "zero-gradient": "Each model learned the softened predictions of its source model (KL divergence), and its "
-    "feature extractor took Adam's steps on a zero gradient, so that only their weight decay acted. This is a control "
-    "for adversarial distillation: no discriminator took part.",
+    "feature": "Each model learned from the labels, and its feature extractor learned to produce feature maps that a "
+    "discriminator cannot tell from its source model's. Predictions were not compared, and the discriminators are not "
+    "part of these weights.",
+    "l1": "Each model learned from the labels and from the softened predictions of its source model (KL divergence), "
+    "and minimised the mean absolute difference of their feature maps. No discriminator was used.",
+    "l1-only": "Each model learned from the labels and minimised the mean absolute difference of its feature maps and "
+    "its source model's. Predictions were not compared and no discriminator was used.",
+    "l2": "Each model learned from the labels and from the softened predictions of its source model (KL divergence), "
+    "and minimised the mean squared difference of their feature maps. No discriminator was used.",
+    "l2-only": "Each model learned from the labels and minimised the mean squared difference of its feature maps and "
+    "its source model's. Predictions were not compared and no discriminator was used.",
+    "zero-gradient": "Each model learned from the labels and from the softened predictions of its source model (KL "
+    "divergence), and its feature extractor took Adam's steps on a zero gradient, so that only their weight decay "
+    "acted. This is a control for adversarial distillation: no discriminator was used.",
 }
 _AFD = """@inproceedings{chung2020feature,
   title     = {Feature-map-level Online Adversarial Knowledge Distillation},

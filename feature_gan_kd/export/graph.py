@@ -1,4 +1,4 @@
-"""A model as a graph of operations, for ONNX or torch.export: it runs without timm and without its own class."""
+"""Publishes a model as a graph of operations (ONNX or torch.export), which runs without timm and the model's class."""
 
 from __future__ import annotations
 
@@ -14,73 +14,81 @@ from torch import Tensor, nn
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import open_evaluation
 from feature_gan_kd.export.card import ModelCardInfo, model_card
-from feature_gan_kd.export.timm_folder import CARD, CONFIG, one_line, plain_copy, pretrained_cfg, written
+from feature_gan_kd.export.timm_folder import (
+    CARD,
+    CONFIG,
+    contiguous_cpu_copy,
+    error_line,
+    export_folder,
+    pretrained_cfg,
+)
 from feature_gan_kd.utils.errors import UserError, not_installed
 
 GraphFormat = Literal["onnx", "torch-export"]
-GRAPHS: dict[GraphFormat, str] = {"onnx": "model.onnx", "torch-export": "model.pt2"}
+"""The formats of `ExportFormat` that are graphs."""
+
+GRAPH_FILES: dict[GraphFormat, str] = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 Graph = Callable[[Tensor], Tensor]
-"""Images, float32 `(n, C, H, W)`, to logits `(n, classes)`, on CPU."""
+"""Maps images, float32 `(n, C, H, W)`, to logits `(n, classes)`, on the CPU."""
 
-# Of the largest logit: float32 sums in another order differ by some 1e-6 of it.
+# Fraction of the largest logit. Float32 sums in another order differ by some 1e-6 of it.
 _TOLERANCE = 1e-4
-# Batches of the check, besides that of the tracing: the graph must not know the size.
-_TRACED, _TRIED = 2, (1, 5)
+# Batch sizes: of the tracing, and of the check, since the graph must take any size.
+_TRACED_BATCH, _CHECKED_BATCHES = 2, (1, 5)
 
 
-def publish_graph(model: nn.Module, folder: Path, card_info: ModelCardInfo, form: GraphFormat) -> None:
-    """Writes the model as a graph, with config (labels, preprocessing) and card, proven before it returns.
+def publish_graph(model: nn.Module, folder: Path, card_info: ModelCardInfo, format: GraphFormat) -> None:
+    """Writes the model as a graph, with config (labels, preprocessing) and card, and checks the graph.
 
-    The graph takes batches of any size. What is written is read again and compared with the model on real
-    images: digits of the bundled data set, brought to the model's size and normalisation. The folder appears whole
-    or not at all.
+    The graph takes batches of any size. The written file is read again and compared with the model on real images:
+    digits of the bundled data set, in the model's size and normalisation. The folder appears whole or not at all.
 
     Args:
         model: any module that torch.export can trace, timm's or not.
         folder: its place; its parents are made.
-        publication: what config and card say.
-        form: of the graph.
+        card_info: what config and card state.
+        format: of the graph.
 
     Raises:
-        UserError: where the `onnx` extra is not installed, the model cannot be traced, the graph computes anything
-            else, or the folder holds other files or cannot be written.
+        UserError: where the `onnx` extra is not installed, the model cannot be traced, the graph gives other logits,
+            or the folder holds other files or cannot be written.
     """
-    with written(folder, GRAPHS[form]) as temporary, torch.random.fork_rng(devices=[]):
-        twin = plain_copy(model, card_info).float()
+    with export_folder(folder, GRAPH_FILES[format]) as temporary, torch.random.fork_rng(devices=[]):
+        twin = contiguous_cpu_copy(model, card_info).float()
         images = _real_images(card_info)
-        config = _config(model, card_info)
-        path = temporary / GRAPHS[form]
+        config = _graph_config(model, card_info)
+        path = temporary / GRAPH_FILES[format]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the tracer, on its own inside
-                (_write_onnx if form == "onnx" else _write_program)(twin, images[:_TRACED], path, config)
+                warnings.simplefilter("ignore")  # the tracer warns about its own internals
+                (_write_onnx if format == "onnx" else _write_program)(twin, images[:_TRACED_BATCH], path, config)
         except ImportError as error:
             raise not_installed("export", error, "onnx") from None
-        except Exception as error:  # tracing fails in every way
+        except Exception as error:  # the tracer raises errors of every type
             raise UserError(
-                f"{folder}: {card_info.architecture} cannot be traced for {form} ({one_line(error)}): export it as "
+                f"{folder}: {card_info.architecture} cannot be traced for {format} ({error_line(error)}): export it as "
                 "safetensors"
             ) from None
         (temporary / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        _check_graph(load_graph(temporary, form), twin, images, folder)
-        (temporary / CARD).write_text(model_card(model, card_info, form), encoding="utf-8")
+        _check_graph(load_graph(temporary, format), twin, images, folder)
+        (temporary / CARD).write_text(model_card(model, card_info, format), encoding="utf-8")
 
 
-def load_graph(folder: Path, form: GraphFormat) -> Graph:
-    """The graph in a published folder.
+def load_graph(folder: Path, format: GraphFormat) -> Graph:
+    """Loads the graph in a published folder.
 
-    A file of torch.export can run code while it is read: read only such as you made.
+    A file of torch.export can run code when it is loaded: load only files that you trust.
 
     Raises:
         UserError: where onnxruntime is not installed, or the file cannot be read.
     """
-    path = folder / GRAPHS[form]
+    path = folder / GRAPH_FILES[format]
     try:
-        return _read_onnx(path) if form == "onnx" else _read_program(path)
+        return _read_onnx(path) if format == "onnx" else _read_program(path)
     except ImportError as error:
-        raise not_installed(form, error, "onnx") from None
-    except Exception as error:  # files are free text, on which readers fail in every way
-        raise UserError(f"{path}: cannot be read ({one_line(error)}): export it again") from None
+        raise not_installed(format, error, "onnx") from None
+    except Exception as error:  # on a damaged file the readers raise errors of every type
+        raise UserError(f"{path}: cannot be read ({error_line(error)}): export it again") from None
 
 
 def _write_onnx(model: nn.Module, images: Tensor, path: Path, config: dict[str, Any]) -> None:
@@ -96,7 +104,7 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, config: dict[str, 
         output_names=["logits"],
         dynamic_shapes=({0: "batch"},),
     )
-    # In the file, too: it is often passed on alone.
+    # In the file too, since it is often passed on alone.
     program.model.metadata_props["config"] = json.dumps(config)
     program.save(path, external_data=False)
 
@@ -126,8 +134,8 @@ def _read_program(path: Path) -> Graph:
     return run
 
 
-def _config(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]:
-    """What timm's config of the model says, as far as a graph needs it."""
+def _graph_config(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]:
+    """The part of timm's config that a graph needs."""
     cfg = {key: value for key, value in pretrained_cfg(model, card_info).items() if value is not None}
     names = {"label_names": card_info.class_names} if card_info.class_names else {}
     return {
@@ -139,10 +147,10 @@ def _config(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]:
 
 
 def _real_images(card_info: ModelCardInfo) -> Tensor:
-    """Some digits of the bundled data set as the model wants its images."""
+    """Digits of the bundled data set, in the model's size, channels and normalisation."""
     source, _ = open_evaluation(
         None,
-        DistillConfig(max_eval_samples=max(_TRACED, *_TRIED)),
+        DistillConfig(max_eval_samples=max(_TRACED_BATCH, *_CHECKED_BATCHES)),
         image_size=card_info.image_size,
         in_chans=card_info.in_chans,
         mean=card_info.mean,
@@ -153,17 +161,17 @@ def _real_images(card_info: ModelCardInfo) -> Tensor:
 
 
 def _check_graph(graph: Graph, model: nn.Module, images: Tensor, folder: Path) -> None:
-    for count in (_TRACED, *_TRIED):
+    for count in (_TRACED_BATCH, *_CHECKED_BATCHES):
         with torch.no_grad():
             own: Tensor = model(images[:count])
         try:
             other = graph(images[:count])
-        except Exception as error:  # both runtimes raise their own
-            raise UserError(f"{folder}: the graph fails on {count} images ({one_line(error)})") from None
-        apart = float((own - other).abs().max()) if own.shape == other.shape else float("inf")
+        except Exception as error:  # each runtime raises errors of its own
+            raise UserError(f"{folder}: the graph fails on {count} images ({error_line(error)})") from None
+        difference = float((own - other).abs().max()) if own.shape == other.shape else float("inf")
         bound = _TOLERANCE * max(1.0, float(own.abs().max()))
-        if not apart <= bound:
+        if not difference <= bound:
             raise UserError(
-                f"{folder}: the graph gives other logits than the model (apart by {apart:.2g}, allowed {bound:.2g}): "
-                "export it as safetensors"
+                f"{folder}: the graph gives other logits than the model (they differ by {difference:.2g}, allowed is "
+                f"{bound:.2g}): export it as safetensors"
             )

@@ -1,4 +1,4 @@
-"""Pushing a model to the Hugging Face Hub."""
+"""Uploads a model to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from timm.models import push_to_hf_hub
 from torch import nn
 
 from feature_gan_kd.export.card import TAGS, ModelCardInfo, license_of
-from feature_gan_kd.export.timm_folder import CARD, exportable_copy, one_line, publish, save_arguments
+from feature_gan_kd.export.timm_folder import CARD, error_line, exportable_copy, publish, save_arguments
 from feature_gan_kd.utils.errors import UserError
 
 
 def push(
     model: nn.Module, repo_id: str, card_info: ModelCardInfo, *, private: bool = False, token: str | None = None
 ) -> None:
-    """Uploads what `publish` writes, after the same proof.
+    """Uploads what `publish` writes, after the same checks.
 
     Args:
         model: built by timm.
         repo_id: `owner/name` on the Hub, or `name` under the token's owner.
-        publication: what config and card say.
-        private: of a repository that does not exist yet.
+        card_info: what config and card state.
+        private: whether a new repository is private.
         token: of the Hub; None means the one that is logged in.
 
     Raises:
@@ -43,20 +43,20 @@ def push(
                 model_card={"tags": list(TAGS), "license": license_of(model, card_info)},
                 **save_arguments(card_info),
             )
-            # timm writes a card of its own, and only where the repository has none.
+            # timm writes its own card, and only into a repository that has none: replace it.
             api = HfApi(token=token)
             name = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
             api.upload_file(path_or_fileobj=folder / CARD, path_in_repo=CARD, repo_id=name)
-        except Exception as error:  # the client raises its own, httpx's and the system's
-            raise UserError(f"{repo_id}: {_cause(error)}; what was exported on this machine stays there") from None
+        except Exception as error:  # the client raises its own errors, httpx's and the system's
+            raise UserError(f"{repo_id}: {_explain_refusal(error)}; local exports are kept") from None
 
 
-def _cause(error: Exception) -> str:
-    """Why the Hub did not take a model, and what to do."""
+def _explain_refusal(error: Exception) -> str:
+    """Says why the Hub did not accept the model, and what to do."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
-        said = f"does not take the token ({status})" if status else "wants a token"
-        return f"the hub {said}: log in with `hf auth login`, or give a token that may write"
+        answer = f"does not accept the token ({status})" if status else "requires a token"
+        return f"the hub {answer}: log in with `hf auth login`, or pass a token with write access"
     if status is None and not isinstance(error, HFValidationError):
-        return f"the hub cannot be reached ({one_line(error)}): check the model and push again"
-    return f"the hub refuses it ({one_line(error)}): check the name and push again"
+        return f"the hub cannot be reached ({error_line(error)}): check the model and push again"
+    return f"the hub refuses it ({error_line(error)}): check the name and push again"

@@ -1,4 +1,4 @@
-"""A published folder: written through timm, proven by rebuilding the model from it, and read back."""
+"""Publishes a model as a folder that timm loads, checks it by rebuilding the model, and reads such folders back."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from feature_gan_kd.export.card import ModelCardInfo, license_of, model_card
 from feature_gan_kd.utils.errors import UserError, closest
-from feature_gan_kd.utils.files import move_into_place, writing
+from feature_gan_kd.utils.files import atomic_folder
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-# Up to this side images are evaluated whole; above it as timm does, on the centre of a larger image.
-_WHOLE = 96
+# Images of up to this side are evaluated whole; larger ones as timm does, on the centre of an even larger image.
+_MAX_UNCROPPED_SIDE = 96
 _REMEDY = (
-    "it was changed after timm built it, or built with arguments that model_args must name; publish_bare writes its "
-    "weights alone"
+    "the model was changed after timm built it, or model_args lacks arguments that it was built with; publish_bare "
+    "writes its weights alone"
 )
 
 
@@ -35,7 +35,7 @@ class RebuildError(UserError):
 
 
 def publish(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> None:
-    """Writes weights, config and card from which plain timm rebuilds the model, proven before it returns.
+    """Writes weights, config and card from which plain timm rebuilds the model, and checks that it does.
 
     The folder appears whole or not at all, and replaces one published before. Neither the model nor the random
     generators are changed.
@@ -43,43 +43,43 @@ def publish(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> None:
     Args:
         model: built by timm, on any device and in any memory format.
         folder: its place; its parents are made.
-        publication: what config and card say.
+        card_info: what config and card state.
 
     Raises:
-        RebuildError: where timm cannot rebuild the model, or its rebuilt copy computes anything else.
+        RebuildError: where timm cannot rebuild the model, or the rebuilt model gives other logits.
         UserError: where the folder holds other files or cannot be written, or the logits are not finite.
     """
-    reason = refusal(model)
-    if reason is not None:
-        raise RebuildError(f"{folder}: {reason}; publish_bare writes its weights alone")
-    with written(folder, WEIGHTS) as temporary, torch.random.fork_rng(devices=[]):
+    obstacle = rebuild_obstacle(model)
+    if obstacle is not None:
+        raise RebuildError(f"{folder}: {obstacle}; publish_bare writes its weights alone")
+    with export_folder(folder, WEIGHTS) as temporary, torch.random.fork_rng(devices=[]):
         twin = exportable_copy(model, card_info)
         try:
             save_for_hf(twin, str(temporary), **save_arguments(card_info))
         except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise RebuildError(f"{folder}: timm cannot describe the model ({one_line(error)}): {_REMEDY}") from None
+            raise RebuildError(f"{folder}: timm cannot describe the model ({error_line(error)}): {_REMEDY}") from None
         _check_rebuilt(twin, temporary, folder, card_info)
         (temporary / CARD).write_text(model_card(model, card_info), encoding="utf-8")
 
 
 def publish_bare(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> None:
-    """Writes weights and card alone: for a model that timm cannot rebuild.
+    """Writes weights and card alone, for a model that timm cannot rebuild.
 
     Args:
         model: any module.
         folder: its place; its parents are made.
-        publication: what the card says.
+        card_info: what the card states.
 
     Raises:
         UserError: where the state holds more than tensors, or the folder holds other files or cannot be written.
     """
-    with written(folder, WEIGHTS) as temporary:
-        save_file(_own(model.state_dict()), temporary / WEIGHTS)
-        (temporary / CARD).write_text(model_card(model, card_info, "bare"), encoding="utf-8")
+    with export_folder(folder, WEIGHTS) as temporary:
+        save_file(_independent_tensors(model.state_dict()), temporary / WEIGHTS)
+        (temporary / CARD).write_text(model_card(model, card_info, rebuildable=False), encoding="utf-8")
 
 
-def refusal(model: nn.Module) -> str | None:
-    """Why timm cannot rebuild this model; None where only trying can tell."""
+def rebuild_obstacle(model: nn.Module) -> str | None:
+    """Says why timm cannot rebuild this model; None where only trying can tell."""
     kind = type(model).__name__
     cfg = getattr(model, "pretrained_cfg", None)
     architecture = cfg.get("architecture") if isinstance(cfg, Mapping) else None
@@ -89,14 +89,14 @@ def refusal(model: nn.Module) -> str | None:
         return f"timm cannot rebuild {kind}: no architecture {architecture!r} is registered with timm"
     for name, module in model.named_modules():
         forward = vars(module).get("forward")
-        # torch.compile and Accelerate's prepare put one there. A copy would run it in the original.
+        # torch.compile and Accelerate's prepare replace it. A copy of the module would run the original's.
         if forward is not None and getattr(forward, "__self__", None) is not module:
             return f"timm cannot rebuild {kind}: the forward of {name or 'the model'} was replaced on the object"
     return None
 
 
-def holds(folder: Path, model: nn.Module) -> bool:
-    """Whether a published folder holds the very weights of the model; one that cannot be read does not.
+def has_same_weights(folder: Path, model: nn.Module) -> bool:
+    """Whether a published folder has exactly the weights of the model; False for one that cannot be read.
 
     Raises:
         UserError: where the model's state holds more than tensors.
@@ -105,12 +105,12 @@ def holds(folder: Path, model: nn.Module) -> bool:
         saved = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError):
         return False
-    own = _own(model.state_dict())
+    own = _independent_tensors(model.state_dict())
     return saved.keys() == own.keys() and all(torch.equal(saved[key], value) for key, value in own.items())
 
 
 def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A published model and its config; reads safetensors and JSON only.
+    """Loads a published model and its config; reads safetensors and JSON only.
 
     Args:
         folder: what `publish` wrote. The architecture must be registered with timm.
@@ -119,19 +119,21 @@ def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         The model, on CPU and in evaluation mode, and the contents of `config.json`.
 
     Raises:
-        UserError: in one line, where something is missing or broken, or timm loads other weights than were saved.
+        UserError: where something is missing or broken, or timm loads other weights than were saved.
     """
     config = _read_config(folder)
     try:
         saved = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: is no safetensors file ({one_line(error)}): export it again") from None
+        raise UserError(
+            f"{folder / WEIGHTS}: is not a safetensors file ({error_line(error)}): export it again"
+        ) from None
     try:
         with torch.device("cpu"):
             model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # a config is free text, on which timm's builders fail in every way
-        raise UserError(f"{folder}: timm cannot rebuild the model ({one_line(error)}): export it again") from None
-    # timm drops a classifier of another size in silence, and its filters adapt weights of other versions.
+        raise UserError(f"{folder}: timm cannot rebuild the model ({error_line(error)}): export it again") from None
+    # timm silently drops a classifier of another size, and converts weights that it takes for an older version's.
     built = model.state_dict()
     differing = (key for key, value in built.items() if not torch.equal(value, saved[key].to(value.dtype)))
     wrong = next(iter(sorted(saved.keys() ^ built.keys())), None) or next(differing, None)
@@ -141,19 +143,19 @@ def load_published(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def exportable_copy(model: nn.Module, card_info: ModelCardInfo) -> nn.Module:
-    """A plain copy whose `pretrained_cfg` is true and whose state safetensors can hold.
+    """Copies a model for publishing: its `pretrained_cfg` states what is published, safetensors can hold its state.
 
     Raises:
         RebuildError: where the model cannot be copied.
     """
-    twin: Any = plain_copy(model, card_info)
+    twin: Any = contiguous_cpu_copy(model, card_info)
     twin.pretrained_cfg = pretrained_cfg(model, card_info)
-    twin.register_state_dict_post_hook(_untie)
+    twin.register_state_dict_post_hook(_untie_state)
     return twin  # type: ignore[no-any-return]
 
 
-def plain_copy(model: nn.Module, card_info: ModelCardInfo) -> nn.Module:
-    """A copy on CPU in evaluation mode, in the plain memory order.
+def contiguous_cpu_copy(model: nn.Module, card_info: ModelCardInfo) -> nn.Module:
+    """Copies a model to the CPU in evaluation mode, every tensor contiguous.
 
     Raises:
         RebuildError: where the model cannot be copied.
@@ -161,43 +163,43 @@ def plain_copy(model: nn.Module, card_info: ModelCardInfo) -> nn.Module:
     try:
         twin = copy.deepcopy(model).cpu().eval()
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise RebuildError(f"{card_info.architecture}: cannot be copied ({one_line(error)}): {_REMEDY}") from None
+        raise RebuildError(f"{card_info.architecture}: cannot be copied ({error_line(error)}): {_REMEDY}") from None
     for tensor in (*twin.parameters(), *twin.buffers()):
-        tensor.data = _plain(tensor)
+        tensor.data = _contiguous_copy(tensor)
     return twin
 
 
 def save_arguments(card_info: ModelCardInfo) -> dict[str, Any]:
-    """The arguments of timm's `save_for_hf` and `push_to_hf_hub` that say what and how to write."""
+    """The arguments that timm's `save_for_hf` and `push_to_hf_hub` have in common."""
     names = {"label_names": card_info.class_names} if card_info.class_names else {}
     return {"model_config": names, "model_args": dict(card_info.model_args), "safe_serialization": True}
 
 
-def one_line(error: Exception) -> str:
-    """An error's kind and text in one line of at most some 300 characters."""
+def error_line(error: Exception) -> str:
+    """Formats an error's type and text as one line of about 300 characters at most."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
 
 
-def _untie(module: nn.Module, state: dict[str, Any], prefix: str, local: dict[str, Any]) -> None:
-    state.update(_own(state))
+def _untie_state(module: nn.Module, state: dict[str, Any], prefix: str, local: dict[str, Any]) -> None:
+    state.update(_independent_tensors(state))
 
 
-def _own(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _independent_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Copies that share no memory: what safetensors can hold."""
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{key}: is {type(value).__name__} in the model's state, safetensors hold only tensors")
-    return {key: _plain(value) for key, value in state.items()}
+            raise UserError(f"{key}: is {type(value).__name__} in the model's state, safetensors can hold only tensors")
+    return {key: _contiguous_copy(value) for key, value in state.items()}
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _contiguous_copy(tensor: Tensor) -> Tensor:
     # Not `contiguous()`: it keeps channels-last strides where a side has length 1, and kernels go by strides.
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
 def pretrained_cfg(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]:
-    """timm's configuration of these weights: what the architecture needs, nothing of the weights it came from."""
+    """Builds timm's configuration of these weights: of the old one it keeps only what the architecture needs."""
     source: Any = getattr(model, "pretrained_cfg", None) or {}
     size = (card_info.in_chans, card_info.image_size, card_info.image_size)
     same_size = tuple(source.get("input_size", ()))[1:] == size[1:]
@@ -206,9 +208,9 @@ def pretrained_cfg(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]
         "custom_load": False,
         "input_size": size,
         "fixed_input_size": source.get("fixed_input_size", False),
-        # As the accuracy was measured.
+        # The preprocessing with which the accuracy was measured.
         "interpolation": "bicubic",
-        "crop_pct": 1.0 if card_info.image_size <= _WHOLE else 0.875,
+        "crop_pct": 1.0 if card_info.image_size <= _MAX_UNCROPPED_SIDE else 0.875,
         "crop_mode": "center",
         "mean": card_info.mean,
         "std": card_info.std,
@@ -222,13 +224,13 @@ def pretrained_cfg(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]
 
 
 def _check_rebuilt(twin: nn.Module, temporary: Path, folder: Path, card_info: ModelCardInfo) -> None:
-    """Compares what timm makes of the written folder with the model, bit for bit."""
+    """Compares the logits of the model that timm rebuilds from the folder with the model's own, bit for bit."""
     name = card_info.architecture
     own = _logits(twin, folder, card_info)
     if own.shape[1] != card_info.num_classes:
         raise UserError(f"{folder}: {name} gives {own.shape[1]} logits, expected {card_info.num_classes} classes")
     if not bool(own.isfinite().all()):
-        raise UserError(f"{folder}: {name} gives logits that are not finite: it diverged and is not published")
+        raise UserError(f"{folder}: {name} gives logits that are not finite: the model diverged and is not published")
     try:
         rebuilt, _ = load_published(temporary)
     except UserError as error:
@@ -247,14 +249,16 @@ def _logits(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> Tensor:
         with torch.no_grad():
             output = model.float().eval()(images)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"{folder}: the model fails on images of shape {shape[1:]} ({one_line(error)})") from None
+        raise UserError(f"{folder}: the model fails on images of shape {shape[1:]} ({error_line(error)})") from None
     if not isinstance(output, Tensor) or output.ndim != 2:
-        raise UserError(f"{folder}: the model's output is no tensor (batch, classes): it cannot classify")
+        raise UserError(
+            f"{folder}: the model's output is not a tensor (batch, classes): only classifiers can be published"
+        )
     return output
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a published model, of any format.
+    """Reads the config of a published model, of any format.
 
     Raises:
         UserError: where it cannot be read, or names no architecture.
@@ -262,25 +266,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / CONFIG}: cannot be read ({one_line(error)}): export it again") from None
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error_line(error)}): export it again") from None
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise UserError(f"{folder / CONFIG}: names no architecture, expected a config of timm's: export it again")
+        raise UserError(f"{folder / CONFIG}: names no architecture, expected timm's config: export it again")
     return config
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: is no folder, expected a published model ({WEIGHTS} and {CONFIG}): name one, or fetch it "
+            f"{folder}: is not a folder, expected a published model ({WEIGHTS} and {CONFIG}): name one, or fetch it "
             "with hf download"
         )
     if not (folder / WEIGHTS).is_file():
         pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pth", ".pt", ".tar")]
-        hint = f"; {pickles[0]} is a pickle, which can run code and is not read" if pickles else ""
+        hint = f"; {pickles[0]} is a pickle, which is not read because it can run code" if pickles else ""
         inside = [path.parent for place in ("*", "networks/*") for path in folder.glob(f"{place}/{CARD}")]
         models = sorted(str(path) for path in inside if (path / CONFIG).is_file())
         if models:
-            raise UserError(f"{folder}: is no model but holds some: name one, as {' or '.join(models)}")
+            raise UserError(
+                f"{folder}: holds models but is not one itself: name one of them, such as {' or '.join(models)}"
+            )
         raise UserError(f"{folder}: has no {WEIGHTS}{hint}: name a folder with safetensors")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: has no {CONFIG}: load bare weights into the model's own class")
@@ -296,29 +302,29 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def written(folder: Path, weights: str) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its name where the block ends well.
+def export_folder(folder: Path, weights: str) -> Iterator[Path]:
+    """Makes a folder that appears whole, once the block has ended without an error.
 
     Args:
-        folder: its place.
-        weights: the file that holds them, beside config and card.
+        folder: its place; one published before is replaced.
+        weights: name of the file with the weights or the graph, besides config and card.
+
+    Yields:
+        Where to write the files.
 
     Raises:
-        UserError: where the folder holds anything else, or cannot be written.
+        UserError: where the folder holds other files, or cannot be written.
     """
     folder = folder.resolve()
-    temporary = writing(folder)
     try:
         foreign = sorted({path.name for path in folder.iterdir()} - {weights, CONFIG, CARD}) if folder.exists() else []
         if foreign:
             raise UserError(f"{folder}: holds {foreign[0]!r}, which this export does not write: name another folder")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        # safetensors makes a file that only its owner can read.
-        shutil.copymode(temporary / CARD, temporary / weights)
-        move_into_place(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            yield temporary
+            # safetensors makes its file readable by the owner alone.
+            shutil.copymode(temporary / CARD, temporary / weights)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be written ({one_line(error)}): make room or name another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{folder}: cannot be written ({error_line(error)}): make room or name another folder"
+        ) from None

@@ -16,7 +16,7 @@ from feature_gan_kd.method.connection import Connection, build_connections, chec
 from feature_gan_kd.method.discriminator import Discriminator
 from feature_gan_kd.method.step import AdversarialStep
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.build import PeerModel, memory_format_for
+from feature_gan_kd.models.build import PeerModel, safe_memory_format
 from feature_gan_kd.models.discovery import DryRun, dry_run, find_taps, layers_of
 from feature_gan_kd.models.input_adapter import InputAdapter
 from feature_gan_kd.models.taps import Layer, MapShape, TappedModel
@@ -115,7 +115,7 @@ def _tap(
     name = f"model {k} ({model.name})"
     size = model.image_size
     images = torch.zeros((2, in_chans, size, size), device=like.device, dtype=like.dtype)
-    adapter = InputAdapter(size, memory_format_for(model.module, like.device, config.channels_last))
+    adapter = InputAdapter(size, safe_memory_format(model.module, like.device, config.channels_last))
     needs_maps = config.loss_weights.updates_extractors or config.similarity_images
     try:
         taps = find_taps(model.module, images, name, layers, vectors=config.vectors_as_maps) if needs_maps else []

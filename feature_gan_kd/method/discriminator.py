@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_gan_kd.distributed.collectives import world_size
-from feature_gan_kd.distributed.sync_batchnorm import normalise
+from feature_gan_kd.distributed.sync_batchnorm import synchronised_batch_norm
 from feature_gan_kd.method.losses import at_least_float32
 from feature_gan_kd.models.taps import MapShape
 
@@ -82,4 +82,4 @@ class BatchStatisticsNorm(nn.Module):
         """Normalised (batch, channels, height, width), of the same shape."""
         if world_size() == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return normalise(x, self.weight, self.bias, self.eps)
+        return synchronised_batch_norm(x, self.weight, self.bias, self.eps)

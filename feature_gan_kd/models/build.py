@@ -1,4 +1,4 @@
-"""The user's models: timm names are built, modules are taken as they are."""
+"""The user's models: builds timm names, takes modules as they are, and checks both."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
 from feature_gan_kd.models.input_adapter import Normalisation
@@ -20,21 +21,22 @@ from feature_gan_kd.models.weights import tensor_with_nan
 from feature_gan_kd.utils.errors import UserError, closest, reason
 from feature_gan_kd.utils.offline import offline_without_internet
 
-IMAGENET_SIZE = 224
+# Side in pixels of the images of a model that states none.
+_DEFAULT_IMAGE_SIZE = 224
 
 
 @dataclass
 class PeerModel:
-    """One model as the user gave it.
+    """One of the models that train together, with what is needed to build it again.
 
     Attributes:
         module: the module itself.
-        name: a short one for folders and lines.
+        name: a short one, for folders and messages.
         architecture: timm's name, or the class of a module that is not timm's.
-        pretrained: whether it began from trained weights.
-        model_args: what timm must be told, besides classes and channels, to build it again.
-        image_size: side in pixels of the images that it is given.
-        normalisation: that of its training, if it is pretrained; None takes that of the data.
+        pretrained: whether it starts from trained weights.
+        model_args: arguments that timm needs to build it again, besides classes and channels.
+        image_size: side in pixels of its images.
+        normalisation: of the images that its weights were trained on, if it is pretrained; None takes that of the data.
     """
 
     module: nn.Module
@@ -46,52 +48,57 @@ class PeerModel:
     normalisation: Normalisation | None = None
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """timm's facts on the images it expects (`input_size`, `mean`, `std`, ...); empty for other modules."""
+    def timm_cfg(self) -> dict[str, Any]:
+        """timm's `pretrained_cfg` (`input_size`, `mean`, `std`, `license`, ...); empty for other modules."""
         cfg = getattr(self.module, "pretrained_cfg", None)
         return dict(cfg) if isinstance(cfg, dict) else {}
 
-    def stated_normalisation(self, channels: int = 3) -> Normalisation:
-        """What timm states, else none (mean 0, standard deviation 1); for other channels the average of its own."""
-        own = (tuple(self.preprocessing.get(key, (none,) * channels)) for key, none in (("mean", 0.0), ("std", 1.0)))
+    def timm_normalisation(self, channels: int = 3) -> Normalisation:
+        """Returns the normalisation in `timm_cfg`, or none (mean 0, std 1) where it states none.
+
+        For another number of channels, timm averages or repeats the weights of the first layer; so each channel gets
+        the average of the stated values.
+        """
+        own = (tuple(self.timm_cfg.get(key, (none,) * channels)) for key, none in (("mean", 0.0), ("std", 1.0)))
         return Normalisation(*(one if len(one) == channels else (sum(one) / len(one),) * channels for one in own))
 
     @property
     def fixed_size(self) -> int | None:
-        """The only side in pixels that it takes; None where it takes others."""
+        """The only side in pixels that the model takes; None where it takes others."""
         patches: Any = getattr(self.module, "patch_embed", None)
         size = getattr(patches, "img_size", None)
-        if self.preprocessing.get("fixed_input_size"):
-            return int(size[-1]) if size else int(self.preprocessing["input_size"][-1])
+        if self.timm_cfg.get("fixed_input_size"):
+            return int(size[-1]) if size else int(self.timm_cfg["input_size"][-1])
         return None
 
     @property
-    def origin(self) -> dict[str, Any]:
-        """Where its weights come from and their licence, as their card names them; None each where they do not say."""
-        return {key: self.preprocessing.get(key) if self.pretrained else None for key in ("hf_hub_id", "license")}
+    def weights_origin(self) -> dict[str, Any]:
+        """Where its pretrained weights come from, and their licence, as timm names them; None each where unknown."""
+        return {key: self.timm_cfg.get(key) if self.pretrained else None for key in ("hf_hub_id", "license")}
 
     def description(self) -> dict[str, Any]:
-        """What is needed to build it again, as JSON values."""
+        """Returns what is needed to build the model again, as JSON values."""
         return {
             "architecture": self.architecture,
             "name": self.name,
             "pretrained": self.pretrained,
-            "origin": self.origin,
+            "origin": self.weights_origin,
             "model_args": self.model_args,
             "image_size": self.image_size,
             "normalisation": self.normalisation and dataclasses.asdict(self.normalisation),
         }
 
     @classmethod
-    def described(cls, module: nn.Module, description: Mapping[str, Any]) -> PeerModel:
-        """The inverse of `description`, after JSON, for the module it was said of."""
+    def from_description(cls, module: nn.Module, description: Mapping[str, Any]) -> PeerModel:
+        """Restores a model from its `description`, after JSON, and its module, which the caller has built."""
         stated = description["normalisation"]
         own = stated and Normalisation(tuple(stated["mean"]), tuple(stated["std"]))
         known = {key: value for key, value in description.items() if key != "origin"}
         model = cls(module, **{**known, "normalisation": own})
-        if model.pretrained and model.preprocessing:  # built without weights, it states those that timm would take
+        if model.pretrained and model.timm_cfg:
+            # The module was built without weights, so its config names the weights that timm would have loaded.
             origin = description.get("origin") or {"hf_hub_id": None, "license": None}
-            model.module.pretrained_cfg = {**model.preprocessing, **origin}  # type: ignore[assignment]
+            model.module.pretrained_cfg = {**model.timm_cfg, **origin}  # type: ignore[assignment]
         return model
 
 
@@ -104,22 +111,21 @@ def build_models(
     image_size: int | None,
     seed: int,
 ) -> list[PeerModel]:
-    """Builds what was named and takes what was given.
+    """Builds the models that are named, and takes the modules that are given.
 
     Args:
-        models: timm names (also `hf-hub:` and `local-dir:`), modules, or models that are described already.
-        num_classes: of models built by name; None keeps each one's own.
+        models: timm names (also `hf-hub:` and `local-dir:`), modules, or ready `PeerModel`s.
+        num_classes: of models built by name; None keeps each one's own number.
         in_chans: input channels of models built by name.
         pretrained: load trained weights into models built by name.
-        image_size: side of the images in pixels, where a model takes any; None keeps the own one of pretrained
-            models and gives the others that of the first.
-        seed: of the first weights; model k's are a function of (seed, k).
+        image_size: side of the images in pixels, for models that take any size; None keeps the size that pretrained
+            models were trained with, and gives the others the size of the first.
+        seed: of the initial weights; those of model k are a function of (seed, k).
 
     Raises:
-        UserError: for fewer than two models, one module twice or a tensor that two share, an unknown name (the
-            closest are given), what is neither name nor module, weights that cannot be had or hold NaN, a model that
-            is compiled, spread over devices, without a classifier or does not take images of that size, or fewer than
-            two classes.
+        UserError: for fewer than two models or classes, an unknown name (the line lists the closest), anything but
+            names and modules, weights that cannot be loaded or hold NaN, a model that cannot be trained, see
+            `_check_trainable`, and models that share a module or a tensor.
     """
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
@@ -128,51 +134,68 @@ def build_models(
     built = []
     for index, given in enumerate(models):
         if not isinstance(given, (str, nn.Module, PeerModel)):
-            raise UserError(f"models: {type(given).__name__} at place {index}, expected a name of timm's or a module")
+            raise UserError(f"models: {type(given).__name__} at place {index}, expected a timm name or a module")
         if isinstance(given, PeerModel):
             built.append(given)
         elif isinstance(given, nn.Module):
-            while isinstance(given, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-                given = given.module
-            cfg: Any = getattr(given, "pretrained_cfg", None)
-            architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(given).__name__
-            built.append(PeerModel(given, _slug(architecture), architecture, model_args=_model_args(given)))
+            built.append(_from_module(given))
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1009 + index)
-                built.append(_build(given, num_classes, in_chans, pretrained, image_size))
+                built.append(_build_by_name(given, num_classes, in_chans, pretrained, image_size))
+    _check_trainable(built)
     _check_nothing_shared(built)
-    _check_state(built)
-    first = built[0].preprocessing.get("input_size", (IMAGENET_SIZE,))[-1]
+    first_size = built[0].timm_cfg.get("input_size", (_DEFAULT_IMAGE_SIZE,))[-1]
     for model in built:
-        own = model.preprocessing["input_size"][-1] if model.pretrained and model.preprocessing else first
-        model.image_size = model.image_size or int(model.fixed_size or image_size or own)
+        own_size = model.timm_cfg["input_size"][-1] if model.pretrained and model.timm_cfg else first_size
+        model.image_size = model.image_size or int(model.fixed_size or image_size or own_size)
         if getattr(model.module, "num_classes", None) == 0:
             remedy = "name another" if num_classes else "give num_classes, or name another"
             raise UserError(f"models: {model.name} has no classifier, it only encodes: {remedy}")
     return built
 
 
+def _from_module(module: nn.Module) -> PeerModel:
+    """Describes a module that the user built; out of a wrapper for several processes, since ours reduces by itself."""
+    while isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        module = module.module
+    cfg: Any = getattr(module, "pretrained_cfg", None)
+    architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(module).__name__
+    return PeerModel(module, _folder_name(architecture), architecture, model_args=_model_args(module))
+
+
 def _check_nothing_shared(models: Sequence[PeerModel]) -> None:
-    """Raises UserError where two models are one module, or share a tensor: each must learn by itself."""
+    """Raises UserError where two models are one module, or share a tensor: each has an optimiser of its own."""
     owner: dict[int, int] = {}
     for k, model in enumerate(models):
         for name, tensor in (*model.module.named_parameters(), *model.module.named_buffers()):
             other = owner.setdefault(id(tensor), k)
             if other != k and models[other].module is model.module:
-                raise UserError(
-                    "models: the same module stands twice: give each place a model of its own (copy.deepcopy)"
-                )
+                raise UserError("models: the same module is given twice: give each place its own model (copy.deepcopy)")
             if other != k:
                 raise UserError(f"models: models {other} and {k} share {name!r}: give each its own (copy.deepcopy)")
 
 
-def _check_state(models: Sequence[PeerModel]) -> None:
-    """Raises UserError where a model's parameters are spread over devices, or it is compiled by the user.
+def _check_trainable(models: Sequence[PeerModel]) -> None:
+    """Raises UserError for a module that the method cannot train as it is.
 
-    A compiled forward pass cannot be walked back twice, and may go past hooks: it is for `compile` to compile it.
+    A compiled forward pass cannot run backward twice and may bypass hooks; the setting `compile` avoids both. Layers of
+    a scripted module run outside Python, where no hook is called. Lazy parameters have no shape before the first
+    forward pass, so no optimiser can hold them.
     """
     for k, model in enumerate(models):
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.module.modules()):
+            raise UserError(
+                f"models: model {k} ({model.name}) is scripted (torch.jit), so its feature maps cannot be taken: give "
+                "the module as it was before scripting"
+            )
+        tensors = (*model.module.named_parameters(), *model.module.named_buffers())
+        lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
+        if lazy is not None:
+            raise UserError(
+                f"models: model {k} ({model.name}) has an uninitialised lazy tensor {lazy!r}: run one batch of images "
+                "through it first"
+            )
         devices = sorted({str(parameter.device) for parameter in model.module.parameters()})
         if len(devices) > 1:
             raise UserError(
@@ -180,13 +203,16 @@ def _check_state(models: Sequence[PeerModel]) -> None:
             )
         for module in model.module.modules():
             if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-                raise UserError(f"models: model {k} ({model.name}) is compiled: give it as it was, and set compile")
+                raise UserError(f"models: model {k} ({model.name}) is compiled: give it uncompiled, and set compile")
 
 
-def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None) -> PeerModel:
-    local = ":" in name
+def _build_by_name(
+    name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None
+) -> PeerModel:
+    """Builds a timm model; one with a fixed size is built for `image_size`."""
+    has_weights = pretrained or ":" in name  # `hf-hub:` and `local-dir:` models
     bare = name.split(".")[0]
-    if not local and not timm.is_model(bare):
+    if ":" not in name and not timm.is_model(bare):
         near = closest(bare, timm.list_models())
         raise UserError(f"models: timm has no model {name!r}, the closest are {near or 'listed by timm.list_models()'}")
     classes = {} if num_classes is None else {"num_classes": num_classes}
@@ -195,76 +221,78 @@ def _build(name: str, num_classes: int | None, in_chans: int, pretrained: bool, 
     if image_size is not None and cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_size:
         module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes, img_size=image_size)
     architecture = cfg.get("architecture") or bare
-    model = PeerModel(module, _slug(architecture), architecture, pretrained or local, _model_args(module))
-    model.normalisation = model.stated_normalisation(in_chans) if model.pretrained else None
+    model = PeerModel(module, _folder_name(architecture), architecture, has_weights, _model_args(module))
+    model.normalisation = model.timm_normalisation(in_chans) if model.pretrained else None
     return model
 
 
 def _model_args(module: nn.Module) -> dict[str, Any]:
-    """What timm was told to build a module, besides classes and channels, as far as JSON can hold it."""
+    """Returns the arguments that timm built a module with, besides classes and channels, if JSON can hold them."""
     args = dict(getattr(module, "_model_args", {}))
     plain = (str, int, float, bool, tuple, list, type(None))
     return {k: v for k, v in args.items() if k not in ("num_classes", "in_chans") and isinstance(v, plain)}
 
 
 def build_architecture(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A model of timm's.
+    """Builds a model with timm.
 
     Args:
-        name: timm's name; `hf-hub:` and `local-dir:` names always come with their weights.
-        pretrained: with its trained weights.
+        name: timm's name; models with `hf-hub:` and `local-dir:` names always come with their weights.
+        pretrained: load its trained weights.
         **kwargs: for timm.
 
     Raises:
-        UserError: where timm cannot build it so, or its weights cannot be had.
+        UserError: where timm cannot build it with these arguments, or its weights cannot be loaded.
     """
     trained = pretrained or ":" in name
     with offline_without_internet() if trained else contextlib.nullcontext(False) as offline:
         try:
             module: nn.Module = timm.create_model(name, pretrained=trained, **kwargs)
-        except Exception as error:  # a published model's files are free text, on which timm fails in every way
+        except (
+            Exception
+        ) as error:  # the files of a published model may hold anything, and timm fails on it in many ways
             if not (trained or isinstance(error, (TypeError, RuntimeError, ValueError, KeyError, AssertionError))):
                 raise
-            raise UserError(_not_built(name, error, list(kwargs), offline)) from None
+            raise UserError(_explain_failed_build(name, error, list(kwargs), offline)) from None
     bad = tensor_with_nan(module.state_dict()) if trained else None
     if bad is not None:
         raise UserError(f"models: the weights of {name} hold NaN in {bad!r}: name a model that did not diverge")
     return module
 
 
-def _not_built(name: str, error: Exception, options: list[str], offline: bool) -> str:
-    """Why timm gave no model of that name, and what to do."""
-    said = reason(error, 300)
+def _explain_failed_build(name: str, error: Exception, options: list[str], offline: bool) -> str:
+    """Returns the error line for a model that timm could not build."""
+    cause = reason(error, 300)
     if name.startswith("local-dir:"):
-        return f"models: {name} could not be read ({said}): name the folder of a published model"
+        return f"models: {name} could not be read ({cause}): name the folder of a published model"
     if isinstance(error, OSError):
-        said = "there is no internet access, and they are not in the hub's cache" if offline else said
+        cause = "there is no internet access, and they are not in the hub's cache" if offline else cause
         return (
-            f"models: the weights of {name} could not be fetched ({said}): start without them, or name a folder with "
+            f"models: the weights of {name} could not be fetched ({cause}): start without them, or name a folder with "
             "local-dir:"
         )
     if isinstance(error, TypeError):
-        return f"models: {name} does not take {', '.join(options)} ({said}): choose another size or model"
-    return f"models: {name} could not be built ({said}): check the name"
+        return f"models: {name} does not take {', '.join(options)} ({cause}): choose another size or model"
+    return f"models: {name} could not be built ({cause}): check the name"
 
 
 def check_description(description: Mapping[str, Any]) -> None:
-    """Looks through a `PeerModel.description` that comes from a file before a model is built from it.
+    """Checks a `PeerModel.description` from a file before a model is built from it.
 
     Raises:
-        UserError: where it would write outside a folder, or have timm read or fetch anything.
+        UserError: where it would write outside a folder, or make timm read or download anything.
     """
     name, architecture, args = (description[key] for key in ("name", "architecture", "model_args"))
-    if _slug(str(name)) != name:
-        raise UserError(f"checkpoint: {name!r} is no name of a model but a path: use a checkpoint that you trust")
+    if _folder_name(str(name)) != name:
+        raise UserError(f"checkpoint: {name!r} is a path, not the name of a model: use a checkpoint that you trust")
     loading = sorted(args.keys() & inspect.signature(timm.create_model).parameters.keys())
     if ":" in str(architecture) or loading:
         what = f"the argument {loading[0]!r}" if loading else repr(architecture)
         raise UserError(f"checkpoint: {what} would load other files: use a checkpoint that you trust")
 
 
-def place(models: Sequence[PeerModel], device: torch.device, *, channels_last: bool) -> None:
-    """Brings every model to a device and into its memory format.
+def move_to_device(models: Sequence[PeerModel], device: torch.device, *, channels_last: bool) -> None:
+    """Moves every model to a device and into its memory format.
 
     Raises:
         UserError: for a model on the meta device: it has no weights.
@@ -274,14 +302,14 @@ def place(models: Sequence[PeerModel], device: torch.device, *, channels_last: b
             raise UserError(f"models: model {k} ({model.name}) is on the meta device: give it weights first")
         model.module.to(device)
         if channels_last:
-            model.module.to(memory_format=memory_format_for(model.module, device, channels_last=True))
+            model.module.to(memory_format=safe_memory_format(model.module, device, channels_last=True))
 
 
-def memory_format_for(module: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:
-    """Channels-last where it is wanted and safe.
+def safe_memory_format(module: nn.Module, device: torch.device, channels_last: bool) -> torch.memory_format:
+    """Returns channels-last where it is wanted and safe.
 
-    On CPU the backward pass of a strided 1x1 convolution with fewer than 16 input channels writes outside its
-    memory in that order (seen in torch 2.15: FastViT's stem ends the process).
+    In channels-last on CPU, the backward pass of a strided 1x1 convolution with fewer than 16 input channels writes
+    outside its memory (seen in torch 2.15: FastViT's stem ends the process).
     """
     unsafe = device.type == "cpu" and any(
         isinstance(one, nn.Conv2d) and one.kernel_size == (1, 1) and max(one.stride) > 1 and one.in_channels < 16
@@ -290,5 +318,6 @@ def memory_format_for(module: nn.Module, device: torch.device, channels_last: bo
     return torch.channels_last if channels_last and not unsafe else torch.contiguous_format
 
 
-def _slug(name: str) -> str:
+def _folder_name(name: str) -> str:
+    """Turns an architecture's name, which may hold any characters, into one that a folder can have."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "model"

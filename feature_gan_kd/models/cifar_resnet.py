@@ -1,4 +1,4 @@
-"""ResNets for 32x32 images, and the timm contract that every model of this package shares."""
+"""ResNets for 32x32 images, and the base class that makes the models of this package timm models."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _Entrypoint = TypeVar("_Entrypoint", bound=Callable[..., nn.Module])
 
 
 def register(entrypoint: _Entrypoint) -> _Entrypoint:
-    """timm's `register_model` with a type: the name of the decorated function becomes a timm model name."""
+    """Registers a function with timm, under its own name; timm's `register_model` with type annotations."""
     register_model(entrypoint)
     return entrypoint
 
 
 def cifar_cfg(paper: str) -> dict[str, Any]:
-    """The timm configuration of an untrained model for CIFAR-100; `paper` is an arXiv number."""
+    """Returns timm's configuration of an untrained model for CIFAR-100; `paper` is an arXiv number."""
     return {
         "input_size": (3, 32, 32),
         "mean": (0.5071, 0.4865, 0.4409),
@@ -45,15 +45,15 @@ def cifar_cfg(paper: str) -> dict[str, Any]:
 
 
 def conv3x3(in_chs: int, out_chs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the grid at stride 1 and halves it at stride 2."""
+    """Builds a 3x3 convolution that keeps the grid at stride 1 and halves it at stride 2."""
     return nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=1, bias=False)
 
 
 class Stage(nn.Sequential):
     """Residual blocks in order; with `grad_checkpointing` the backward pass recomputes each of them.
 
-    The switch is here and not in the model so that the stage itself is called, and its forward hooks fire
-    once, either way.
+    The switch is in the stage, not in the model: so the stage itself is called in both cases, and its forward hooks
+    run once.
     """
 
     grad_checkpointing = False
@@ -71,15 +71,16 @@ class Stage(nn.Sequential):
 def make_stage(
     block: Callable[[int, int, int], nn.Module], blocks: int, in_chs: int, out_chs: int, stride: int
 ) -> Stage:
-    """`blocks` residual blocks, of which the first changes the width and the grid."""
+    """Builds a stage of `blocks` residual blocks, of which the first changes the width and the grid."""
     return Stage(block(in_chs, out_chs, stride), *(block(out_chs, out_chs, 1) for _ in range(blocks - 1)))
 
 
-class CifarNet(nn.Module):
-    """Stem, three stages and a linear classifier, with the methods timm expects of a model.
+class CifarModel(nn.Module):
+    """Stem, three stages and a linear classifier, with the methods that timm expects of a model.
 
-    A subclass builds `conv1`, `layer1`, `layer2` and `layer3`, says in `_stem` and `_last` what stands around
-    them, and ends its constructor with `_finish`. Nothing works in place: what a forward hook sees stays so.
+    A subclass builds `conv1`, `layer1`, `layer2` and `layer3`, defines `_stem` before and `_last_map` after `layer2`,
+    and ends its constructor with `_add_head`. No operation works in place, so that what a forward hook recorded stays
+    valid.
     """
 
     conv1: nn.Conv2d
@@ -93,14 +94,14 @@ class CifarNet(nn.Module):
         """Images (N, in_chans, H, W) -> the input of `layer1`."""
         raise NotImplementedError
 
-    def _last(self, x: Tensor) -> Tensor:
+    def _last_map(self, x: Tensor) -> Tensor:
         """The output of `layer2` -> the feature map."""
         raise NotImplementedError
 
-    def _finish(
+    def _add_head(
         self, widths: tuple[int, ...], map_name: str, num_classes: int, global_pool: str, drop_rate: float
     ) -> None:
-        """Add the head, name the maps (the last is the output of module `map_name`), initialise."""
+        """Adds the head, names the maps (the last is the output of module `map_name`), and initialises the weights."""
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": name}
             for width, reduction, name in zip(widths, (1, 2, 4), ("layer1", "layer2", map_name), strict=True)
@@ -113,12 +114,12 @@ class CifarNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that order the parameters by depth: by stage if `coarse`, else by block."""
+        """Returns timm's patterns that order the parameters by depth: by stage if `coarse`, else by block."""
         block = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
         return {"stem": r"^(?:conv1|bn1)", "blocks": [(block, None), (r"^norm", (99999,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass: less memory, one more forward.
+        """Recomputes the blocks in the backward pass: less memory, one more forward pass.
 
         As in timm's own models, each backward pass then updates the blocks' BatchNorm statistics again.
         """
@@ -126,11 +127,11 @@ class CifarNet(nn.Module):
             stage.grad_checkpointing = enable
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
-        """The classifier, or its name."""
+        """Returns the classifier, or its name."""
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier (0 classes: none) and pooling (one of timm's, None: the present one)."""
+        """Replaces the classifier (0 classes: by none) and the pooling (by one of timm's; None keeps it)."""
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.num_classes = num_classes
         self.global_pool, fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
@@ -147,13 +148,13 @@ class CifarNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of the modules that `feature_info` names, from one forward pass.
+        """Returns the outputs of the modules that `feature_info` names, from one forward pass.
 
         Args:
             x: images (N, in_chans, H, W).
             indices: which maps: the last n, a list of positions, or None for all three.
             norm: part of timm's signature; changes nothing, the last map is normalised already.
-            stop_early: leave out the stages after the last map asked for.
+            stop_early: skip the stages after the last requested map.
             output_fmt: only "NCHW".
             intermediates_only: return the maps without the final output.
 
@@ -163,7 +164,7 @@ class CifarNet(nn.Module):
         if output_fmt != "NCHW":
             raise UserError(f"output_fmt: {output_fmt!r} given, these models have only 'NCHW' maps")
         take, last = feature_take_indices(len(self.feature_info), indices)
-        stages: list[Callable[[Tensor], Tensor]] = [self.layer1, self.layer2, self._last]
+        stages: list[Callable[[Tensor], Tensor]] = [self.layer1, self.layer2, self._last_map]
         maps = []
         x = self._stem(x)
         for index, stage in enumerate(stages):
@@ -176,7 +177,7 @@ class CifarNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (N, in_chans, H, W) -> the last feature map (N, num_features, H / 4, W / 4)."""
-        return self._last(self.layer2(self.layer1(self._stem(x))))
+        return self._last_map(self.layer2(self.layer1(self._stem(x))))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The feature map -> logits (N, num_classes), or the pooled features if `pre_logits`."""
@@ -214,7 +215,7 @@ class BasicBlock(nn.Module):
         return out
 
 
-class CifarResNet(CifarNet):
+class CifarResNet(CifarModel):
     """ResNet of depth 6 * blocks + 2 for small images (He et al. 2016, section 4.2).
 
     Shortcuts are 1x1 convolutions with BatchNorm where the width changes (the paper's option B), as in the
@@ -244,13 +245,13 @@ class CifarResNet(CifarNet):
         self.layer1 = make_stage(BasicBlock, blocks, 16, 16, stride=1)
         self.layer2 = make_stage(BasicBlock, blocks, 16, 32, stride=2)
         self.layer3 = make_stage(BasicBlock, blocks, 32, 64, stride=2)
-        self._finish((16, 32, 64), "layer3", num_classes, global_pool, drop_rate)
+        self._add_head((16, 32, 64), "layer3", num_classes, global_pool, drop_rate)
 
     def _stem(self, x: Tensor) -> Tensor:
         out: Tensor = self.act1(self.bn1(self.conv1(x)))
         return out
 
-    def _last(self, x: Tensor) -> Tensor:
+    def _last_map(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer3(x)
         return out
 
@@ -266,7 +267,7 @@ _NAMES = (
 default_cfgs = generate_default_cfgs({name: cifar_cfg("1512.03385") for name in _NAMES})
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
+def _create_resnet(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
     model: CifarResNet = build_model_with_cfg(
         CifarResNet, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2)}, **kwargs
     )
@@ -276,34 +277,34 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
 @register
 def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-8, 0.08M parameters for 100 classes."""
-    return _create("cifar_resnet8", pretrained, blocks=1, **kwargs)
+    return _create_resnet("cifar_resnet8", pretrained, blocks=1, **kwargs)
 
 
 @register
 def cifar_resnet14(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-14, 0.18M parameters for 100 classes."""
-    return _create("cifar_resnet14", pretrained, blocks=2, **kwargs)
+    return _create_resnet("cifar_resnet14", pretrained, blocks=2, **kwargs)
 
 
 @register
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-20, 0.28M parameters for 100 classes."""
-    return _create("cifar_resnet20", pretrained, blocks=3, **kwargs)
+    return _create_resnet("cifar_resnet20", pretrained, blocks=3, **kwargs)
 
 
 @register
 def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-32, 0.47M parameters for 100 classes."""
-    return _create("cifar_resnet32", pretrained, blocks=5, **kwargs)
+    return _create_resnet("cifar_resnet32", pretrained, blocks=5, **kwargs)
 
 
 @register
 def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-56, 0.86M parameters for 100 classes."""
-    return _create("cifar_resnet56", pretrained, blocks=9, **kwargs)
+    return _create_resnet("cifar_resnet56", pretrained, blocks=9, **kwargs)
 
 
 @register
 def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-110, 1.74M parameters for 100 classes."""
-    return _create("cifar_resnet110", pretrained, blocks=18, **kwargs)
+    return _create_resnet("cifar_resnet110", pretrained, blocks=18, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
-from feature_gan_kd.models.cifar_resnet import CifarNet, cifar_cfg, conv3x3, make_stage, register
+from feature_gan_kd.models.cifar_resnet import CifarModel, cifar_cfg, conv3x3, make_stage, register
 
 
 class PreActBlock(nn.Module):
@@ -34,7 +34,7 @@ class PreActBlock(nn.Module):
         return residual + (x if self.downsample is None else self.downsample(active))
 
 
-class CifarWideResNet(CifarNet):
+class CifarWideResNet(CifarModel):
     """WRN-d-k: depth d = 6 * blocks + 4, stages of 16k, 32k and 64k channels (paper, table 1).
 
     The stages end in a sum, so the feature map is the output of the last BatchNorm and ReLU (`act`).
@@ -65,13 +65,13 @@ class CifarWideResNet(CifarNet):
         self.layer3 = make_stage(PreActBlock, blocks, widths[1], widths[2], stride=2)
         self.norm = nn.BatchNorm2d(widths[2])
         self.act = nn.ReLU()
-        self._finish(widths, "act", num_classes, global_pool, drop_rate)
+        self._add_head(widths, "act", num_classes, global_pool, drop_rate)
 
     def _stem(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv1(x)
         return out
 
-    def _last(self, x: Tensor) -> Tensor:
+    def _last_map(self, x: Tensor) -> Tensor:
         out: Tensor = self.act(self.norm(self.layer3(x)))
         return out
 
@@ -80,7 +80,7 @@ _NAMES = ("cifar_wrn_16_2", "cifar_wrn_28_2", "cifar_wrn_28_4", "cifar_wrn_40_2"
 default_cfgs = generate_default_cfgs({name: cifar_cfg("1605.07146") for name in _NAMES})
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarWideResNet:
+def _create_wrn(variant: str, pretrained: bool, **kwargs: Any) -> CifarWideResNet:
     model: CifarWideResNet = build_model_with_cfg(
         CifarWideResNet, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2)}, **kwargs
     )
@@ -90,22 +90,22 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> CifarWideResNet:
 @register
 def cifar_wrn_16_2(pretrained: bool = False, **kwargs: Any) -> CifarWideResNet:
     """WRN-16-2, 0.70M parameters for 100 classes."""
-    return _create("cifar_wrn_16_2", pretrained, blocks=2, widen=2, **kwargs)
+    return _create_wrn("cifar_wrn_16_2", pretrained, blocks=2, widen=2, **kwargs)
 
 
 @register
 def cifar_wrn_28_2(pretrained: bool = False, **kwargs: Any) -> CifarWideResNet:
     """WRN-28-2, 1.48M parameters for 100 classes."""
-    return _create("cifar_wrn_28_2", pretrained, blocks=4, widen=2, **kwargs)
+    return _create_wrn("cifar_wrn_28_2", pretrained, blocks=4, widen=2, **kwargs)
 
 
 @register
 def cifar_wrn_28_4(pretrained: bool = False, **kwargs: Any) -> CifarWideResNet:
     """WRN-28-4, 5.87M parameters for 100 classes."""
-    return _create("cifar_wrn_28_4", pretrained, blocks=4, widen=4, **kwargs)
+    return _create_wrn("cifar_wrn_28_4", pretrained, blocks=4, widen=4, **kwargs)
 
 
 @register
 def cifar_wrn_40_2(pretrained: bool = False, **kwargs: Any) -> CifarWideResNet:
     """WRN-40-2, 2.26M parameters for 100 classes."""
-    return _create("cifar_wrn_40_2", pretrained, blocks=6, widen=2, **kwargs)
+    return _create_wrn("cifar_wrn_40_2", pretrained, blocks=6, widen=2, **kwargs)

@@ -1,4 +1,4 @@
-"""torch.compile for functions of which two gradients are taken, and what happens where it does not work."""
+"""torch.compile for functions whose backward pass runs twice; without it where it does not work."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch._dynamo import lookup_backend
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import config
 
-Answer = TypeVar("Answer")
+Returned = TypeVar("Returned")
 
 
 class Compiler:
-    """Compiles functions of one tensor, for each size of it anew.
+    """Compiles functions of one tensor, once for each of its shapes.
 
-    A size has a program of its own, whatever came before it: a resumed run has the same bits, and an uneven last batch
-    does not slow the others down. Where a function cannot be compiled it runs as it is, after one warning a reason.
+    torch.compile would by default make one program for all shapes when it meets a second one. Here each shape has its
+    own program, whichever came first. So a resumed run computes the same bits, and an uneven last batch does not slow
+    the others down. A function that cannot be compiled runs uncompiled, after one warning per reason.
 
     Args:
         backend: one of torch's compilers, by name.
@@ -29,25 +30,29 @@ class Compiler:
         self._compile = lookup_backend(backend)
         self._reasons: set[str] = set()
 
-    def __call__(self, function: Callable[[Tensor], Answer]) -> Callable[[Tensor], Answer]:
-        """The same function, compiled when it is called."""
-        compiled: Callable[[Tensor], Answer] = torch.compile(function, backend=self._keeping, dynamic=False)
+    def __call__(self, function: Callable[[Tensor], Returned]) -> Callable[[Tensor], Returned]:
+        """Returns the function in a form that is compiled on its first call."""
+        compiled: Callable[[Tensor], Returned] = torch.compile(function, backend=self._compile_graph, dynamic=False)
         works = True
 
-        def call(x: Tensor) -> Answer:
+        def call(x: Tensor) -> Returned:
             nonlocal works
             if works:
                 try:
                     return compiled(x)
-                except TorchDynamoException as error:  # before anything was computed
+                except TorchDynamoException as error:  # raised before anything is computed
                     works = False
                     self._warn(str(error).strip().partition("\n")[0] or type(error).__name__)
             return function(x)
 
         return call
 
-    def _keeping(self, graph: Any, inputs: Any) -> Any:
-        """Compiles a graph whose backward pass leaves what the forward saved: it is walked twice."""
+    def _compile_graph(self, graph: Any, inputs: Any) -> Any:
+        """Compiles a graph whose backward pass can run twice, once for the model loss and once for the adversarial one.
+
+        Donated buffers let the backward pass overwrite what the forward pass saved; torch then refuses
+        `retain_graph=True`, and a second backward pass would read overwritten values.
+        """
         with config.patch(donated_buffer=False):
             return self._compile(graph, inputs)
 

@@ -1,4 +1,4 @@
-"""What one model does to the images that all share: resize, and normalise as it was trained (ours)."""
+"""Adapts the images that all models share to one model: its size and its normalisation (ours)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Normalisation:
 
 
 class InputAdapter(nn.Module):
-    """Brings shared images to the size and the normalisation that one model wants.
+    """Brings shared images to the size and the normalisation of one model.
 
-    Every model sees the same crop with the same augmentation, in its own form.
+    Every model sees the same crop with the same augmentation, at its own size and in its own normalisation.
 
     Args:
-        size: side in pixels that the model wants; 0 leaves the size alone.
-        memory_format: in which the model wants the images.
+        size: side in pixels of the model's images; 0 keeps the size.
+        memory_format: of the model's images.
     """
 
     scale: Tensor | None
@@ -38,8 +38,8 @@ class InputAdapter(nn.Module):
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("offset", None, persistent=False)
 
-    def normalise(self, shared: Normalisation, own: Normalisation) -> None:
-        """From now on takes images in the shared normalisation and gives them in the model's own."""
+    def set_normalisations(self, shared: Normalisation, own: Normalisation) -> None:
+        """From now on, converts images from the shared normalisation to the model's own."""
         if shared == own:
             self.scale = self.offset = None
             return
@@ -47,7 +47,7 @@ class InputAdapter(nn.Module):
         self.offset = _by_channel((a - b) / o for a, b, o in zip(shared.mean, own.mean, own.std, strict=True))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (batch, channels, height, width) as the model wants them; the same tensor where it does already."""
+        """Adapts images (batch, channels, height, width); returns the same tensor if nothing is to be done."""
         if self.size and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         if self.scale is not None and self.offset is not None:
@@ -58,4 +58,5 @@ class InputAdapter(nn.Module):
 
 
 def _by_channel(values: Iterable[float]) -> Tensor:
+    """float64, shaped (1, channels, 1, 1): `forward` rounds it once, to the images' type."""
     return torch.tensor(list(values), dtype=torch.float64).view(1, -1, 1, 1)

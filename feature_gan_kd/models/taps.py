@@ -1,4 +1,4 @@
-"""The tap: a model's logits and feature maps out of one forward pass, by forward hooks."""
+"""Taps: a model's logits and feature maps from one forward pass, by forward hooks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MapShape = tuple[int, int, int]
 
 
 class Layout(enum.Enum):
-    """How a module lays out its map."""
+    """Order of the dimensions of a module's output."""
 
     NCHW = "batch, channels, height, width"
     NHWC = "batch, height, width, channels"
@@ -31,8 +31,8 @@ class Layout(enum.Enum):
     NC = "batch, channels"
 
 
-class Origin(enum.Enum):
-    """What gives a map."""
+class TapKind(enum.Enum):
+    """How a map is obtained."""
 
     MODULE = "the output of a module, by a forward hook"
     FEATURES = "timm's forward_features, followed by forward_head"
@@ -41,15 +41,15 @@ class Origin(enum.Enum):
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a feature map is taken, and how it becomes (batch, channels, height, width).
+    """Where a feature map is taken, and how it is brought into the shape (batch, channels, height, width).
 
     Attributes:
         layer: dotted name of the module whose output it is; the index of a stage; empty for `forward_features`.
         layout: of that output.
-        prefix_tokens: class and register tokens in front, dropped.
+        prefix_tokens: number of class and register tokens in front of the grid, which are dropped.
         shape: (channels, height, width) of the map.
-        element: which of the tensors of that output.
-        origin: what gives the output.
+        element: which of the output's tensors is the map, see `tensors_of`.
+        kind: how the output is obtained.
     """
 
     layer: str
@@ -57,20 +57,20 @@ class Tap:
     prefix_tokens: int
     shape: MapShape
     element: int = 0
-    origin: Origin = Origin.MODULE
+    kind: TapKind = TapKind.MODULE
 
     @property
     def title(self) -> str:
-        """The tap in words."""
-        return {Origin.MODULE: self.layer, Origin.FEATURES: "forward_features", Origin.STAGE: f"stage {self.layer}"}[
-            self.origin
-        ]
+        """The tap in words, for summaries and messages."""
+        if self.kind is TapKind.MODULE:
+            return self.layer
+        return "forward_features" if self.kind is TapKind.FEATURES else f"stage {self.layer}"
 
     def to_map(self, output: Any) -> Tensor:
-        """What the module gave as a map (batch, channels, height, width).
+        """Turns a module's output into a map (batch, channels, height, width).
 
         Raises:
-            UserError: where tokens do not fill the grid that was found.
+            UserError: where the number of tokens is not that of the grid that was found.
         """
         tensor = tensors_of(output)[self.element]
         if self.layout is Layout.NHWC:
@@ -82,24 +82,24 @@ class Tap:
         tokens = tensor.transpose(1, 2)[..., self.prefix_tokens :] if self.layout is Layout.NLC else tensor
         if tokens.shape[2] != self.shape[1] * self.shape[2]:
             raise UserError(
-                f"layer {self.layer!r}: gave {tokens.shape[2]} tokens, the wiring was built for "
+                f"layer {self.layer!r}: gave {tokens.shape[2]} tokens, the distiller was built for images that give "
                 f"{self.shape[1]}x{self.shape[2]}: give the size of the images as image_size"
             )
         return tokens.reshape(len(tokens), *self.shape)
 
 
 class TappedModel(nn.Module):
-    """One model and its taps: `forward` gives logits and maps of the same pass.
+    """A model with its taps: `forward` returns the logits and the maps of one pass.
 
-    The user's module is not edited. Hooks stand in it only while a forward runs, so that it can be copied,
-    pickled and exported at any time. A compiled forward keeps the hooks that it found when it was compiled, and looks
-    for no others: they are the same functions in every forward.
+    The user's module is not changed. It holds hooks only while `forward` runs, so that it can be copied, pickled and
+    exported at any time. The hooks are the same functions in every forward, because a compiled forward keeps those that
+    it found when it was compiled.
 
     Args:
         module: the user's module.
-        taps: where to take maps.
+        taps: where to take the maps.
         name: of the model, for error lines.
-        adapter: brings the images that all models share to the size and normalisation that this one wants.
+        adapter: brings the images that all models share to the size and normalisation of this one.
     """
 
     def __init__(self, module: nn.Module, taps: Sequence[Tap], name: str, adapter: InputAdapter | None = None) -> None:
@@ -108,11 +108,11 @@ class TappedModel(nn.Module):
         self.adapter = adapter or InputAdapter(0)
         self.taps = tuple(taps)
         self.name = name
-        self._layers = tuple(dict.fromkeys(tap.layer for tap in taps if tap.origin is Origin.MODULE))
-        self._stages = tuple(dict.fromkeys(int(tap.layer) for tap in taps if tap.origin is Origin.STAGE))
-        self._outputs: dict[str, list[Any]] = {}
-        self._hooks = {layer: self._keeper(layer) for layer in self._layers}
-        self._call: Callable[[Tensor], tuple[Tensor, dict[str, list[Any]]]] = self._run
+        self._pass = _ForwardPass(module, self.taps, name)
+        self._hooks = {layer: self._pass.hook(layer) for layer in self._pass.layers}
+        # A method of another object: one of this module would make it refer to itself, and its memory would be freed
+        # only when Python's garbage collector runs.
+        self._call: Callable[[Tensor], tuple[Tensor, dict[str, list[Any]]]] = self._pass.run
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One forward pass.
@@ -124,51 +124,26 @@ class TappedModel(nn.Module):
             Logits (batch, classes) and one map (batch, channels, height, width) per tap.
 
         Raises:
-            UserError: where a tapped module was not called exactly once, its tokens do not fill the grid that was
-                found, or the model gives no logits.
+            UserError: where a tapped module was not called exactly once, its number of tokens is not that of the
+                grid that was found, or the model returns no logits.
         """
         with self._hooked():
             logits, outputs = self._call(self.adapter(images))
         maps = []
         for tap in self.taps:
-            fired = outputs[tap.title]
-            if len(fired) != 1:
-                raise UserError(hook_count_error(self.name, tap.layer, len(fired)))
-            maps.append(tap.to_map(fired[0]))
+            recorded = outputs[tap.title]
+            if len(recorded) != 1:
+                raise UserError(hook_count_error(self.name, tap.layer, len(recorded)))
+            maps.append(tap.to_map(recorded[0]))
         return logits, tuple(maps)
 
     def compile_forward(self, compiler: Compiler) -> None:
         """Compiles the forward pass.
 
         Args:
-            compiler: of all models of a run.
+            compiler: shared by all models of a run.
         """
-        self._call = compiler(self._run)
-
-    def _run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
-        module: Any = self.module
-        self._outputs = {layer: [] for layer in self._layers}
-        others: dict[str, list[Any]] = {}
-        if self._stages:
-            # All stages: asked for early ones alone, some models (Hiera) stop there and give no features.
-            features, maps = module.forward_intermediates(images, output_fmt="NCHW")
-            others = {f"stage {index}": [maps[index]] for index in self._stages}
-            output = module.forward_head(features)
-        elif any(tap.origin is Origin.FEATURES for tap in self.taps):
-            features = module.forward_features(images)
-            others = {"forward_features": [features]}
-            output = module.forward_head(features)
-        else:
-            output = module(images)
-        outputs, self._outputs = self._outputs, {}
-        return logits_of(output, self.name), {**outputs, **others}
-
-    def _keeper(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            if layer in self._outputs:  # a recomputation in the backward pass is not recorded
-                self._outputs[layer].append(output)
-
-        return keep
+        self._call = compiler(self._pass.run)
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -180,12 +155,61 @@ class TappedModel(nn.Module):
                 handle.remove()
 
 
+class _ForwardPass:
+    """A model's forward pass that keeps the outputs of tapped modules.
+
+    Args:
+        module: the user's module.
+        taps: where to take maps.
+        name: of the model, for error lines.
+    """
+
+    def __init__(self, module: nn.Module, taps: Sequence[Tap], name: str) -> None:
+        self.module: Any = module
+        self.name = name
+        self.layers = tuple(dict.fromkeys(tap.layer for tap in taps if tap.kind is TapKind.MODULE))
+        self.stages = tuple(dict.fromkeys(int(tap.layer) for tap in taps if tap.kind is TapKind.STAGE))
+        self.takes_features = any(tap.kind is TapKind.FEATURES for tap in taps)
+        self.outputs: dict[str, list[Any]] = {}
+
+    def run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
+        """Logits (batch, classes) of images (batch, channels, height, width), and outputs by the titles of the taps."""
+        self.outputs = {layer: [] for layer in self.layers}
+        others: dict[str, list[Any]] = {}
+        if self.stages:
+            # Ask for all stages: if asked for early ones only, some models (Hiera) stop there and return no features.
+            features, maps = self.module.forward_intermediates(images, output_fmt="NCHW")
+            others = {f"stage {index}": [maps[index]] for index in self.stages}
+            output = self.module.forward_head(features)
+        elif self.takes_features:
+            features = self.module.forward_features(images)
+            others = {"forward_features": [features]}
+            output = self.module.forward_head(features)
+        else:
+            output = self.module(images)
+        outputs, self.outputs = self.outputs, {}
+        return logits_of(output, self.name), {**outputs, **others}
+
+    def hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        """A forward hook that keeps the output of one module."""
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            # `outputs` is empty outside `run`: what gradient checkpointing repeats in the backward pass is ignored.
+            if layer in self.outputs:
+                self.outputs[layer].append(output)
+
+        return keep
+
+
 def logits_of(output: Any, name: str) -> Tensor:
-    """The logits in a model's output: the tensor itself, `output.logits` or `output["logits"]`, or the first of a
-    tuple.
+    """Returns the logits in a model's output: the output itself, its `logits`, or its first element.
+
+    Args:
+        output: a tensor (batch, classes), an object or mapping with `logits`, or a tuple or list of tensors.
+        name: of the model, for errors.
 
     Raises:
-        UserError: where none of these is a (batch, classes) tensor.
+        UserError: where none of these is a tensor (batch, classes).
     """
     if isinstance(output, Mapping):
         output = output.get("logits")
@@ -199,7 +223,7 @@ def logits_of(output: Any, name: str) -> Tensor:
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of any shape in a module's output, in order: itself, or those in tuples, lists and mappings."""
+    """Lists the tensors of any shape in a module's output, in order, out of nested tuples, lists and mappings."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -209,7 +233,7 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own mode again afterwards."""
+    """Puts a model into evaluation mode inside the block, and each of its modules back into its own mode after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -220,10 +244,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def hook_count_error(name: str, layer: str, count: int) -> str:
-    """The error line for a module that was not called exactly once."""
-    reason = (
-        "a part of the model that this forward does not use, or gradient checkpointing goes round it"
+    """Returns the error line for a module that was not called exactly once."""
+    cause = (
+        "the forward does not use it, or gradient checkpointing bypasses its hooks"
         if count == 0
-        else "it is shared by several places, or gradient checkpointing repeats it"
+        else "the model uses it in several places, or gradient checkpointing repeats it"
     )
-    return f"{name}: layer {layer!r} was called {count} times in one forward, expected once ({reason}): name another"
+    return f"{name}: layer {layer!r} was called {count} times in one forward, expected once ({cause}): name another"

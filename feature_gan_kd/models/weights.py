@@ -1,4 +1,4 @@
-"""Weights in files: read whole or not at all, and looked through for NaN."""
+"""Weights in files: loaded completely or not at all, and searched for NaN."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from feature_gan_kd.utils.errors import UserError, reason
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
-    """Gives a module the weights in `folder/model.safetensors`, all of them or none.
+    """Loads `folder/model.safetensors` into a module, all of it or nothing.
 
     Raises:
-        UserError: where the file is not there, is damaged, or holds other tensors or NaN.
+        UserError: where the file is missing or damaged, or holds other tensors or NaN.
     """
     path = folder / "model.safetensors"
     try:
@@ -33,5 +33,5 @@ def load_weights(module: nn.Module, folder: Path) -> None:
 
 
 def tensor_with_nan(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor, of any shape, that holds NaN."""
+    """Returns the name of the first tensor, of any shape, that holds NaN; None where none does."""
     return next((name for name, value in tensors.items() if bool(value.isnan().any())), None)

@@ -1,8 +1,8 @@
-"""What a run has to show: its files read back, a table, a picture and a page. Never imports torch."""
+"""Reads the files of a run back and shows them: as a table, as a picture and as a page. Never imports torch."""
 
-from feature_gan_kd.report.curves import curves, draw_curves
+from feature_gan_kd.report.curves import curves_figure, write_curves
 from feature_gan_kd.report.page import write_page
-from feature_gan_kd.report.records import Run, read_run, series
-from feature_gan_kd.report.table import table
+from feature_gan_kd.report.records import RecordedRun, collect_series, read_run
+from feature_gan_kd.report.table import results_table
 
-__all__ = ["Run", "curves", "draw_curves", "read_run", "series", "table", "write_page"]
+__all__ = ["RecordedRun", "collect_series", "curves_figure", "read_run", "results_table", "write_curves", "write_page"]

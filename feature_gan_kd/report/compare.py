@@ -1,4 +1,4 @@
-"""What runs reached, and in which settings they differ."""
+"""The accuracies that runs reached, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.report.charts import COLORS, name_of
-from feature_gan_kd.report.records import Run, best, series
-from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.report.charts import COLOR_COUNT, owner_title
+from feature_gan_kd.report.records import RecordedRun, collect_series, index_of_max
 
-# Of a run's description, what is no setting: the command has its own place, the wiring follows from the others.
-_NO_SETTINGS = ("command", "taps")
+# Entries of a run's description that no setting is behind: the page shows the command elsewhere, and the taps follow
+# from the models and the settings.
+_NOT_SETTINGS = ("command", "taps")
 
 
 @dataclass(frozen=True)
-class Result:
-    """Top-1 accuracy of one model, or of the ensemble, in one run.
+class AccuracyRow:
+    """Top-1 accuracy of one model, or of the ensemble, in one run, as text.
 
     Attributes:
-        name: of the model, or where several runs are shown of the run.
+        name: of the model; where several runs are shown, of the run.
         color: of its lines.
-        last: %, in the last epoch.
-        best: %, in its best epoch.
-        epoch: the best one.
-        last_change: percentage points beyond the first run's; empty in that run.
+        last: percent, in the last evaluated epoch.
+        best: percent, in the best epoch.
+        best_epoch: number of that epoch.
+        last_change: percentage points above the first run's; empty for the first run.
         best_change: likewise.
     """
 
@@ -34,60 +34,53 @@ class Result:
     color: str
     last: str
     best: str
-    epoch: str
+    best_epoch: str
     last_change: str = ""
     best_change: str = ""
 
 
-def results_of(run: Run) -> list[Result]:
-    """The models of one run and their ensemble, as far as they were evaluated."""
-    whose = [*map(str, range(len(run.names))), "ensemble"]
-    colors = [*(str(k % COLORS) for k in range(len(run.names))), "ink"]
-    rows = [_result(run, one, name_of(one, run.names), color) for one, color in zip(whose, colors, strict=True)]
+def accuracy_rows(run: RecordedRun) -> list[AccuracyRow]:
+    """The rows of one run: its models and their ensemble; none before the first evaluation."""
+    owners = [*map(str, range(len(run.names))), "ensemble"]
+    colors = [*(str(k % COLOR_COUNT) for k in range(len(run.names))), "ink"]
+    rows = [_row(run, owner, owner_title(owner, run.names), color) for owner, color in zip(owners, colors, strict=True)]
     return [row for row in rows if row is not None]
 
 
-def compared(runs: Sequence[Run], labels: Sequence[str]) -> dict[str, list[Result]]:
-    """Model by model, and for the ensemble, every run's result and how far it is from the first run's."""
+def compare_accuracies(runs: Sequence[RecordedRun], labels: Sequence[str]) -> dict[str, list[AccuracyRow]]:
+    """Compares runs model by model, and by their ensembles: one row per run, with the change from the first run."""
     most = max(len(run.names) for run in runs)
-    found: dict[str, list[Result]] = {}
-    for whose in [*map(str, range(most)), "ensemble"]:
-        owners = [run for run in runs if whose == "ensemble" or int(whose) < len(run.names)]
-        names = {name_of(whose, run.names) for run in owners}
+    found: dict[str, list[AccuracyRow]] = {}
+    for owner in [*map(str, range(most)), "ensemble"]:
+        having = [run for run in runs if owner == "ensemble" or int(owner) < len(run.names)]
+        titles = {owner_title(owner, run.names) for run in having}
         rows = []
         for k, run in enumerate(runs):
-            row = _result(run, whose, labels[k], str(k % COLORS), None if k == 0 else runs[0])
+            row = _row(run, owner, labels[k], str(k % COLOR_COUNT), None if k == 0 else runs[0])
             rows += [] if row is None else [row]
         if rows:
-            found[names.pop() if len(names) == 1 else f"model {whose}"] = rows
+            found[titles.pop() if len(titles) == 1 else f"model {owner}"] = rows
     return found
 
 
-def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def differing_settings(runs: Sequence[RecordedRun]) -> list[tuple[str, list[str]]]:
     """The settings that are not the same in all runs, with each run's value."""
-    flat = [_flat(run.about) for run in runs]
+    flat = [_flatten_description(run) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = [(key, [one.get(key, "-") for one in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def settings_of(run: Run) -> list[tuple[str, str, bool]]:
-    """Every setting of a run, its value, and whether it is another than the default."""
+def list_settings(run: RecordedRun) -> list[tuple[str, str, bool]]:
+    """Every setting of a run: its name, its value, and whether that is not the default."""
     default = DistillConfig().to_dict()
-    full = _in_full(run.settings)
-    return [(key, shown(full[key]), key not in default or value != default[key]) for key, value in run.settings.items()]
+    resolved = run.config.resolved()
+    given = run.config.to_dict()
+    return [(name, format_value(resolved[name]), value != default[name]) for name, value in given.items()]
 
 
-def _in_full(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings with what the method and the recipe choose; as they are where another version wrote them."""
-    try:
-        return DistillConfig.from_dict(settings).resolved()
-    except UserError:
-        return settings
-
-
-def shown(value: Any) -> str:
-    """A setting's value as the page writes it."""
+def format_value(value: Any) -> str:
+    """Formats a setting's value as the page shows it."""
     if value is None:
         return "none"
     if value and isinstance(value, list) and all(isinstance(one, float) for one in value):
@@ -95,28 +88,31 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _flat(about: Mapping[str, Any]) -> dict[str, str]:
-    flat = {key: shown(value) for key, value in _in_full(about["config"]).items()}
-    flat |= {f"model {k}": shown(model.get("architecture", model["name"])) for k, model in enumerate(about["models"])}
-    for key, value in about.items():
+def _flatten_description(run: RecordedRun) -> dict[str, str]:
+    """Everything that may set one run apart from another, by name."""
+    flat = {key: format_value(value) for key, value in run.config.resolved().items()}
+    models = enumerate(run.description["models"])
+    flat |= {f"model {k}": format_value(model.get("architecture", model["name"])) for k, model in models}
+    for key, value in run.description.items():
         if isinstance(value, Mapping) and key != "config":
-            flat |= {f"{key}: {name}": shown(one) for name, one in value.items()}
-        elif key not in ("config", "models", *_NO_SETTINGS):
-            flat[key.replace("_", " ")] = shown(value)
-    return flat | {"edges": ", ".join(f"{source} → {learner}" for source, learner in about.get("edges", ()))}
+            flat |= {f"{key}: {name}": format_value(one) for name, one in value.items()}
+        elif key not in ("config", "models", *_NOT_SETTINGS):
+            flat[key.replace("_", " ")] = format_value(value)
+    return flat | {"edges": ", ".join(f"{source} → {learner}" for source, learner in run.edges)}
 
 
-def _result(run: Run, whose: str, name: str, color: str, first: Run | None = None) -> Result | None:
-    mine = _accuracy(run, whose)
-    if mine is None:
+def _row(run: RecordedRun, owner: str, name: str, color: str, first: RecordedRun | None = None) -> AccuracyRow | None:
+    own = _last_and_best(run, owner)
+    if own is None:
         return None
-    last, top, epoch = mine
-    other = None if first is None else _accuracy(first, whose)
-    changes = [f"{mine[i] - other[i]:+.2f}" for i in (0, 1)] if other else ["", ""]
-    return Result(name, color, f"{last:.2f}", f"{top:.2f}", f"{epoch:.0f}", *changes)
+    last, best, epoch = own
+    other = None if first is None else _last_and_best(first, owner)
+    changes = [f"{own[i] - other[i]:+.2f}" for i in (0, 1)] if other else ["", ""]
+    return AccuracyRow(name, color, f"{last:.2f}", f"{best:.2f}", f"{epoch:.0f}", *changes)
 
 
-def _accuracy(run: Run, whose: str) -> tuple[float, float, float] | None:
-    """The last and the best accuracy, and the epoch of the best."""
-    epochs, values = series(run).get(f"top-1/{whose}", ([], []))
-    return (values[-1], values[best(values)], epochs[best(values)]) if values else None
+def _last_and_best(run: RecordedRun, owner: str) -> tuple[float, float, float] | None:
+    """The last and the best accuracy, and the epoch of the best; None where nothing is recorded."""
+    epochs, values = collect_series(run).get(f"eval/accuracy/{owner}", ([], []))
+    at = index_of_max(values)
+    return (values[-1], values[at], epochs[at]) if values else None

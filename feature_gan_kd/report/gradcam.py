@@ -1,4 +1,4 @@
-"""Grad-CAM pictures that stand in a run's folder, as the page shows them."""
+"""Reads the Grad-CAM pictures in a run's folder for the page."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import base64
 import json
 from dataclasses import dataclass
 
-from feature_gan_kd.report.charts import COLORS
-from feature_gan_kd.report.records import Run
-from feature_gan_kd.report.table import shortened
+from feature_gan_kd.report.charts import COLOR_COUNT
+from feature_gan_kd.report.records import RecordedRun
+from feature_gan_kd.report.table import shorten
 from feature_gan_kd.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture.
+class GradCamPicture:
+    """One picture of the page.
 
     Attributes:
-        source: as the page holds it, a data URL.
-        words: what it shows.
+        data_url: the PNG as a data URL.
+        alt_text: what it shows.
         caption: below it.
     """
 
-    source: str
-    words: str
+    data_url: str
+    alt_text: str
     caption: str
 
 
@@ -32,16 +32,16 @@ class GradCamResults:
     """The pictures of a run.
 
     Attributes:
-        heads: over the columns, with their colours: the image, then each model and the map that was asked.
-        rows: per image the pictures.
+        columns: title, layer and colour of each: the image, then every model.
+        rows: for each image its picture in every column.
     """
 
-    heads: list[tuple[str, str, str]]
-    rows: list[list[Picture]]
+    columns: list[tuple[str, str, str]]
+    rows: list[list[GradCamPicture]]
 
 
-def grad_cam_results(run: Run) -> GradCamResults | None:
-    """The pictures in a run's folder; None where none were drawn.
+def read_grad_cam(run: RecordedRun) -> GradCamResults | None:
+    """Reads the pictures in a run's folder; None where none were drawn.
 
     Raises:
         UserError: where they are damaged.
@@ -54,26 +54,27 @@ def grad_cam_results(run: Run) -> GradCamResults | None:
         layers = [(str(one["layer"]), "x".join(str(int(side)) for side in one["grid"])) for one in about["layers"]]
         if len(layers) != len(run.names):
             raise ValueError
-        heads = [("image", "", "ink")]
+        columns = [("image", "", "ink")]
         for k, (name, (layer, grid)) in enumerate(zip(run.names, layers, strict=True)):
-            place = f"{layer}, {grid}" if grid != "1x1" else f"{layer}, 1x1: it has no places to tell apart"
-            heads.append((f"{k} {shortened(name, 36)}", place, str(k % COLORS)))
+            place = f"{layer}, {grid}" if grid != "1x1" else f"{layer}, 1x1: too coarse to show a place"
+            columns.append((f"{k} {shorten(name, 36)}", place, str(k % COLOR_COUNT)))
         rows = []
         for one in about["images"]:
             number, label = int(one["number"]), str(one["label"])
-            row = [_picture(run, f"{number}.png", f"image {number}: {label}", f"{number}: {label}")]
-            for k, (seen, _) in enumerate(zip(one["networks"], layers, strict=True)):
-                percent = f"{100 * float(seen['probability']):.0f} %"
-                words = f"where model {k} {run.names[k]} sees {label} in image {number}"
-                row.append(_picture(run, f"{number}-{k}.png", words, f"{percent} {label}; answers {seen['answer']}"))
+            row = [_read_picture(run, f"{number}.png", f"image {number}: {label}", f"{number}: {label}")]
+            for k, (answer, _) in enumerate(zip(one["models"], layers, strict=True)):
+                percent = f"{100 * float(answer['probability']):.0f} %"
+                alt_text = f"where model {k} {run.names[k]} sees {label} in image {number}"
+                caption = f"{percent} {label}; predicts {answer['prediction']}"
+                row.append(_read_picture(run, f"{number}-{k}.png", alt_text, caption))
             rows.append(row)
     except (OSError, ValueError, LookupError, ArithmeticError, TypeError, RecursionError) as error:
         raise UserError(
             f"grad_cam: the pictures in {folder} are damaged ({type(error).__name__}): draw them again, or remove them"
         ) from None
-    return GradCamResults(heads, rows)
+    return GradCamResults(columns, rows)
 
 
-def _picture(run: Run, name: str, words: str, caption: str) -> Picture:
+def _read_picture(run: RecordedRun, name: str, alt_text: str, caption: str) -> GradCamPicture:
     content = (run.folder / "grad-cam" / name).read_bytes()
-    return Picture(f"data:image/png;base64,{base64.b64encode(content).decode()}", words, caption)
+    return GradCamPicture(f"data:image/png;base64,{base64.b64encode(content).decode()}", alt_text, caption)

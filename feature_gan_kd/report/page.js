@@ -1,14 +1,14 @@
 "use strict";
 (() => {
   document.getElementById("no-script").remove();
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const charts = JSON.parse(document.getElementById("charts").textContent);
   const elements = [...document.querySelectorAll("[data-chart]")];
   const dashes = ["solid", "6px,4px", "2px,3px"];
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  // Plotly reads a part of HTML in its texts.
+  // Plotly interprets some HTML in its texts.
   const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-  function trace(line, figure) {
+  function trace(line, chart) {
     const own = color(line.color === "ink" ? "ink" : `c${line.color}`);
     const last = line.x.length - 1;
     const single = last === 0 && line.best === null;
@@ -23,12 +23,15 @@
       line: { color: own, width: 2, dash: dashes[line.dashes % 3], shape: line.steps ? "hv" : "linear" },
       marker: { color: own, size, symbol, line: { width: 2, color: own }, opacity: 1 },
       cliponaxis: false,
-      hovertemplate: `%{y:${figure.digits}}`,
+      hovertemplate: `%{y:${chart.digits}}`,
     };
   }
 
-  function layout(figure) {
-    const end = Math.max(...figure.lines.map((line) => line.x.at(-1)));
+  function layout(chart) {
+    const end = Math.max(...chart.lines.map((line) => line.x.at(-1)));
+    // With ticks at powers of ten alone, an axis of less than two decades would have one label or none.
+    const values = chart.lines.flatMap((line) => line.y);
+    const decades = chart.logarithmic ? Math.log10(Math.max(...values) / Math.min(...values)) : 0;
     const ink = color("ink"), quiet = color("quiet"), rule = color("rule"), card = color("card");
     const axis = {
       gridcolor: rule, linecolor: rule, zeroline: false, automargin: true,
@@ -42,36 +45,36 @@
       plot_bgcolor: card,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
       showlegend: false,
-      hovermode: figure.lines.length > 12 ? "closest" : "x unified",
+      hovermode: chart.lines.length > 12 ? "closest" : "x unified",
       hoverlabel: { bgcolor: card, bordercolor: quiet, font: { color: ink }, namelength: -1 },
       dragmode: axis.fixedrange ? false : "zoom",
       xaxis: {
-        ...axis, title: { text: figure.time, font: { color: quiet }, standoff: 6 },
+        ...axis, title: { text: chart.time, font: { color: quiet }, standoff: 6 },
         range: [0, end], ...(end <= 10 && { dtick: 1 }),
-        unifiedhovertitle: { text: `${figure.time} %{x:.4~g}` },
+        unifiedhovertitle: { text: `${chart.time} %{x:.4~g}` },
       },
       yaxis: {
-        ...axis, type: figure.logarithmic ? "log" : "linear", exponentformat: "power", nticks: 7,
-        ...(figure.logarithmic && { dtick: 1 }),
-        ...(figure.limits && { range: figure.limits }),
+        ...axis, type: chart.logarithmic ? "log" : "linear", exponentformat: "power", nticks: chart.logarithmic ? 4 : 7,
+        ...(decades >= 2 && { dtick: 1 }),
+        ...(chart.limits && { range: chart.limits }),
       },
-      shapes: figure.level === null ? [] : [{
-        type: "line", xref: "paper", x0: 0, x1: 1, y0: figure.level, y1: figure.level, layer: "below",
+      shapes: chart.level === null ? [] : [{
+        type: "line", xref: "paper", x0: 0, x1: 1, y0: chart.level, y1: chart.level, layer: "below",
         line: { color: quiet, width: 1, dash: "dot" },
       }],
     };
   }
 
   function draw(element) {
-    const figure = figures[element.dataset.chart];
-    const traces = figure.lines.map((line) => trace(line, figure));
-    Plotly.react(element.querySelector(".plot"), traces, layout(figure), { displayModeBar: false, responsive: true });
+    const chart = charts[element.dataset.chart];
+    const traces = chart.lines.map((line) => trace(line, chart));
+    Plotly.react(element.querySelector(".plot"), traces, layout(chart), { displayModeBar: false, responsive: true });
   }
 
   for (const element of elements) {
     element.querySelectorAll(".keys button").forEach((button, k) => {
       button.addEventListener("click", () => {
-        const line = figures[element.dataset.chart].lines[k];
+        const line = charts[element.dataset.chart].lines[k];
         line.hidden = !line.hidden;
         button.setAttribute("aria-pressed", String(!line.hidden));
         draw(element);

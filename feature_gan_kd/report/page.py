@@ -1,4 +1,4 @@
-"""One HTML file of one run, or of several laid over each other, that needs nothing beside it."""
+"""Writes one run, or several overlaid, as one HTML file that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -7,49 +7,61 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.report.charts import COLORS, charts_of
-from feature_gan_kd.report.compare import compared, differing, results_of, settings_of, shown
-from feature_gan_kd.report.gradcam import grad_cam_results
-from feature_gan_kd.report.graph import graph_of, models_of, terms_of
-from feature_gan_kd.report.records import Run, not_finite, skipped
-from feature_gan_kd.report.table import facts_of, seconds_of, speed_of, title_of
+from feature_gan_kd.report.charts import COLOR_COUNT, build_charts
+from feature_gan_kd.report.compare import (
+    accuracy_rows,
+    compare_accuracies,
+    differing_settings,
+    format_value,
+    list_settings,
+)
+from feature_gan_kd.report.gradcam import read_grad_cam
+from feature_gan_kd.report.records import RecordedRun, count_nonfinite, count_skipped_updates
+from feature_gan_kd.report.table import images_per_second, run_facts, run_title, total_seconds
+from feature_gan_kd.report.topology_drawing import (
+    describe_edges,
+    describe_loss_terms,
+    draw_topology,
+    model_details,
+)
 from feature_gan_kd.utils.errors import UserError, not_installed
-from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.files import atomic_file
 
 
-def write_page(runs: Sequence[Run], path: Path) -> None:
-    """Writes the report: wiring, results, charts, differences, pictures and settings, with script and style inside.
+def write_page(runs: Sequence[RecordedRun], path: Path) -> None:
+    """Writes the report: results, topology, charts, differences, pictures and settings, with script and style inside.
 
     Args:
         runs: one, or several of different folders.
-        path: of the HTML file; one already there is replaced by a whole one.
+        path: of the HTML file; an existing page keeps its content until the new one is complete.
 
     Raises:
         UserError: where a run is named twice, its Grad-CAM pictures are damaged, the `report` extra is not installed,
-            or the file cannot be written, or is another than a page.
+            the file cannot be written, or it exists and is not a page.
     """
-    text = render(runs).encode(errors="replace").decode()  # names of files need not be text
+    text = render_page(runs).encode(errors="replace").decode()  # a file's name may hold bytes that are no text
     try:
         if path.is_file() and not path.read_bytes()[:99].lstrip().lower().startswith(b"<!doctype html"):
-            raise UserError(f"output: {path} is there and is no page, it would be lost: choose another place")
-        write_text(path, text)
+            raise UserError(f"output: {path} exists and is not an HTML page: choose another place")
+        with atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"output: {path} cannot be written ({error.strerror}): choose another place") from None
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The report as the text of an HTML file.
+def render_page(runs: Sequence[RecordedRun]) -> str:
+    """Renders the report as the text of an HTML file.
 
     Raises:
-        UserError: as `write_page`, but for the file.
+        UserError: as `write_page`, except for the file.
     """
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise not_installed("report", error, "report") from None
-    labels = labels_of(runs)
-    panels = charts_of(runs, labels)
+    labels = distinct_labels(runs)
+    panels = build_charts(runs, labels)
     environment = Environment(
         loader=PackageLoader(__name__.rpartition(".")[0], "."),
         autoescape=True,
@@ -58,19 +70,19 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
-        title=title_of(runs[0]) if len(runs) == 1 else f"{len(runs)} runs: {', '.join(labels)}",
-        runs=[_described(run, label, k) for k, (run, label) in enumerate(zip(runs, labels, strict=True))],
-        results={"": results_of(runs[0])} if len(runs) == 1 else compared(runs, labels),
-        differing=differing(runs),
+        title=run_title(runs[0]) if len(runs) == 1 else f"{len(runs)} runs: {', '.join(labels)}",
+        runs=[_run_context(run, label, k) for k, (run, label) in enumerate(zip(runs, labels, strict=True))],
+        results={"": accuracy_rows(runs[0])} if len(runs) == 1 else compare_accuracies(runs, labels),
+        differing=differing_settings(runs),
         panels=panels,
-        figures=[chart.figure() for _, charts in panels for chart in charts],
+        charts=[chart.to_json() for _, charts in panels for chart in charts],
         library=get_plotlyjs(),
-        drawn=_moment(datetime.now(timezone.utc)),
+        drawn=_format_time(datetime.now(timezone.utc)),
     )
 
 
-def labels_of(runs: Sequence[Run]) -> list[str]:
-    """A short name per run: the end of its path, as much of it as tells it from the others.
+def distinct_labels(runs: Sequence[RecordedRun]) -> list[str]:
+    """Gives each run a short name: the end of its path, as long as it must be to tell it from the others.
 
     Raises:
         UserError: for a folder that is named twice.
@@ -86,65 +98,67 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
-def _described(run: Run, label: str, position: int) -> dict[str, Any]:
-    """What the page says of one run beside its charts."""
-    facts = facts_of(run)
-    if run.epochs:
-        seconds = round(seconds_of(run))
-        clock = f"{seconds // 3600} h {seconds // 60 % 60:02} min" if seconds >= 3600 else f"{seconds:,} s"
-        facts += [clock, f"{speed_of(run):,.0f} images/s"]
+def _run_context(run: RecordedRun, label: str, position: int) -> dict[str, Any]:
+    """What the template needs of one run, besides its charts and results."""
     return {
         "label": label,
-        "color": position % COLORS,
-        "method": run.settings["method"],
-        "facts": facts,
-        "unfinished": _unfinished(run),
-        "faults": _faults(run),
+        "color": position % COLOR_COUNT,
+        "method": run.config.method,
+        "facts": [*run_facts(run), *_time_facts(run)],
+        "unfinished": _unfinished_notice(run),
+        "faults": _fault_notices(run),
         "names": run.names,
-        "edges": run.edges,
-        "graph": graph_of(run),
-        "terms": terms_of(run),
-        "sights": grad_cam_results(run),
-        "models": models_of(run),
-        "command": run.about.get("command"),
-        "settings": settings_of(run),
-        "data": {key: shown(value) for key, value in run.data.items()},
-        "versions": run.about.get("versions") or {},
-        "device": _device(run),
+        "topology": draw_topology(run),
+        "edges": describe_edges(run),
+        "terms": describe_loss_terms(run),
+        "grad_cam": read_grad_cam(run),
+        "models": model_details(run),
+        "command": run.description.get("command"),
+        "settings": list_settings(run),
+        "data": {key: format_value(value) for key, value in run.data.items()},
+        "versions": run.description.get("versions") or {},
+        "device": _device_line(run),
     }
 
 
-def _unfinished(run: Run) -> str:
-    """How far a run is that has not come to its last epoch; empty for one that has."""
-    if run.epochs_done == run.settings["epochs"]:
+def _time_facts(run: RecordedRun) -> list[str]:
+    """Duration and speed of the recorded epochs; empty before the first."""
+    if not run.epochs:
+        return []
+    seconds = round(total_seconds(run))
+    duration = f"{seconds // 3600} h {seconds // 60 % 60:02} min" if seconds >= 3600 else f"{seconds:,} s"
+    return [duration, f"{images_per_second(run):,.0f} images/s"]
+
+
+def _unfinished_notice(run: RecordedRun) -> str:
+    """How far a run is that has not reached its last epoch; empty for one that has."""
+    planned = run.config.epochs
+    if run.last_epoch == planned:
         return ""
-    if run.ended_early:
-        return (
-            f"Ended early, after epoch {run.epochs_done} of {run.settings['epochs']}: early stopping, or another "
-            "callback, asked for it."
-        )
+    if run.stopped_early:
+        return f"Stopped after epoch {run.last_epoch} of {planned}: early stopping, or another callback, ended the run."
     if not run.updates:
         return "Nothing is recorded yet."
     written = datetime.fromtimestamp((run.folder / "metrics.jsonl").stat().st_mtime, timezone.utc)
-    done = f"{run.epochs_done} of {run.settings['epochs']} epochs, {run.updates:,} updates"
-    return f"Not finished: {done}. Last written {_moment(written)}."
+    done = f"{run.last_epoch} of {planned} epochs, {run.updates:,} updates"
+    return f"Not finished: {done}. Last written {_format_time(written)}."
 
 
-def _device(run: Run) -> str:
-    """What a run was begun on; empty where it is not on record."""
-    count = run.about.get("processes", 1)
-    return run.about.get("device", "") and f"{run.about['device']}, {count} {'process' if count == 1 else 'processes'}"
+def _device_line(run: RecordedRun) -> str:
+    """Device and number of processes that started the run; empty where they are not recorded."""
+    device, count = run.description.get("device"), run.description.get("processes", 1)
+    return f"{device}, {count} {'process' if count == 1 else 'processes'}" if device else ""
 
 
-def _faults(run: Run) -> list[str]:
-    """What was not finite, and what that cost."""
-    count = skipped(run)
-    lost = [f"{count:,} {'update' if count == 1 else 'updates'} skipped: a loss or gradient was not finite"]
-    return lost * (count > 0) + [
-        f"{key}: {times} {'record' if times == 1 else 'records'} not finite, the first at update {first:,}; not drawn"
-        for key, (times, first) in not_finite(run).items()
+def _fault_notices(run: RecordedRun) -> list[str]:
+    """The updates that were skipped, and the recorded values that were not finite."""
+    count = count_skipped_updates(run)
+    skipped = [f"{count:,} {'update' if count == 1 else 'updates'} skipped: a loss or gradient was not finite"]
+    return skipped * (count > 0) + [
+        f"{name}: {times} {'record' if times == 1 else 'records'} not finite, the first at update {first:,}; not drawn"
+        for name, (times, first) in count_nonfinite(run).items()
     ]
 
 
-def _moment(time: datetime) -> str:
+def _format_time(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M} UTC"

@@ -1,4 +1,4 @@
-"""Which series are drawn together, and how they are to be read."""
+"""Which series are drawn together, and what a reader is told about them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from feature_gan_kd.report.records import Series
+from feature_gan_kd.report.records import EPOCH_SPEED, UPDATE_SPEED, Series
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Series of one unit, drawn together.
+    """Series of one unit that are drawn together.
 
     Attributes:
-        name: short, of the axes in the figure.
-        title: above them.
-        note: how to read them.
+        name: short; it labels the axes in the matplotlib figure.
+        title: above the axes.
+        note: how to read the lines.
         unit: of the vertical axis.
-        kinds: the kinds of series in it, with the word for each; the second one is dashed.
-        digits: of a value, as a format.
-        better: which value of a series is its best, where one is.
+        kinds: the kinds of series in the panel, each with the word that the legend adds for it. The kind of a series
+            is its name without its owner (`train/real` of `train/real/0->1`). The first kind is drawn solid, the
+            second dashed, the third dotted.
+        digits: how a value is formatted.
+        better: whether the best value of a series is its largest or its smallest; None where it has no best one.
         limits: of the vertical axis, where they are fixed.
-        level: of a line for comparison.
-        logarithmic: the vertical axis.
-        in_curves: whether `curves.png` has it, besides the page.
+        level: a horizontal line for comparison.
+        logarithmic: whether the vertical axis is logarithmic.
+        stepped: whether a line keeps a value until the next one.
+        in_curves: whether `curves.png` shows the panel, besides the page.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Panel:
     limits: tuple[float, float] | None = None
     level: float | None = None
     logarithmic: bool = False
+    stepped: bool = False
     in_curves: bool = True
 
 
@@ -46,7 +50,7 @@ PANELS = (
         "Top-1 accuracy on the evaluation images",
         "● last  ○ best · ensemble: mean of all logits",
         "%",
-        {"top-1": ""},
+        {"eval/accuracy": ""},
         digits=".2f",
         better="larger",
     ),
@@ -55,7 +59,7 @@ PANELS = (
         "Top-1 accuracy in training",
         "on the training images as they are augmented, means over updates",
         "%",
-        {"accuracy": ""},
+        {"train/accuracy": ""},
         digits=".2f",
         in_curves=False,
     ),
@@ -64,15 +68,15 @@ PANELS = (
         "Cross-entropy",
         "solid: training images, dashed: evaluation images",
         "nats",
-        {"cross_entropy": "train", "loss": "eval"},
+        {"train/cross_entropy": "train", "eval/cross_entropy": "eval"},
         better="smaller",
     ),
     Panel(
-        "logit",
-        "Logit term: T² KL(source ‖ learner)",
+        "kl",
+        "KL to the peers: T² KL(source ‖ learner)",
         "training images, by learner",
         "nats",
-        {"logit": ""},
+        {"train/kl": ""},
         better="smaller",
     ),
     Panel(
@@ -80,7 +84,7 @@ PANELS = (
         "Mean answers of the discriminators",
         "solid: to the source's map (real), dashed: to the learner's (fake) · 0.5: undecided",
         "answer",
-        {"real": "real", "fake": "fake"},
+        {"train/real": "real", "train/fake": "fake"},
         digits=".2f",
         limits=(0, 1),
         level=0.5,
@@ -90,30 +94,30 @@ PANELS = (
         "Adversarial and discriminator losses",
         "by learner · undecided: adversarial (solid) 0.25, discriminator (dashed) 0.5",
         "squared error",
-        {"adversarial": "adv.", "discriminator": "disc."},
+        {"train/adversarial": "adv.", "train/discriminator": "disc."},
     ),
     Panel(
         "l1",
-        "L1 difference of the maps",
+        "L1 distance of the feature maps",
         "training images, by learner",
         "mean difference",
-        {"l1": ""},
+        {"train/l1": ""},
         better="smaller",
     ),
     Panel(
         "l2",
-        "L2 difference of the maps",
+        "L2 distance of the feature maps",
         "training images, by learner",
         "mean squared difference",
-        {"l2": ""},
+        {"train/l2": ""},
         better="smaller",
     ),
     Panel(
         "right answers",
         "Right answers of the discriminators",
-        "to the source's map and the learner's · 50: they cannot tell them apart",
+        "to the source's map and to the learner's · 50: they cannot tell the two apart",
         "%",
-        {"right": ""},
+        {"train/right": ""},
         digits=".2f",
         limits=(0, 100),
         level=50,
@@ -121,80 +125,95 @@ PANELS = (
     ),
     Panel(
         "similarity",
-        "Similarity of the maps",
-        "source's map and learner's · solid: linear CKA, 1 for the same up to rotation, shift and scale, 0 for "
-        "independent; dashed: cosine of the pooled maps",
+        "Similarity of the feature maps",
+        "of source and learner · solid: linear CKA, 1 for maps equal up to rotation, shift and scale, 0 for "
+        "independent ones; dashed: cosine of the pooled maps",
         "similarity",
-        {"similarity": "CKA", "cosine": "cosine"},
+        {"eval/similarity": "CKA", "eval/cosine": "cosine"},
         digits=".3f",
         in_curves=False,
     ),
     Panel(
         "gradients",
-        "What the optimisers are given",
+        "Gradients and weight decay",
         "by learner, logarithmic · solid: gradient of the logit loss, dashed: of the feature loss, dotted: the weight "
-        "decay beside the latter",
+        "decay added to the latter",
         "norm",
-        {"gradient_logit": "logit", "gradient_feature": "feature", "decay_feature": "decay"},
+        {"train/gradient_logit": "logit", "train/gradient_feature": "feature", "train/decay_feature": "decay"},
         digits=".2g",
         logarithmic=True,
         in_curves=False,
     ),
     Panel(
         "updates",
-        "How far the optimisers step",
-        "by learner, logarithmic · solid: on the logit loss, dashed: on the feature loss",
+        "Size of the optimisers' steps",
+        "by learner, logarithmic · solid: steps on the logit loss, dashed: on the feature loss",
         "norm",
-        {"update_logit": "logit", "update_feature": "feature"},
+        {"train/update_logit": "logit", "train/update_feature": "feature"},
         digits=".2g",
         logarithmic=True,
         in_curves=False,
     ),
     Panel(
         "directions",
-        "Where the steps on the feature loss lead",
-        "cosine with, solid: the way down the gradient, dashed: the way to smaller weights",
+        "Direction of the steps on the feature loss",
+        "between a step and, solid: the negative gradient, dashed: the negative weights (the step shrinks them)",
         "cosine",
-        {"descent_feature": "gradient", "shrinkage_feature": "shrinkage"},
+        {"train/descent_feature": "gradient", "train/shrinkage_feature": "shrinkage"},
         digits=".3f",
         level=0,
         in_curves=False,
     ),
     Panel(
         "discriminators",
-        "What moves the discriminators",
+        "Gradients and steps of the discriminators",
         "logarithmic · solid: gradient, dashed: weight decay, dotted: step",
         "norm",
-        {"gradient_discriminator": "gradient", "decay_discriminator": "decay", "update_discriminator": "step"},
+        {
+            "train/gradient_discriminator": "gradient",
+            "train/decay_discriminator": "decay",
+            "train/update_discriminator": "step",
+        },
         digits=".2g",
         logarithmic=True,
         in_curves=False,
     ),
     Panel(
-        "rates",
+        "learning rates",
         "Learning rates",
         "by optimiser, logarithmic",
         "learning rate",
-        {"rate": ""},
+        {"lr": ""},
         digits=".2g",
         logarithmic=True,
+        stepped=True,
     ),
     Panel(
         "throughput",
         "Throughput",
-        "training images a second · updates alone, and whole epochs with evaluation and checkpoints",
+        "training images per second · in updates alone, and in whole epochs with evaluation and checkpoints",
         "images/s",
-        {"speed": ""},
+        {UPDATE_SPEED: "updates", EPOCH_SPEED: "epochs with evaluation"},
         digits=",.0f",
         in_curves=False,
     ),
 )
 
 
-def of_panel(panel: Panel, recorded: Mapping[str, Series]) -> dict[str, Series]:
-    """A panel's own series, by name; without what a logarithmic axis has no place for."""
-    own = {key: recorded[key] for kind in panel.kinds for key in sorted(recorded) if key.split("/")[0] == kind}
+def split_name(name: str) -> tuple[str, str]:
+    """Splits the name of a series into its kind and its owner.
+
+    The owner is a model (`0`), an edge (`0->1`, with several layers `0->1@0`), the ensemble or an optimiser (of
+    `lr/logit`). A figure of the whole run, such as `train/images_per_second`, has none: its kind is its whole name.
+    """
+    kind, _, owner = name.rpartition("/")
+    return (name, "") if kind in ("train", "eval") else (kind, owner)
+
+
+def select_series(panel: Panel, series: Mapping[str, Series]) -> dict[str, Series]:
+    """Selects the series of a panel, by name; points that a logarithmic axis cannot show are left out."""
+    own = {name: series[name] for kind in panel.kinds for name in sorted(series) if split_name(name)[0] == kind}
     if not panel.logarithmic:
         return own
-    positive = {key: [(x, y) for x, y in zip(*one, strict=True) if y > 0] for key, one in own.items()}
-    return {key: ([x for x, _ in points], [y for _, y in points]) for key, points in positive.items() if points}
+    positive = {name: [(x, y) for x, y in zip(*one, strict=True) if y > 0] for name, one in own.items()}
+    return {name: ([x for x, _ in points], [y for _, y in points]) for name, points in positive.items() if points}

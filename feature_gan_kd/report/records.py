@@ -1,4 +1,4 @@
-"""A run's files read back, and what they record over time."""
+"""Reads the files of a run back, and collects what they record over time."""
 
 from __future__ import annotations
 
@@ -9,102 +9,99 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.training.callbacks import read_records
-from feature_gan_kd.training.history import Record, evaluation_figures, update_figures
+from feature_gan_kd.training.history import Record
 from feature_gan_kd.utils.errors import UserError
 
-Series = tuple[list[float], list[float]]  # x (epochs, or updates before the first epoch is done) and y
+Series = tuple[list[float], list[float]]
+"""Times (epochs, or updates before the first epoch is done), and the value at each of them."""
 
-# More points than this cannot be told apart on the page: records of longer runs are averaged in groups.
-MOST_POINTS = 200
-_NEEDED = {
-    "run": ("method", "epochs", "batch_size", "seed"),
-    "step": ("step", "metrics", "lr", "images_per_second"),
-    "epoch": ("step", "epoch", "accuracy", "ensemble", "loss", "seconds", "images_per_second"),
-}
+# The page cannot show more points than this apart: records of longer runs are averaged in groups.
+MAX_POINTS = 200
+ENSEMBLE = "eval/accuracy/ensemble"
+UPDATE_SPEED = "train/images_per_second"
+EPOCH_SPEED = "train/epoch_images_per_second"
 
 
 @dataclass(frozen=True)
-class Run:
-    """The files of a run.
+class RecordedRun:
+    """A run as its files describe it.
 
     Attributes:
-        folder: where they are.
+        folder: that holds the files.
         names: of the models, in order.
-        steps: records written while training, oldest first.
-        epochs: records of finished epochs, oldest first.
-        settings: of the run, by name.
-        about: all of `config.json`.
+        steps: records of updates, oldest first.
+        epochs: records of evaluated epochs, oldest first.
+        config: the run's settings.
+        description: the whole of `config.json`.
     """
 
     folder: Path
     names: list[str]
     steps: list[Record]
     epochs: list[Record]
-    settings: Mapping[str, Any]
-    about: Mapping[str, Any]
+    config: DistillConfig
+    description: Mapping[str, Any]
 
     @property
     def edges(self) -> list[tuple[int, int]]:
-        """Who teaches whom: source and learner."""
-        return [(source, learner) for source, learner in self.about.get("edges", ())]
+        """The edges of the topology: source and learner of each."""
+        return [(source, learner) for source, learner in self.description.get("edges", ())]
+
+    @property
+    def frozen(self) -> list[int]:
+        """Positions of the frozen models."""
+        return list(self.description.get("frozen", ()))
 
     @property
     def updates(self) -> int:
-        """How many updates are recorded."""
-        return max((int(one["step"]) for one in (*self.steps, *self.epochs)), default=0)
+        """Number of the last recorded update."""
+        return max((int(record["step"]) for record in (*self.steps, *self.epochs)), default=0)
 
     @property
-    def epochs_done(self) -> int:
-        """The last epoch that was evaluated; not every one need be."""
+    def last_epoch(self) -> int:
+        """Number of the last evaluated epoch, from 1; 0 before the first evaluation."""
         return int(self.epochs[-1]["epoch"]) if self.epochs else 0
 
     @property
-    def ended_early(self) -> bool:
-        """Whether early stopping, or another callback, ended it before its last epoch."""
+    def stopped_early(self) -> bool:
+        """Whether a callback, such as early stopping, ended the run before its last epoch."""
         return bool(self.epochs) and self.epochs[-1].get("stopped", False) is True
 
     @property
     def updates_per_epoch(self) -> float | None:
-        """Updates in an epoch; None before one is done."""
+        """Updates in one epoch; None before the first evaluated epoch."""
         return self.epochs[0]["step"] / self.epochs[0]["epoch"] if self.epochs else None
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """What is known of the data."""
-        return self.about.get("data") or {}
+        """The description of the data; empty where there is none."""
+        return self.description.get("data") or {}
 
 
-def read_run(folder: Path) -> Run:
-    """Reads `config.json` and `metrics.jsonl`, of a finished run, one still going or one that was killed.
+def read_run(folder: Path) -> RecordedRun:
+    """Reads `config.json` and `metrics.jsonl` of a run, whether it is finished, still going or was killed.
 
     Args:
         folder: the run's output folder.
 
     Raises:
-        UserError: where there is no run, or its files are damaged.
+        UserError: where the folder holds no run, its files are damaged, or this version does not know its settings.
     """
-    config, metrics = folder / "config.json", folder / "metrics.jsonl"
+    config_file, metrics_file = folder / "config.json", folder / "metrics.jsonl"
+    if not config_file.exists():
+        raise UserError(f"run: {folder} holds no run (there is no config.json): name the output folder of a run")
     try:
-        if not config.exists():
-            raise UserError(f"run: {folder} holds no run (there is no config.json): name the output folder of one")
-        about = json.loads(config.read_text())
-        if "pretrained_cfg" in about:
-            raise UserError(f"run: {folder} holds a published model, no run: name the output folder of a run")
-        names, settings = [str(model["name"]) for model in about["models"]], about["config"]
-        records = read_records(metrics) if metrics.exists() else []
-        found = [(_NEEDED["run"], settings), *((_NEEDED[one["event"]], one) for one in records)]
-        missing = [key for needed, one in found for key in needed if key not in one]
-        if missing:
-            raise KeyError(missing[0])
-        steps, epochs = ([one for one in records if one["event"] == event] for event in ("step", "epoch"))
-        run = Run(folder, names, steps, epochs, settings, about)
-        unknown = max((max(ends) for ends in run.edges), default=0) >= len(names)
-        if unknown or any(len(one["accuracy"]) != len(names) for one in epochs):
-            raise ValueError
-        if not all(0 < one["seconds"] < math.inf for one in epochs):
-            raise ValueError
-        series(run)
+        description = json.loads(config_file.read_text())
+        if "pretrained_cfg" in description:
+            raise UserError(f"run: {folder} holds a published model, not a run: name the output folder of a run")
+        names = [str(model["name"]) for model in description["models"]]
+        config = _read_settings(folder, description["config"])
+        records = read_records(metrics_file) if metrics_file.exists() else []
+        steps, epochs = ([record for record in records if record["event"] == event] for event in ("step", "epoch"))
+        run = RecordedRun(folder, names, steps, epochs, config, description)
+        _check_records(run)
     except UserError:
         raise
     except (OSError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
@@ -112,89 +109,124 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def series(run: Run, updates_per_epoch: float | None = None) -> dict[str, Series]:
-    """Everything recorded over time, named as in the records.
+def collect_series(run: RecordedRun, updates_per_epoch: float | None = None) -> dict[str, Series]:
+    """Collects every figure of a run over time.
 
     Args:
         run: whose records.
-        updates_per_epoch: what makes epochs of updates [the run's own; before its first epoch is done, 1].
+        updates_per_epoch: divides the number of an update to give its time [the run's own; before its first evaluated
+            epoch 1, so that times are updates].
 
     Returns:
-        By `cross_entropy/0`, `accuracy/0` (%), `real/0->1`, `right/0->1` (%), ... (means over updates), `top-1/0`,
-        `top-1/ensemble` (%), `loss/0` (cross-entropy on the evaluation images), `rate/logit`, `speed/updates`,
-        `speed/epochs` (images/s), `similarity/0->1` and `cosine/0->1`: the series, without points that are not finite.
+        The series by the names of `metrics.jsonl`: `train/...`, `lr/...` and `eval/...`, accuracies in percent. Values
+        that are not finite are left out.
     """
     length = updates_per_epoch or run.updates_per_epoch or 1
-    found: dict[str, Series] = {}
-    for step, values in _points(run):
-        for key, value in values.items():
+    series: dict[str, Series] = {}
+    for step, metrics in _points(run):
+        for name, value in metrics.items():
             if math.isfinite(value):
-                xs, ys = found.setdefault(key, ([], []))
-                xs.append(step / length)
-                ys.append(value)
-    return found
+                times, values = series.setdefault(name, ([], []))
+                times.append(step / length)
+                values.append(value)
+    return series
 
 
-def not_finite(run: Run) -> dict[str, tuple[int, int]]:
-    """What was recorded as NaN or infinite: by name of the series, in how many records and in which update first."""
+def count_nonfinite(run: RecordedRun) -> dict[str, tuple[int, int]]:
+    """Counts recorded values that are NaN or infinite.
+
+    Returns:
+        By the name of the metric: the number of records, and the update of the first of them.
+    """
     found: dict[str, tuple[int, int]] = {}
-    for one in (*run.steps, *run.epochs):
-        values = one["metrics"] if one["event"] == "step" else _of_epoch(one)
-        for key, value in values.items():
+    records = [*((record, record["metrics"]) for record in run.steps), *((r, epoch_metrics(r)) for r in run.epochs)]
+    for record, metrics in records:
+        for name, value in metrics.items():
             if not math.isfinite(value):
-                count, first = found.get(key, (0, one["step"]))
-                found[key] = count + 1, first
+                count, first = found.get(name, (0, record["step"]))
+                found[name] = count + 1, first
     return found
 
 
-def skipped(run: Run) -> int:
-    """How many updates changed nothing, because a loss or a gradient was not finite."""
-    ends = [0, *(one["step"] for one in run.steps)]
-    shares = [one["metrics"].get("skipped", 0) * (one["step"] - end) for one, end in zip(run.steps, ends, strict=False)]
-    total: float = sum(shares)
+def count_skipped_updates(run: RecordedRun) -> int:
+    """Counts the updates that changed nothing because a loss or a gradient was not finite."""
+    # A record has the fraction of its own updates, which are those since the record before.
+    counts = (record["metrics"].get("train/skipped", 0) * updates for record, updates in _with_updates(run.steps))
+    total: float = sum(counts)
     return round(total)
 
 
-def best(values: Sequence[float]) -> int:
-    """Where the first of the largest values stands."""
+def epoch_metrics(record: Record) -> dict[str, float]:
+    """The figures that only an epoch's record has; the others repeat the record of its last update."""
+    return {name: value for name, value in record["metrics"].items() if name.startswith("eval/") or name == EPOCH_SPEED}
+
+
+def index_of_max(values: Sequence[float]) -> int:
+    """The position of the largest value, the first of equals; 0 where there are none."""
     return max(range(len(values)), key=values.__getitem__, default=0)
 
 
-def _points(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
-    """Update and values of every record."""
-    for one in _averaged(run.steps):
-        yield one["step"], update_figures(one)
-    for one in run.epochs:
-        yield one["step"], _of_epoch(one)
+def _read_settings(folder: Path, settings: Any) -> DistillConfig:
+    try:
+        return DistillConfig.from_dict(settings)
+    except UserError as error:
+        raise UserError(
+            f"run: the settings in {folder} are not those of this version ({error}): read the run with the version "
+            "that wrote it"
+        ) from None
 
 
-def _of_epoch(one: Record) -> dict[str, float]:
-    everything = {**one.get("metrics", {}), **one}
-    measured = {key: value for key, value in everything.items() if key.startswith(("similarity/", "cosine/"))}
-    return evaluation_figures(one) | measured
+def _check_records(run: RecordedRun) -> None:
+    """Raises one of the errors that `read_run` reports as damage, where a record lacks what the report needs."""
+    if max((max(edge) for edge in run.edges), default=0) >= len(run.names):
+        raise ValueError
+    owners = range(len(run.names))
+    evaluated = [ENSEMBLE, *(f"eval/{kind}/{k}" for kind in ("accuracy", "cross_entropy") for k in owners), EPOCH_SPEED]
+    if any("epoch" not in record for record in run.epochs):
+        raise KeyError("epoch")
+    for records, needed in ((run.steps, [UPDATE_SPEED]), (run.epochs, evaluated)):
+        missing = [name for record in records for name in needed if name not in record["metrics"]]
+        if missing:
+            raise KeyError(missing[0])
+    for record in run.epochs:
+        # A record of more models than are named is one of another run.
+        if f"eval/accuracy/{len(run.names)}" in record["metrics"] or not 0 < record["seconds"] < math.inf:
+            raise ValueError
+    collect_series(run)
 
 
-def _mean(weighted: Sequence[tuple[float, float]]) -> float:
-    """Of values with their weights."""
-    return sum(value * weight for value, weight in weighted) / sum(weight for _, weight in weighted)
+def _points(run: RecordedRun) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yields the update and the figures of every record, long runs averaged in groups."""
+    for record in _merge_records(run.steps):
+        yield record["step"], record["metrics"]
+    for record in run.epochs:
+        yield record["step"], epoch_metrics(record)
 
 
-def _averaged(steps: Sequence[Record]) -> list[Record]:
-    """At most `MOST_POINTS` records: consecutive ones merged, their metrics weighted by their updates.
+def _with_updates(steps: Sequence[Record]) -> list[tuple[Record, int]]:
+    """Every record with the number of updates since the one before."""
+    ends = [0, *(record["step"] for record in steps)]
+    return [(record, record["step"] - end) for record, end in zip(steps, ends, strict=False)]
 
-    Not every record has every metric: some are measured in few updates.
-    """
-    size = math.ceil(len(steps) / MOST_POINTS) or 1
-    ends = [0, *(one["step"] for one in steps)]
-    merged = []
-    for first in range(0, len(steps), size):
-        group = steps[first : first + size]
-        updates = [ends[i + 1] - ends[i] for i in range(first, first + len(group))]
-        recorded = [(one["metrics"], count) for one, count in zip(group, updates, strict=True)]
-        metrics = {
-            key: _mean([(one[key], count) for one, count in recorded if key in one])
-            for key in dict.fromkeys(key for one, _ in recorded for key in one)
-        }
-        seconds = sum(count / one["images_per_second"] for one, count in zip(group, updates, strict=True))
-        merged.append({**group[-1], "metrics": metrics, "images_per_second": sum(updates) / seconds})
+
+def _merge_records(steps: Sequence[Record]) -> list[Record]:
+    """Merges consecutive records, so that at most `MAX_POINTS` are left."""
+    size = math.ceil(len(steps) / MAX_POINTS) or 1
+    counted = _with_updates(steps)
+    groups = [counted[first : first + size] for first in range(0, len(counted), size)]
+    return [{**group[-1][0], "metrics": _merge_metrics(group)} for group in groups]
+
+
+def _merge_metrics(group: Sequence[tuple[Record, int]]) -> dict[str, float]:
+    """Means weighted by updates; not every record has every metric, since some are measured in few updates."""
+    merged: dict[str, float] = {}
+    for name in dict.fromkeys(name for record, _ in group for name in record["metrics"]):
+        values = [(record["metrics"][name], updates) for record, updates in group if name in record["metrics"]]
+        total = sum(updates for _, updates in values)
+        if name.startswith("lr/"):
+            merged[name] = values[-1][0]  # a rate that falls in steps has no values between them
+        elif name == UPDATE_SPEED:
+            merged[name] = total / sum(updates / speed for speed, updates in values)  # images over seconds
+        else:
+            merged[name] = sum(value * updates for value, updates in values) / total
     return merged

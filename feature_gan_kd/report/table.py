@@ -1,63 +1,63 @@
-"""What a run gave, as text: its final table, and the words that its pages have in common."""
+"""The results of a run as text, and the lines that its table, curves and page have in common."""
 
 from __future__ import annotations
 
-from feature_gan_kd.report.records import Run, best, series
+from feature_gan_kd.report.records import EPOCH_SPEED, RecordedRun, collect_series, index_of_max
 
 
-def table(run: Run) -> str:
-    """The last and the best top-1 accuracy of every model and of the ensemble, and what they took.
+def results_table(run: RecordedRun) -> str:
+    """Formats the last and the best top-1 accuracy of every model and of the ensemble, and the time they took.
 
-    The seconds are those of the recorded epochs with their evaluation; images/s are training images in them.
+    The seconds are those of the recorded epochs with their evaluation; images/s are training images in these seconds.
     """
-    frozen = run.about.get("frozen", ())
-    names = {str(k): f"{k} {name}{' (frozen)' if k in frozen else ''}" for k, name in enumerate(run.names)}
+    names = {str(k): f"{k} {name}{' (frozen)' if k in run.frozen else ''}" for k, name in enumerate(run.names)}
     rows = [("model", "last top-1 %", "best top-1 %", "in epoch")]
-    recorded = series(run)
-    for whose, name in (names | {"ensemble": "ensemble"}).items():
-        epochs, values = recorded.get(f"top-1/{whose}", ([], []))
-        at = best(values)
-        shown = (f"{values[-1]:.2f}", f"{values[at]:.2f}", f"{epochs[at]:.0f}") if values else ("-",) * 3
-        rows.append((name, *shown))
+    series = collect_series(run)
+    for owner, name in (names | {"ensemble": "ensemble"}).items():
+        epochs, values = series.get(f"eval/accuracy/{owner}", ([], []))
+        at = index_of_max(values)
+        cells = (f"{values[-1]:.2f}", f"{values[at]:.2f}", f"{epochs[at]:.0f}") if values else ("-",) * 3
+        rows.append((name, *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-    facts = [f"method {run.settings['method']}", *facts_of(run)]
+    facts = [f"method {run.config.method}", *run_facts(run)]
     if run.epochs:
-        facts += [f"{seconds_of(run):,.1f} s", f"{speed_of(run):,.0f} images/s"]
+        facts += [f"{total_seconds(run):,.1f} s", f"{images_per_second(run):,.0f} images/s"]
     return "\n".join([*lines, "", " · ".join(facts)])
 
 
-def title_of(run: Run) -> str:
+def run_title(run: RecordedRun) -> str:
     """Method, models and data, in one line."""
-    names = [shortened(name, 40) for name in run.names]
+    names = [shorten(name, 40) for name in run.names]
     data = str(run.data.get("name") or "unnamed data")
-    return f"{run.settings['method']}: {', '.join(names[:-1])} and {names[-1]} on {shortened(data, 60)}"
+    return f"{run.config.method}: {', '.join(names[:-1])} and {names[-1]} on {shorten(data, 60)}"
 
 
-def facts_of(run: Run) -> list[str]:
-    """How far the run is, and on what."""
-    facts = [f"{run.epochs_done} of {run.settings['epochs']} epochs"]
+def run_facts(run: RecordedRun) -> list[str]:
+    """Progress, number of images, batch size and seed, each in a few words."""
+    facts = [f"{run.last_epoch} of {run.config.epochs} epochs"]
     if "train_images" in run.data:
         facts.append(
             f"{run.data['train_images']:,} training images, {run.data['evaluation_images']:,} evaluation images"
         )
-    return [*facts, f"batch {run.settings['batch_size']}", f"seed {run.settings['seed']}"]
+    return [*facts, f"batch {run.config.batch_size}", f"seed {run.config.seed}"]
 
 
-def seconds_of(run: Run) -> float:
-    """What the recorded epochs took, with their evaluation."""
-    return float(sum(one["seconds"] for one in run.epochs))
+def total_seconds(run: RecordedRun) -> float:
+    """Seconds of the recorded epochs, with their evaluation."""
+    return float(sum(record["seconds"] for record in run.epochs))
 
 
-def speed_of(run: Run) -> float:
-    """Training images a second in the recorded epochs, with their evaluation."""
-    return float(sum(one["seconds"] * one["images_per_second"] for one in run.epochs)) / seconds_of(run)
+def images_per_second(run: RecordedRun) -> float:
+    """Training images per second in the recorded epochs, with their evaluation."""
+    images = sum(record["seconds"] * record["metrics"][EPOCH_SPEED] for record in run.epochs)
+    return float(images) / total_seconds(run)
 
 
-def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters: of a longer one, its two ends."""
+def shorten(text: str, most: int) -> str:
+    """Returns a text of at most `most` characters: of a longer one, its two ends."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: atomic, verified before anything is loaded, safetensors and JSON only."""
+"""Checkpoints on disk: written atomically, verified before anything is loaded; safetensors and JSON only."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.models.weights import tensor_with_nan
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import move_into_place, remove_leftovers, writing
+from feature_gan_kd.utils.files import atomic_folder, remove_leftovers
 
 FORMAT = 1
+"""Changes when a reader of today would misread what is written; other formats are refused."""
+
 _MANIFEST = "manifest.json"
 _META = "state.json"
 
 
 class MismatchError(UserError):
-    """A good checkpoint, but of other models or settings: an older one would not fit either."""
+    """The checkpoint is whole, but of other models or settings: an earlier one would not fit either."""
 
 
 @dataclass
 class Checkpoint:
-    """A state in two halves.
+    """The state of a training.
 
     Attributes:
-        tensors: per component (`model-0`, `optimizer-logit`, ...) its tensors by name, on CPU.
+        tensors: tensors of any shape by component (`model-0`, `optimizer-logit`, ...) and name.
         meta: everything else, as JSON values.
     """
 
@@ -44,46 +45,47 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, folder: Path, signature: Mapping[str, Any]) -> None:
-    """Writes a checkpoint that is either wholly there or not at all.
+    """Writes a checkpoint atomically: after a crash at any moment it is whole or not there.
 
-    Everything goes into a temporary folder beside `folder`, the manifest with a hash per file last, and to the disk;
-    then the folder takes its name.
+    The files are written into a temporary folder beside `folder` and flushed to the disk, with the manifest of their
+    hashes last; then the folder is renamed.
 
     Args:
         checkpoint: what to write.
-        folder: its final place; replaced where it exists.
-        signature: what a reader must agree with (models, their order, shapes).
+        folder: where; an existing folder is replaced.
+        signature: what a run that loads it must agree with (models, their order, settings).
 
     Raises:
-        UserError: where the disk cannot hold it; nothing else is touched then.
+        UserError: where the disk cannot hold it; earlier checkpoints are not touched.
     """
-    temporary = writing(folder)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, tensors in checkpoint.tensors.items():
-            # save_file refuses views and shared storage: write own, contiguous copies.
-            own = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-            save_file(own, temporary / f"{name}.safetensors")
-        (temporary / _META).write_text(json.dumps(checkpoint.meta))
-        files = {path.name: _hash(path) for path in sorted(temporary.iterdir())}
-        manifest = {"format": FORMAT, "signature": signature, "files": files}
-        manifest["digest"] = _digest(manifest)
-        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        move_into_place(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            for name, tensors in checkpoint.tensors.items():
+                # save_file refuses views and shared storage, so it gets contiguous copies.
+                copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+                save_file(copies, temporary / f"{name}.safetensors")
+            (temporary / _META).write_text(json.dumps(checkpoint.meta))
+            files = {path.name: _hash(path) for path in sorted(temporary.iterdir())}
+            manifest = {"format": FORMAT, "signature": signature, "files": files}
+            manifest["digest"] = _digest(manifest)
+            (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"{folder}: the checkpoint cannot be written ({error}): make room and go on with --resume; those before "
-            "it are unharmed"
+            f"{folder}: the checkpoint cannot be written ({error}): make room and resume with --resume; earlier "
+            "checkpoints are unharmed"
         ) from None
 
 
 def load(folder: Path, signature: Mapping[str, Any] | None) -> Checkpoint:
-    """Reads a checkpoint after checking all of it: format, files, hashes and signature (None: any), and for NaN.
+    """Reads a checkpoint after verifying all of it.
+
+    Args:
+        folder: of the checkpoint.
+        signature: what it must agree with; None accepts any.
 
     Raises:
-        UserError: in one line, for anything that is not as it was written or belongs to other models.
+        UserError: where a file is missing or was changed, or tensors hold NaN.
+        MismatchError: where the signature differs.
     """
     manifest = _read_manifest(folder)
     if signature is not None:
@@ -91,7 +93,7 @@ def load(folder: Path, signature: Mapping[str, Any] | None) -> Checkpoint:
     for name, expected in manifest["files"].items():
         path = folder / name
         if Path(name).name != name or not path.is_file() or path.is_symlink():
-            raise UserError(f"{path}: is missing from the checkpoint: use an earlier one")
+            raise UserError(f"{path}: is missing from the checkpoint: use an earlier checkpoint")
         if _hash(path) != expected:
             raise UserError(f"{path}: differs from what was written (its hash is wrong): use an earlier checkpoint")
     meta = _read_json(folder / _META)
@@ -101,7 +103,9 @@ def load(folder: Path, signature: Mapping[str, Any] | None) -> Checkpoint:
             try:
                 found = load_file(folder / name)
             except SafetensorError as error:
-                raise UserError(f"{folder / name}: is no safetensors file ({error}): use an earlier one") from None
+                raise UserError(
+                    f"{folder / name}: is no safetensors file ({error}): use an earlier checkpoint"
+                ) from None
             bad = tensor_with_nan(found)
             if bad is not None:
                 raise UserError(f"{folder / name}: holds NaN in {bad!r} (the run diverged): use an earlier checkpoint")
@@ -109,27 +113,27 @@ def load(folder: Path, signature: Mapping[str, Any] | None) -> Checkpoint:
     return Checkpoint(tensors, meta)
 
 
-def newest(parent: Path) -> list[Path]:
-    """The finished checkpoints `step-N` in a folder, newest first."""
+def list_checkpoints(parent: Path) -> list[Path]:
+    """Lists the checkpoints `step-N` in a folder, newest first."""
     found = [path for path in parent.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def newest_good(parent: Path, signature: Mapping[str, Any] | None) -> tuple[Path, Checkpoint] | None:
-    """The newest checkpoint in a folder that is whole, with its place; a broken one is passed over with a warning.
+def load_newest(parent: Path, signature: Mapping[str, Any] | None) -> tuple[Path, Checkpoint] | None:
+    """Loads the newest checkpoint in a folder that is whole; a broken one is skipped with a warning.
 
     Args:
         parent: of the checkpoints.
         signature: as for `load`.
 
     Returns:
-        None where there is no checkpoint.
+        Its folder and state; None where there is no checkpoint.
 
     Raises:
         UserError: where all are broken.
         MismatchError: where the newest whole one is of other models or settings.
     """
-    found = newest(parent)
+    found = list_checkpoints(parent)
     for position, folder in enumerate(found):
         try:
             return folder, load(folder, signature)
@@ -143,46 +147,83 @@ def newest_good(parent: Path, signature: Mapping[str, Any] | None) -> tuple[Path
 
 
 def prune(parent: Path, keep: int, spare: int | None = None) -> None:
-    """Removes all checkpoints but the newest `keep` and that of step `spare`, and what broken writes left behind."""
-    for path in newest(parent)[keep:]:
+    """Removes all checkpoints but the newest `keep` and that of step `spare`, and the remains of broken writes."""
+    for path in list_checkpoints(parent)[keep:]:
         if path.name != f"step-{spare}":
             shutil.rmtree(path, ignore_errors=True)
     remove_leftovers(parent)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimiser's state as tensors of any shape by name (`position.key`) and its groups' settings as JSON values."""
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns an optimiser's state, without objects of this process.
+
+    Parameters are known by their position: names and objects differ in the process that resumes. Numbers of Python stay
+    what they are: as float32 tensors they would be rounded, and a resumed run would differ in the last bits.
+
+    Args:
+        optimizer: any of torch or timm.
+
+    Returns:
+        Tensors of any shape by `position.key`; and as JSON values the `groups` with their settings, and the `numbers`
+        in the state by `position.key`.
+
+    Raises:
+        UserError: for an optimiser that keeps anything else.
+    """
     state = optimizer.state_dict()
-    tensors = {
-        f"{position}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for position, values in state["state"].items()
-        for key, value in values.items()
-        if value is not None
-    }
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
-    return tensors, groups
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, float] = {}
+    for position, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{position}.{key}"] = value
+            elif isinstance(value, (int, float)):
+                numbers[f"{position}.{key}"] = value
+            elif value is not None:
+                kind = type(optimizer).__name__
+                raise UserError(f"optimizer: a checkpoint cannot hold {key!r} of {kind}'s state: choose another")
+    return tensors, {"groups": [_settings_of(group) for group in state["param_groups"]], "numbers": numbers}
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
 ) -> None:
-    """The inverse of `optimizer_state`, for an optimiser of parameters of the same shapes in the same order."""
+    """The inverse of `optimizer_state`, for an optimiser of parameters of the same shapes in the same order.
+
+    Args:
+        optimizer: changed in place.
+        tensors: of any shape, by `position.key`.
+        rest: the settings of its groups, and numbers.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
+    state: dict[int, dict[str, Tensor | float]] = {}
+    for name, value in {**tensors, **rest["numbers"]}.items():
         position, key = name.split(".", 1)
         parameter = parameters[int(position)]
-        if value.shape == parameter.shape:
-            # In the parameter's memory order: fused optimisers go by memory and do not look at strides.
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            # In the parameter's memory order: fused optimisers read memory in order and ignore strides.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(position), {})[key] = value
     own = optimizer.state_dict()["param_groups"]
-    merged = [{**mine, **saved, "params": mine["params"]} for mine, saved in zip(own, groups, strict=True)]
+    merged = [{**mine, **saved, "params": mine["params"]} for mine, saved in zip(own, rest["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": merged})
 
 
-def signature_of(folder: Path) -> dict[str, Any]:
-    """What the checkpoint in `folder` was written for.
+def _settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a parameter group as JSON values.
+
+    timm's LAMB counts its steps there in a tensor, and takes a number back. Types are arguments of the optimiser, which
+    the resumed run gives again.
+    """
+    return {
+        key: value.item() if isinstance(value, Tensor) else value
+        for key, value in group.items()
+        if key != "params" and not isinstance(value, torch.dtype)
+    }
+
+
+def read_signature(folder: Path) -> dict[str, Any]:
+    """Reads which models and settings a checkpoint belongs to.
 
     Raises:
         UserError: where its manifest cannot be read, or was changed.
@@ -192,27 +233,17 @@ def signature_of(folder: Path) -> dict[str, Any]:
 
 
 def check_signature(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint that was written for something else.
-
-    A setting that the checkpoint's writer did not know yet counts as having its default, the origin of its weights as
-    the one expected.
+    """Refuses a checkpoint of other models or settings.
 
     Args:
         folder: of the checkpoint.
-        expected: as for `save`.
+        expected: the signature of this run.
 
     Raises:
         MismatchError: where they differ, naming the first difference.
         UserError: where the manifest cannot be read, or was changed.
     """
-    saved, expected = signature_of(folder), json.loads(json.dumps(expected))
-    if isinstance(saved.get("config"), dict):
-        defaults = DistillConfig().defining()
-        known = {name: defaults[name] for name in expected.get("config", {}) if name in defaults}
-        saved["config"] = {**known, **saved["config"]}
-    for one, own in zip(saved.get("models") or (), expected.get("models") or (), strict=False):
-        if isinstance(one, dict) and isinstance(own, dict) and "origin" in own:
-            one.setdefault("origin", own["origin"])
+    saved, expected = read_signature(folder), json.loads(json.dumps(expected))
     difference = _difference(saved, expected, "")
     if difference is not None:
         where, saved, own = difference
@@ -223,6 +254,7 @@ def check_signature(folder: Path, expected: Mapping[str, Any]) -> None:
 
 
 def _difference(saved: Any, expected: Any, where: str) -> tuple[str, Any, Any] | None:
+    """The first difference between two JSON values: the keys that lead to it, and both values there."""
     if saved == expected:
         return None
     if isinstance(saved, dict) and isinstance(expected, dict):
@@ -236,22 +268,20 @@ def _difference(saved: Any, expected: Any, where: str) -> tuple[str, Any, Any] |
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = _read_json(folder / _MANIFEST)
+    path = folder / _MANIFEST
+    manifest = _read_json(path)
     parts = manifest if isinstance(manifest, dict) else {}
-    if "format" in parts and parts["format"] != FORMAT:  # what else it holds is not known
+    if "format" in parts and parts["format"] != FORMAT:  # nothing else can be expected of another format
         raise UserError(f"{folder}: its format is {parts['format']!r}, this version reads {FORMAT}: upgrade")
     if "format" not in parts or not all(isinstance(parts.get(key), dict) for key in ("files", "signature")):
-        raise UserError(f"{folder / _MANIFEST}: is no manifest of a checkpoint: use another checkpoint")
-    # Checkpoints of the first versions have none.
-    stated = parts.pop("digest", None)
-    if stated is not None and stated != _digest(parts):
-        raise UserError(
-            f"{folder / _MANIFEST}: differs from what was written (its digest is wrong): use an earlier one"
-        )
+        raise UserError(f"{path}: is no manifest of a checkpoint: use another checkpoint")
+    if parts.pop("digest", None) != _digest(parts):
+        raise UserError(f"{path}: differs from what was written (its digest is wrong): use an earlier checkpoint")
     return parts
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
+    """A hash of the manifest, which lists the hashes of all other files: no byte of a checkpoint can change unseen."""
     values = json.loads(json.dumps(manifest))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

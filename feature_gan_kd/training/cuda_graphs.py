@@ -1,4 +1,9 @@
-"""CUDA graphs: a whole update is given to the GPU as one piece, in place of a thousand kernels one by one (ours)."""
+"""CUDA graphs: records whole updates and replays each in one launch, in place of a thousand kernel launches (ours).
+
+Small models are limited by launches: the GPU finishes a kernel before Python has launched the next. A CUDA graph is a
+fixed list of kernels with fixed arguments, so a replay reads and writes the memory of the recording, and repeats what
+Python decided while it was recorded. This module makes sure that both are still right when a recording is replayed.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +22,43 @@ from feature_gan_kd.optim.gradients import has_state
 from feature_gan_kd.utils.errors import UserError, reason
 
 WARM_UPS = 3
-"""Updates of each kind and size that run as usual, before the next is recorded."""
+"""Updates of each kind and batch size that run without a recording before the next one is recorded.
 
-MOST = 16
-"""Recordings that are held at a time; each has memory for a batch of its own. Further sizes run as usual."""
+What happens only the first time must not be recorded: libraries allocate workspaces and choose kernels, optimisers
+allocate their state, torch.compile compiles. Three is the number that torch's own examples use.
+"""
 
-_PLAIN = frozenset({bool, int, float, str})
+MAX_GRAPHS = 16
+"""Recordings kept at a time. Each has its own memory for a batch; updates of further sizes run without a recording."""
+
+_PLAIN_TYPES = frozenset({bool, int, float, str})
 
 
 class Recorder(Protocol):
-    """What records the launches of a function."""
+    """Records the kernel launches of a function; tests put another one in place of the GPU's."""
 
     def warming_up(self) -> AbstractContextManager[None]:
-        """Around what runs as usual, and will be recorded later."""
+        """A context for updates that run without a recording, and will be recorded later."""
         ...
 
     def forget(self) -> None:
-        """All that was recorded so far will not be used any more."""
+        """Releases the memory of all recordings; none of them will be replayed."""
         ...
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        """Records without running.
+        """Records a function without running its kernels.
 
         Args:
-            function: answers a tensor of any shape.
+            function: returns a tensor of any shape.
 
         Returns:
-            The answer, in memory that stays, and what fills it anew.
+            That tensor, whose memory stays, and a function that replays the recording and so fills it anew.
         """
         ...
 
 
 class GpuRecorder:
-    """torch's CUDA graphs, all in one pool of memory: they never run at the same time.
+    """torch's CUDA graphs. All share one memory pool, which is safe since no two of them run at the same time.
 
     Args:
         device: the GPU.
@@ -62,9 +71,9 @@ class GpuRecorder:
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
-        """On the stream of the recordings, which libraries prepare themselves for."""
+        """See `Recorder`. Runs on the stream of the recordings, since libraries keep their workspaces per stream."""
         usual = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(usual)
+        self._stream.wait_stream(usual)  # the batch may still be on its way to the device
         try:
             with torch.cuda.stream(self._stream):
                 yield
@@ -72,17 +81,17 @@ class GpuRecorder:
             usual.wait_stream(self._stream)
 
     def forget(self) -> None:
-        """A pool without recordings cannot be recorded into again."""
+        """See `Recorder`. Takes a new pool: torch does not record into a pool whose graphs are all deleted."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, which read images ahead, may go on with what they do.
+        # "thread_local": other threads, which read images ahead, may go on using the device meanwhile.
         recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
         with torch.cuda.device(self._device), recording:
-            answer = function()
-        return answer, graph.replay
+            output = function()
+        return output, graph.replay
 
 
 @dataclass
@@ -90,39 +99,39 @@ class Recording:
     """One recorded update.
 
     Attributes:
-        inputs: the images and labels that it reads.
-        rates: of every parameter group of every optimiser, the learning rate that it reads.
+        inputs: the images and labels that it reads; each batch is copied into them.
+        learning_rates: on the device, one for each parameter group of each optimiser; each update copies its own.
         names: of the metrics.
         values: (metrics,) that it writes.
         replay: runs it.
     """
 
     inputs: list[Tensor]
-    rates: list[Tensor]
+    learning_rates: list[Tensor]
     names: list[str]
     values: Tensor
     replay: Callable[[], None]
 
 
 class CudaGraphs:
-    """Takes the updates of a step from recordings, one for each kind of update and size of a batch.
+    """Replays the updates of a step from recordings, one for each kind of update and each batch size.
 
-    A recording reads and writes the memory that it was made with, and does what Python decided then. So what it depends
-    on is looked at before it is used: where a parameter, a buffer or an optimiser's state lies elsewhere now, a module
-    was switched between training and evaluation, or a plain value of a module or an optimiser was changed, all
-    recordings are made anew. Learning rates may change at will.
+    Before each update everything is compared that a recording depends on besides its batch and the learning rates: the
+    addresses of parameters, buffers and optimiser states, and plain values (bool, int, float, str) of modules and
+    optimisers, by which Python decides what to launch: training or evaluation mode, a dropout rate, a weight decay.
+    Where one of them differs, all recordings are dropped and made anew.
 
     Args:
         step: whose updates; every optimiser of it is fused.
-        recorder: of launches.
+        recorder: records them.
     """
 
     def __init__(self, step: AdversarialStep, recorder: Recorder) -> None:
         self.step = step
         self.recordings: dict[Hashable, Recording] = {}
         self._recorder = recorder
-        self._runs: Counter[Hashable] = Counter()
-        self._depends_on: list[Any] = []
+        self._warm_ups: Counter[Hashable] = Counter()
+        self._dependencies: list[Any] = []
 
     def __call__(self, images: Tensor, labels: Tensor) -> Metrics:
         """Updates everything by one batch, as `AdversarialStep` does.
@@ -130,109 +139,112 @@ class CudaGraphs:
         Raises:
             UserError: as there, and where an update cannot be recorded.
         """
+        # The step would do it, but only when it runs; the modes decide whether a recording may be replayed.
         self.step.set_modes()
-        if self._forget_if_changed():
-            self._runs.clear()  # what changed may be done in another way the first time
+        if self._drop_if_changed():
+            # Other memory or another mode may mean other kernels, whose libraries prepare themselves again.
+            self._warm_ups.clear()
         inputs = [images, labels]
         kind = self.step.kind, *((x.shape, x.dtype, x.stride()) for x in inputs)
-        if self.step.measures or not (kind in self.recordings or self._may_record(kind)):
-            self._runs[kind] += 1
+        # Updates that measure gradient statistics are rare and launch other kernels: not worth a recording.
+        if self.step.measures or not (kind in self.recordings or self._can_record(kind)):
+            self._warm_ups[kind] += 1
             with self._recorder.warming_up():
                 metrics = self.step(images, labels)
-            self._forget_if_changed()
+            # A model may change plain values in its forward pass, such as a counter. That is no change from outside.
+            self._drop_if_changed()
             return metrics
         if kind not in self.recordings:
             self.recordings[kind] = self._record(inputs)
-            self._depends_on = self._what_it_depends_on()  # Python ran once more
+            self._dependencies = self._find_dependencies()  # recording ran the Python code of the models once more
         return self._replay(self.recordings[kind], inputs)
 
-    def _may_record(self, kind: Hashable) -> bool:
-        # An optimiser whose first update was skipped has no state yet, and would look at the next.
-        ready = all(has_state(update.optimizer) for update in self.step.optimizer_groups.values())
-        return ready and self._runs[kind] >= WARM_UPS and len(self.recordings) < MOST
+    def _can_record(self, kind: Hashable) -> bool:
+        # An optimiser makes its state in its first step. Where that was skipped, because a value was not finite, the
+        # next step reads on the host whether to step, which cannot be recorded.
+        ready = all(has_state(group.optimizer) for group in self.step.optimizer_groups.values())
+        return ready and self._warm_ups[kind] >= WARM_UPS and len(self.recordings) < MAX_GRAPHS
 
     def _record(self, inputs: list[Tensor]) -> Recording:
+        # A replay reads the addresses of the recording, so the batch needs a buffer that stays.
         images, labels = (x.clone() for x in inputs)
-        rates = [torch.zeros((), dtype=torch.float32, device=images.device) for _ in self._groups()]
+        learning_rates = [torch.zeros((), dtype=torch.float32, device=images.device) for _ in self._parameter_groups()]
         names: list[str] = []
 
         def update() -> Tensor:
             metrics = self.step(images, labels)
             names.extend(metrics)
+            # One tensor: a replay's metrics are then copied by one kernel.
             dtype = torch.promote_types(torch.float32, next(iter(metrics.values())).dtype)
             return torch.stack([value.to(dtype) for value in metrics.values()])
 
         number = self.step.number
         try:
-            with self._reading(rates):
+            with self._learning_rates_on_device(learning_rates):
                 values, replay = self._recorder.record(update)
         except RuntimeError as error:
-            # What ended the recording first; leaving it fails, too, and says less.
-            while isinstance(error.__context__, RuntimeError):
-                error = error.__context__
-            if "out of memory" in str(error):
-                raise torch.OutOfMemoryError(str(error)) from error
-            raise UserError(
-                f"cuda_graphs: an update cannot be recorded ({reason(error)}): most often a model reads from the "
-                "device or copies to it in its forward pass; train without cuda_graphs"
-            ) from error
+            raise _explain(error) from error
         finally:
-            self.step.number = number
-        return Recording([images, labels], rates, names, values, replay)
+            self.step.number = number  # nothing was updated: recorded kernels do not run
+        return Recording([images, labels], learning_rates, names, values, replay)
 
     def _replay(self, recording: Recording, inputs: list[Tensor]) -> Metrics:
-        for own, given in zip(recording.inputs, inputs, strict=True):
-            own.copy_(given)
-        for rate, group in zip(recording.rates, self._groups(), strict=True):
-            rate.fill_(group["lr"])
+        for buffer, given in zip(recording.inputs, inputs, strict=True):
+            buffer.copy_(given)
+        for on_device, group in zip(recording.learning_rates, self._parameter_groups(), strict=True):
+            on_device.fill_(group["lr"])
         recording.replay()
         self.step.number += 1
-        # The next replay writes over them.
+        # A clone, since the next replay overwrites the values.
         return dict(zip(recording.names, recording.values.clone().unbind(), strict=True))
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return [group for update in self.step.optimizer_groups.values() for group in update.optimizer.param_groups]
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return [group for own in self.step.optimizer_groups.values() for group in own.optimizer.param_groups]
 
     @contextmanager
-    def _reading(self, rates: list[Tensor]) -> Iterator[None]:
-        """Optimisers read their learning rates on the device, and may be recorded."""
+    def _learning_rates_on_device(self, learning_rates: list[Tensor]) -> Iterator[None]:
+        """Lets optimisers read their learning rates on the device while an update is recorded.
+
+        A number of Python would become a constant of the recording, and the schedules change it in every update.
+        """
         with ExitStack() as stack:
-            for group, rate in zip(self._groups(), rates, strict=True):
-                stack.callback(_put_back, group, dict(group))
+            for group, rate in zip(self._parameter_groups(), learning_rates, strict=True):
+                stack.callback(_restore_group, group, dict(group))
                 group.update(lr=rate, capturable=True)
             yield
 
-    def _forget_if_changed(self) -> bool:
-        found = self._what_it_depends_on()
-        changed = found != self._depends_on
+    def _drop_if_changed(self) -> bool:
+        """Drops all recordings if anything that they depend on has changed; returns whether it has."""
+        found = self._find_dependencies()
+        changed = found != self._dependencies
         if changed:
-            self._depends_on = found
+            self._dependencies = found
             self.recordings.clear()
             self._recorder.forget()
         return changed
 
-    def _what_it_depends_on(self) -> list[Any]:
-        """Addresses of all tensors that an update uses besides its batch, and what Python decides by."""
+    def _find_dependencies(self) -> list[Any]:
+        """Addresses of all tensors that an update uses besides its batch, and the plain values that Python reads."""
         found: list[Any] = []
         for root in (*self.step.models, *self.step.connections):
             for module in root.modules():
-                found += [value for value in vars(module).values() if type(value) in _PLAIN]
+                found += [value for value in vars(module).values() if type(value) in _PLAIN_TYPES]
                 tensors = (*module._parameters.values(), *module._buffers.values())
                 found += [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        for update in self.step.optimizer_groups.values():
-            for state in update.optimizer.state.values():
+        for group in self.step.optimizer_groups.values():
+            for state in group.optimizer.state.values():
                 found += [value.data_ptr() for value in state.values() if isinstance(value, Tensor)]
-        for group in self._groups():
-            found += [value for key, value in group.items() if key not in ("params", "lr", "initial_lr")]
-        return found + [counted.data_ptr() for counted in self.step.guard.tensors()]
+        for settings in self._parameter_groups():
+            found += [value for key, value in settings.items() if key not in ("params", "lr", "initial_lr")]
+        return found + [counter.data_ptr() for counter in self.step.guard.tensors()]
 
 
-def for_gpu(step: AdversarialStep, device: torch.device) -> CudaGraphs:
-    """Recordings of a step's updates on a GPU.
+def graphs_on_gpu(step: AdversarialStep, device: torch.device) -> CudaGraphs:
+    """Makes the updates of a step run from recordings on a GPU.
 
     Args:
         step: whose updates.
-        device: that it runs on.
+        device: where it runs.
 
     Raises:
         UserError: for another device, several processes, or an optimiser that torch does not fuse.
@@ -241,20 +253,33 @@ def for_gpu(step: AdversarialStep, device: torch.device) -> CudaGraphs:
         raise UserError(f"cuda_graphs: the device is {device}, expected a CUDA GPU: train without cuda_graphs")
     if world_size() > 1:
         raise UserError(f"cuda_graphs: {world_size()} processes, expected one: train without cuda_graphs")
-    check(step)
+    check_optimizers(step)
     return CudaGraphs(step, GpuRecorder(device))
 
 
-def check(step: AdversarialStep) -> None:
-    """Raises UserError for an optimiser that reads its state on the host."""
-    for kind, update in step.optimizer_groups.items():
-        if not all(group.get("fused") for group in update.optimizer.param_groups):
+def check_optimizers(step: AdversarialStep) -> None:
+    """Raises UserError for an optimiser that reads its state on the host, which cannot be recorded."""
+    for name, group in step.optimizer_groups.items():
+        if not all(settings.get("fused") for settings in group.optimizer.param_groups):
             raise UserError(
-                f"cuda_graphs: torch has no fused {type(update.optimizer).__name__} ({kind} loss), which reads nothing "
-                "on the host: choose momentum, adam or adamw, or train without cuda_graphs"
+                f"cuda_graphs: torch has no fused {type(group.optimizer).__name__} ({name} loss), and others read "
+                "their state on the host: choose momentum, adam or adamw, or train without cuda_graphs"
             )
 
 
-def _put_back(group: dict[str, Any], values: dict[str, Any]) -> None:
+def _explain(error: RuntimeError) -> Exception:
+    """What a failed recording is reported as."""
+    # Leaving a failed recording raises another error, which says less than the first.
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    if "out of memory" in str(error):
+        return torch.OutOfMemoryError(str(error))
+    return UserError(
+        f"cuda_graphs: an update cannot be recorded ({reason(error)}): most often a model reads from the device or "
+        "copies to it in its forward pass; train without cuda_graphs"
+    )
+
+
+def _restore_group(group: dict[str, Any], values: dict[str, Any]) -> None:
     group.clear()
     group.update(values)

@@ -1,4 +1,4 @@
-"""Accuracy per model and of the ensemble."""
+"""Evaluates models: accuracy and cross-entropy of each, and accuracy of their ensemble."""
 
 from __future__ import annotations
 
@@ -16,43 +16,49 @@ from feature_gan_kd.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over a data set gave.
+    """The result of one pass over a data set.
 
     Attributes:
-        accuracy: top-1 in percent, per model.
-        loss: mean cross-entropy in nats, per model.
+        accuracy: top-1 in percent, for each model.
+        cross_entropy: mean in nats, for each model.
         ensemble: top-1 in percent of the mean of the logits (paper, section 4).
-        images: number of images counted.
+        images: number of images.
     """
 
     accuracy: list[float]
-    loss: list[float]
+    cross_entropy: list[float]
     ensemble: float
     images: int
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of a record, under their full names."""
+        accuracies = {f"eval/accuracy/{k}": value for k, value in enumerate(self.accuracy)}
+        losses = {f"eval/cross_entropy/{k}": value for k, value in enumerate(self.cross_entropy)}
+        return {**accuracies, "eval/accuracy/ensemble": self.ensemble, **losses, "eval/images": self.images}
 
 
 def evaluate(
     models: Sequence[nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
-    add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
+    all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
     autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    between: Callable[[], None] = lambda: None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluates models side by side, each image through each model once.
+    """Evaluates models side by side, in one pass over the images.
 
     Args:
         models: modules that map images (batch, channels, height, width) to logits.
         batches: images and labels (batch,), this process's share, which may be empty.
-        add_up: adds a tensor over the processes.
+        all_reduce: sums a tensor over the processes.
         autocast: makes the context in which forward passes run.
-        between: is called after every batch.
+        after_batch: is called after every batch.
 
     Returns:
         The same figures on every process.
 
     Raises:
-        UserError: where there is not one image, or a model gives no logits.
+        UserError: where there are no images, or a model gives no logits.
     """
     totals: Tensor | None = None
     with contextlib.ExitStack() as stack:
@@ -61,24 +67,37 @@ def evaluate(
             stack.enter_context(evaluating(model))
         for images, labels in batches:
             if totals is None:
-                totals = torch.zeros(1 + 2 * (len(models) + 1), dtype=torch.float64, device=labels.device)
-            if len(labels):  # models in general fail on an empty batch
+                totals = _zeros(len(models), labels.device)
+            if len(labels):  # most models fail on an empty batch
                 with autocast():
+                    # float32: a sum of cross-entropies in bfloat16 would have three digits.
                     logits = [logits_of(model(images), f"model {k}").float() for k, model in enumerate(models)]
                 counted = [labels.new_tensor(len(labels)), *_sums([*logits, torch.stack(logits).mean(0)], labels)]
                 totals = totals + torch.stack(counted)
-            between()
-    if totals is None:
-        totals = torch.zeros(1 + 2 * (len(models) + 1), dtype=torch.float64)
-    values: list[float] = add_up(totals).tolist()
-    count = values[0]
-    if count == 0:
-        raise UserError("evaluation data: there is not one image in it")
-    correct, loss = values[1 : len(models) + 2], values[len(models) + 2 :]
-    accuracy = [100 * value / count for value in correct]
-    return Evaluation(accuracy[:-1], [value / count for value in loss[:-1]], accuracy[-1], int(count))
+            after_batch()
+    if totals is None:  # this process has no share, but the others wait for its sums
+        totals = _zeros(len(models), None)
+    values: list[float] = all_reduce(totals).tolist()
+    return _result(values, len(models))
+
+
+def _zeros(models: int, device: torch.device | None) -> Tensor:
+    """Number of images, then correct answers and summed cross-entropies of each model and of the ensemble.
+
+    Sums, not means, so that shares of different sizes count right; float64 counts images exactly.
+    """
+    return torch.zeros(1 + 2 * (models + 1), dtype=torch.float64, device=device)
 
 
 def _sums(logits: list[Tensor], labels: Tensor) -> list[Tensor]:
     correct = [(one.argmax(1) == labels).sum() for one in logits]
     return correct + [F.cross_entropy(one, labels, reduction="sum") for one in logits]
+
+
+def _result(totals: list[float], models: int) -> Evaluation:
+    count = totals[0]
+    if count == 0:
+        raise UserError("evaluation data: it holds no images: give others, or another eval_split")
+    correct, losses = totals[1 : models + 2], totals[models + 2 :]
+    accuracy = [100 * value / count for value in correct]
+    return Evaluation(accuracy[:-1], [value / count for value in losses[:-1]], accuracy[-1], int(count))

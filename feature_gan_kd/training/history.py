@@ -1,23 +1,27 @@
-"""What a run gave, epoch by epoch."""
+"""The records of a run, and its best epochs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Record = dict[str, Any]
+
+Which = Literal["last", "best"]
+"""Which weights of a run: those of its last update, or each model's own of its best epoch."""
 
 
 @dataclass
 class History:
-    """What a run gave.
+    """The evaluated epochs of a run, and the best one of each model.
 
     Attributes:
-        epochs: one record per epoch: `epoch`, `step`, `accuracy` (top-1 % per model), `loss` (cross-entropy on the
-            evaluation images, in nats), `ensemble` (top-1 %), `metrics` (means since the last record, and how alike
-            the maps are where that is recorded), `lr`, `seconds`, `images_per_second`; `stopped` in the last one, where
-            a callback ended the training after it.
-        best: per model its best epoch: `epoch` and `accuracy`.
+        epochs: one record per evaluated epoch: `step`, `epoch` (both from 1), `epochs` (of the whole run), `metrics`,
+            `seconds` since the evaluation before, `seconds_left` of the run, and `stopped` where a callback ended the
+            training after this epoch. `metrics` holds every figure under its full name: `train/...` (means over the
+            updates since the last record), `lr/...` and `eval/...`, with accuracies in percent and cross-entropies in
+            nats.
+        best: for each model its best epoch: `epoch` and `accuracy` (percent).
     """
 
     epochs: list[Record] = field(default_factory=list)
@@ -25,49 +29,46 @@ class History:
 
     @property
     def last(self) -> Record:
-        """The record of the last epoch.
+        """The record of the last evaluated epoch.
 
         Raises:
-            IndexError: before any.
+            IndexError: before the first evaluation.
         """
         return self.epochs[-1]
 
     @property
+    def accuracy(self) -> list[float]:
+        """Accuracy in percent of each model in the last evaluated epoch. Raises as `last`."""
+        return model_accuracies(self.last)
+
+    @property
+    def ensemble(self) -> float:
+        """Accuracy in percent of the ensemble in the last evaluated epoch. Raises as `last`."""
+        return ensemble_accuracy(self.last)
+
+    @property
     def best_epoch(self) -> Record | None:
-        """The record of the first epoch whose ensemble was never surpassed; None before any."""
-        return max(self.epochs, key=lambda record: record["ensemble"], default=None)
+        """The record of the epoch with the best ensemble, the first of equals; None before the first evaluation."""
+        return max(self.epochs, key=ensemble_accuracy, default=None)
 
     def add(self, record: Record) -> None:
-        """Adds the record of an epoch, and takes it for the best of each model that it improved."""
+        """Adds the record of an evaluated epoch, and updates the best epoch of each model that it improved."""
         self.epochs.append(record)
-        for k, accuracy in enumerate(record["accuracy"]):
+        for k, accuracy in enumerate(model_accuracies(record)):
             if k == len(self.best):
                 self.best.append({})
             if not self.best[k] or accuracy > self.best[k]["accuracy"]:
                 self.best[k] = {"epoch": record["epoch"], "accuracy": accuracy}
 
 
-def update_figures(record: Record) -> dict[str, float]:
-    """What a record of updates says, by name.
-
-    The names are those of its metrics, with accuracy and right answers in %, `rate/logit` and so on for the learning
-    rates, and `speed/updates` for training images a second.
-    """
-    shares = ("accuracy/", "right/")
-    metrics = {key: 100 * value if key.startswith(shares) else value for key, value in record["metrics"].items()}
-    rates = {f"rate/{kind}": rate for kind, rate in record["lr"].items()}
-    return {**metrics, **rates, "speed/updates": record["images_per_second"]}
+def model_accuracies(record: Record) -> list[float]:
+    """Accuracy in percent of each model, in order, in the record of an evaluated epoch."""
+    metrics = record["metrics"]
+    count = sum(name.startswith("eval/accuracy/") for name in metrics) - 1  # the ensemble's is one of them
+    return [metrics[f"eval/accuracy/{k}"] for k in range(count)]
 
 
-def evaluation_figures(record: Record) -> dict[str, float]:
-    """What the record of an evaluated epoch says, by name.
-
-    `top-1/0` and so on, `top-1/ensemble` (%), `loss/0` (cross-entropy on the evaluation images, nats),
-    `speed/epochs` (training images a second, with evaluation and checkpoints), and how alike the maps are where that
-    is recorded.
-    """
-    figures = {f"top-1/{k}": value for k, value in enumerate(record["accuracy"])}
-    figures |= {f"loss/{k}": value for k, value in enumerate(record["loss"])}
-    metrics = record.get("metrics", {})
-    figures |= {key: value for key, value in metrics.items() if key.startswith(("similarity/", "cosine/"))}
-    return {**figures, "top-1/ensemble": record["ensemble"], "speed/epochs": record["images_per_second"]}
+def ensemble_accuracy(record: Record) -> float:
+    """Accuracy in percent of the ensemble in the record of an evaluated epoch."""
+    accuracy: float = record["metrics"]["eval/accuracy/ensemble"]
+    return accuracy

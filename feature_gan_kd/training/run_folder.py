@@ -1,4 +1,4 @@
-"""A run's folder: whether it may be used, and what it says of the run."""
+"""The folder of a run: checks whether it can be used, and writes its `config.json`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.training.checkpoint import list_checkpoints
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import write_text
+from feature_gan_kd.utils.files import atomic_file
 from feature_gan_kd.utils.version import __version__
 
-# What a run keeps in its folder, and whether it is a folder itself.
-_KINDS = {
+# What a run writes into its folder, and whether that is a folder itself.
+_CONTENTS = {
     "config.json": False,
     "metrics.jsonl": False,
     "curves.png": False,
@@ -32,17 +32,24 @@ _PACKAGES = ("torch", "timm", "accelerate", "datasets", "safetensors")
 
 
 def check_run_folder(folder: Path, resume: bool) -> Path:
-    """The folder, if a run may be kept there; to be asked before anything is read or built.
+    """Checks that a run can be kept in a folder, before any time is spent on models and data.
+
+    Args:
+        folder: of the run; it need not exist.
+        resume: whether a run that it holds goes on.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: where it holds a run that is not to be resumed, or cannot be written.
+        UserError: where it holds a run and `resume` is not set, or where it cannot be written.
     """
     try:
         holds_run = (folder / "config.json").exists()
         existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         reason = None if os.access(existing, os.W_OK | os.X_OK) else f"no permission for {existing}"
         reason = reason if existing.is_dir() else f"{existing} is no folder"
-        for name, is_folder in _KINDS.items():
+        for name, is_folder in _CONTENTS.items():
             if os.path.lexists(folder / name) and (folder / name).is_dir() != is_folder:
                 reason = f"{folder / name} is {'no' if is_folder else 'a'} folder"
     except OSError as error:
@@ -55,23 +62,24 @@ def check_run_folder(folder: Path, resume: bool) -> Path:
 
 
 def write_run_config(folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes `config.json`, unless the run is going on from a checkpoint and it is there as it was written.
+    """Writes `config.json`; a resumed run keeps the one it was started with.
 
     Args:
-        folder: of the run; made where it is not there.
-        about: wiring, settings and data; the command and the versions are added.
+        folder: of the run; it is made.
+        about: models, settings and data; the command and the versions are added.
 
     Raises:
         UserError: where it cannot be written.
     """
-    if newest(folder / "checkpoints") and _is_whole(folder / "config.json"):
+    if list_checkpoints(folder / "checkpoints") and _is_valid_json(folder / "config.json"):
         return
     versions = {"feature-gan-kd": __version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
     described = {**about, "command": _command(), "versions": versions}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.json", json.dumps(described, indent=1) + "\n")
+        with atomic_file(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"output_dir: {folder} cannot be written ({error.strerror}): make room or choose another folder"
@@ -79,12 +87,12 @@ def write_run_config(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """A device as a reader of the run knows it: a GPU by its model."""
+    """The name of a device for the reader of a run: of a GPU its model."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _command() -> str:
-    """The line that started this process; a program by its name alone, so that it reads the same on every machine."""
+    """The command line of this process, without paths of this machine before the program's name."""
     program, *arguments = sys.argv
     path = Path(program)
     if path.name == "__main__.py" and path.parent.name == "feature_gan_kd":
@@ -94,7 +102,7 @@ def _command() -> str:
     return shlex.join([*start, *arguments])
 
 
-def _is_whole(path: Path) -> bool:
+def _is_valid_json(path: Path) -> bool:
     try:
         return isinstance(json.loads(path.read_bytes()), dict)
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of models in training, and the models that a checkpoint describes."""
+"""Turns models in training into a checkpoint and back, and builds the models that a checkpoint describes."""
 
 from __future__ import annotations
 
@@ -9,72 +9,72 @@ from typing import Any
 
 from torch import nn
 
+from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.step import AdversarialStep
 from feature_gan_kd.models.build import PeerModel, build_architecture, check_description
-from feature_gan_kd.training import checkpoint
-from feature_gan_kd.training.checkpoint import Checkpoint
+from feature_gan_kd.training.checkpoint import Checkpoint, load_optimizer_state, optimizer_state
 from feature_gan_kd.utils.errors import UserError, reason
 
 
-def capture_state(
+def collect_state(
     models: Sequence[nn.Module],
     connections: Sequence[Connection],
     step: AdversarialStep,
     provenance: Mapping[str, Any] | None,
 ) -> Checkpoint:
-    """Everything that training changes: tensors by component, the rest as JSON values.
+    """Collects everything that training changes.
 
     Args:
         models: the models, in order.
-        links: transfers and discriminators, in the order of edges and taps.
+        connections: transfer layers and discriminators, in the order of edges and taps.
         step: with the optimisers.
-        lesson: what the models were trained on, as JSON values.
-    """
-    tensors = {f"model-{k}": dict(module.state_dict()) for k, module in enumerate(models)}
-    tensors |= {
-        f"connection-{i}": dict(connection.state_dict())
-        for i, connection in enumerate(connections)
-        if connection.state_dict()
-    }
-    groups = {}
-    for kind, update in step.optimizer_groups.items():
-        tensors[f"optimizer-{kind}"], groups[kind] = checkpoint.optimizer_state(update.optimizer)
-    return Checkpoint(tensors, {"groups": groups, "provenance": provenance, "updates": step.number})
-
-
-def restore(
-    state: Checkpoint, models: Sequence[nn.Module], connections: Sequence[Connection], step: AdversarialStep
-) -> dict[str, Any] | None:
-    """The inverse of `capture_state`.
-
-    Args:
-        state: what it gave.
-        models: as for `capture_state`.
-        links: as for `capture_state`.
-        step: as for `capture_state`.
+        provenance: what the models were trained on, as JSON values.
 
     Returns:
-        The lesson, as JSON values.
+        The tensors themselves, not copies.
+    """
+    tensors = {f"model-{k}": dict(module.state_dict()) for k, module in enumerate(models)}
+    for i, connection in enumerate(connections):
+        own = dict(connection.state_dict())
+        if own:  # without transfer layer and discriminator there is nothing to keep
+            tensors[f"connection-{i}"] = own
+    optimizers = {}
+    for name, group in step.optimizer_groups.items():
+        tensors[f"optimizer-{name}"], optimizers[name] = optimizer_state(group.optimizer)
+    return Checkpoint(tensors, {"optimizers": optimizers, "provenance": provenance, "updates": step.number})
+
+
+def restore_state(
+    state: Checkpoint, models: Sequence[nn.Module], connections: Sequence[Connection], step: AdversarialStep
+) -> dict[str, Any] | None:
+    """The inverse of `collect_state`.
+
+    Args:
+        state: what it returned.
+        models: as there.
+        connections: as there.
+        step: as there.
+
+    Returns:
+        The provenance, as JSON values.
 
     Raises:
-        UserError: where it is the state of other models or discriminators; they may hold part of it then.
+        UserError: where the state is that of other models or discriminators; part of it may be loaded by then.
     """
     try:
         for k, module in enumerate(models):
             module.load_state_dict(state.tensors[f"model-{k}"])
         for i, connection in enumerate(connections):
             connection.load_state_dict(state.tensors.get(f"connection-{i}", {}))
-        for kind, update in step.optimizer_groups.items():
-            checkpoint.load_optimizer_state(
-                update.optimizer, state.tensors[f"optimizer-{kind}"], state.meta["groups"][kind]
-            )
-        step.number = state.meta.get("updates", 0)
+        for name, group in step.optimizer_groups.items():
+            load_optimizer_state(group.optimizer, state.tensors[f"optimizer-{name}"], state.meta["optimizers"][name])
+        step.number = state.meta["updates"]
         provenance: dict[str, Any] | None = state.meta["provenance"]
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"checkpoint: it holds the state of other models or discriminators ({reason(error, 300)}): give "
-            "those it was written with"
+            f"checkpoint: it holds the state of other models or discriminators ({reason(error, 300)}): give those it "
+            "was written with"
         ) from None
     return provenance
 
@@ -86,11 +86,11 @@ def describe_model(model: PeerModel) -> dict[str, Any]:
 
 
 def rebuild_models(signature: Mapping[str, Any], modules: Sequence[nn.Module] | None) -> list[PeerModel]:
-    """The models of a checkpoint, without its weights.
+    """Builds the models of a checkpoint, without its weights.
 
     Args:
         signature: of the checkpoint.
-        modules: the models, in order; built by timm where none are given.
+        modules: the models, in order; None builds them by timm.
 
     Raises:
         UserError: for another number of modules, a description that cannot be trusted, or one that timm cannot build.
@@ -102,15 +102,32 @@ def rebuild_models(signature: Mapping[str, Any], modules: Sequence[nn.Module] | 
     for k, one in enumerate(described):
         known = {key: value for key, value in one.items() if key != "tensors"}
         check_description(known)
-        module = (
-            modules[k]
-            if modules is not None
-            else build_architecture(
-                known["architecture"],
-                num_classes=signature["num_classes"],
-                in_chans=signature["in_chans"],
-                **known["model_args"],
-            )
-        )
-        models.append(PeerModel.described(module, known))
+        if modules is not None:
+            module = modules[k]
+        else:
+            sizes = {key: signature[key] for key in ("num_classes", "in_chans")}
+            module = build_architecture(known["architecture"], **sizes, **known["model_args"])
+        models.append(PeerModel.from_description(module, known))
     return models
+
+
+def checkpointed_arguments(signature: Mapping[str, Any], modules: Sequence[nn.Module] | None) -> dict[str, Any]:
+    """The arguments that build the distiller of a checkpoint again, without its state.
+
+    Args:
+        signature: of the checkpoint.
+        modules: as for `rebuild_models`.
+
+    Raises:
+        UserError: as `rebuild_models`.
+    """
+    layers = signature["feature_layers"]
+    return {
+        "models": rebuild_models(signature, modules),
+        # JSON has no numbers as keys.
+        "feature_layers": {int(k): own for k, own in layers.items()} if isinstance(layers, dict) else layers,
+        "in_chans": signature["in_chans"],
+        "topology": [(source, learner) for source, learner in signature["edges"]],
+        "frozen": signature["frozen"],
+        "config": DistillConfig.from_dict(signature["config"]),
+    }

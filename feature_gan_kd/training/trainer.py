@@ -1,199 +1,146 @@
-"""The fit loop: epochs, evaluation, logging, checkpoints, stops, resume. It knows nothing of what a step does."""
+"""Trains for epochs: updates, records, evaluations, checkpoints, stops and resumes. Updates are computed elsewhere."""
 
 from __future__ import annotations
 
 import functools
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
-from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, MixupCutmix
 from feature_gan_kd.distributed.collectives import all_ranks_equal, all_reduce_sum, on_main_process
-from feature_gan_kd.optim.nonfinite import SkippedSteps
 from feature_gan_kd.training import checkpoint
 from feature_gan_kd.training.callbacks import Callback
-from feature_gan_kd.training.evaluate import Evaluation
-from feature_gan_kd.training.history import History, Record
+from feature_gan_kd.training.history import History, Record, Which
 from feature_gan_kd.training.metrics import MetricAverager
-from feature_gan_kd.training.signals import Stop
+from feature_gan_kd.training.peer_group import PeerGroup
+from feature_gan_kd.training.signals import StopSignals
 from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
 from feature_gan_kd.utils.files import remove_leftovers
 
-
-class Trainee(Protocol):
-    """What the loop needs of that which it trains."""
-
-    def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One whole update on images (n, channels, height, width) and labels (n,); detached scalars."""
-        ...
-
-    def faults(self) -> SkippedSteps:
-        """The updates so far that changed nothing, because a value was not finite; the same on every process."""
-        ...
-
-    def evaluate_source(self, source: ImageSource, between: Callable[[], None]) -> Evaluation:
-        """Accuracy on the images of `source`, the same on every process; calls `between` after every batch."""
-        ...
-
-    def similarity(self, source: ImageSource, between: Callable[[], None]) -> dict[str, float]:
-        """How alike the models' maps are on images of `source`, by name; nothing where it is not recorded."""
-        ...
-
-    def state(self) -> checkpoint.Checkpoint:
-        """Everything that training changes."""
-        ...
-
-    def load_state(self, state: checkpoint.Checkpoint) -> None:
-        """The inverse of `state`."""
-        ...
-
-    def publish(self, index: int, which: Literal["last", "best"], folder: Path) -> None:
-        """Writes model `index` as users get it, unless the folder holds these very weights."""
-        ...
+Publish = Callable[[int, Which, Path], None]
+MeasureSimilarity = Callable[[ImageSource, Callable[[], None]], dict[str, float]]
 
 
 @dataclass
 class Trainer:
-    """One call of fit: what it trains, on what, and how far it has come.
+    """One call of `fit`: what is trained, on what, and how far it has come.
 
     Attributes:
-        trainee: what is trained.
-        data: what on.
-        config: how.
-        schedules: of the learning rates, by kind.
-        accelerator: devices and processes.
-        callbacks: who hears of it (called on the main process alone).
-        output_dir: where checkpoints and models go; None writes nothing.
-        signature: what a checkpoint must agree with to be resumed.
-        names: of the models.
-        mixing: of the images and labels of a batch; None for none.
+        group: the models.
+        data: training and evaluation images.
+        schedules: of the learning rates, by the name of the optimiser group.
+        callbacks: called on the main process alone.
+        output_dir: for checkpoints and published models; None writes nothing.
+        history: filled by the training.
+        publish: writes model `index`, as its users get it, into a folder.
+        similarity: measures how similar the models' feature maps are; calls its second argument after every batch.
+        mixing: mixes the images and labels of a batch; None for no mixing.
+        step: number of updates done.
+        averager: of the metrics since the last record.
     """
 
-    trainee: Trainee
+    group: PeerGroup
     data: Data
-    config: DistillConfig
     schedules: Mapping[str, Scheduler]
-    accelerator: Accelerator
     callbacks: Sequence[Callback]
     output_dir: Path | None
-    signature: Mapping[str, Any]
-    names: Sequence[str]
+    history: History
+    publish: Publish
+    similarity: MeasureSimilarity
     mixing: MixupCutmix | None = None
     step: int = 0
-    history: History = field(default_factory=History)
-    window: MetricAverager = field(default_factory=MetricAverager)
-    stop: Stop = field(default_factory=Stop)
+    averager: MetricAverager = field(default_factory=MetricAverager)
 
     def __post_init__(self) -> None:
+        self.config, self.accelerator = self.group.config, self.group.accelerator
+        self.signature = self.group.signature(self.data.fingerprint)
+        self.signals = StopSignals()
         self.steps_per_epoch = self.data.train.steps(self.config.batch_size)
-        self.total = self.steps_per_epoch * self.config.epochs
-        self.started = time.perf_counter()
-        self.started_at = 0
-        self.evaluated = self.started, 0  # when, and after which step, the last evaluation was
+        self.total_steps = self.steps_per_epoch * self.config.epochs
+        # Time and step at the start of this process's part of the run, and at the last evaluation.
+        self.start = self.last_evaluation = time.perf_counter(), 0
+        # Step and number of evaluated epochs in the newest checkpoint: what would be written again is not.
         self.saved: tuple[int, int] | None = None
-        if self.total == 0:
-            raise UserError("training data: there is no batch of at least 2 images in it")
+        if self.total_steps == 0:
+            raise UserError("training data: it holds no batch of at least 2 images: give more images")
 
     def run(self, resume: bool) -> History:
-        """Trains from the start, or from the newest good checkpoint, to the end.
+        """Trains to the end, from the start or from the newest checkpoint that is whole.
+
+        Args:
+            resume: go on from a checkpoint, if there is one.
 
         Raises:
             Interrupted: after a checkpoint, where SIGTERM or Ctrl-C asked for it.
             DivergedError: where `max_nonfinite_steps` updates in a row had a loss or a gradient that is not finite.
-            UserError: where the disk cannot hold what is to be written; what was written before is unharmed.
+            UserError: where the disk cannot hold what is written; what was written before is unharmed.
         """
         if resume:
-            self.resume()
-        self._tell("on_start", self.step, self.total, self.history)
-        self.started_at = self.step
-        self.evaluated = time.perf_counter(), self.step
+            self.load_newest_checkpoint()
+        self._notify("on_start", self.step, self.total_steps, self.history)
+        self.start = self.last_evaluation = time.perf_counter(), self.step
         try:
-            with self.stop:
-                self._epochs()
+            with self.signals:
+                self._run_epochs()
         finally:
+            # Without the exchange of `_notify`: after an error the other processes may be gone.
             if self.accelerator.is_main_process:
                 for callback in self.callbacks:
                     callback.on_end()
         return self.history
 
-    def _epochs(self) -> None:
+    @property
+    def is_finished(self) -> bool:
+        """Whether all updates are done, or a callback ended the training after the last evaluation."""
+        return self.step == self.total_steps or (bool(self.history.epochs) and self.history.last.get("stopped", False))
+
+    def _run_epochs(self) -> None:
         try:
             for epoch in range(self._first_epoch(), self.config.epochs):
-                if self.ended:
+                if self.is_finished:
                     break
-                self.epoch(epoch)
+                self._run_epoch(epoch)
         except Interrupted as interrupted:
-            self.save()
+            self.save_checkpoint()
             kept = "nothing was written" if self.output_dir is None else f"its checkpoint is in {self.output_dir}"
-            where = f"stopped after step {self.step} of {self.total}, {kept}"
+            where = f"stopped after step {self.step} of {self.total_steps}, {kept}"
             raise Interrupted(interrupted.signal, where) from None
 
-    @property
-    def ended(self) -> bool:
-        """Whether all updates are done, or a callback ended the training after the last evaluation."""
-        return self.step == self.total or (bool(self.history.epochs) and self.history.last.get("stopped", False))
-
     def _first_epoch(self) -> int:
-        """The epoch to go on in: that of the next update, or one whose updates are done but not its evaluation."""
+        """The epoch, from 0, to go on in: that of the next update, or one that was stopped before its evaluation."""
         done, inside = divmod(self.step, self.steps_per_epoch)
         evaluated = self.history.last["epoch"] if self.history.epochs else 0
-        return done - 1 if not inside and done > evaluated and self._evaluates(done - 1) else done
+        return done - 1 if not inside and done > evaluated and self._is_evaluated(done - 1) else done
 
-    def _evaluates(self, epoch: int) -> bool:
+    def _is_evaluated(self, epoch: int) -> bool:
         return (epoch + 1) % self.config.evaluate_every_epochs == 0 or epoch + 1 == self.config.epochs
 
-    def epoch(self, epoch: int) -> None:
-        """The rest of one epoch, its evaluation if it has one, and its checkpoint. Raises as `run`."""
+    def _run_epoch(self, epoch: int) -> None:
+        """Does the remaining updates of one epoch, its evaluation, if it has one, and its checkpoint."""
         for images, labels in self._batches(epoch):
             self._update(images, labels)
             inside = self.step % self.steps_per_epoch
-            if self.step % self.config.log_every_steps == 0 and (inside or not self._evaluates(epoch)):
-                record = self._record(epoch)
-                self.window = MetricAverager()
-                self._tell("on_metrics", record)
+            # The last update of an epoch that is evaluated gets its record there.
+            if self.step % self.config.log_every_steps == 0 and (inside or not self._is_evaluated(epoch)):
+                self._record_updates(epoch)
             if inside and self.config.checkpoint_every_steps and self.step % self.config.checkpoint_every_steps == 0:
-                self.save()
-            self.stop.check()
-        if self._evaluates(epoch):
+                self.save_checkpoint()
+            self.signals.check()
+        if self._is_evaluated(epoch):
             self._evaluate(epoch)
-        self.save()
-        if self._evaluates(epoch):
+        self.save_checkpoint()
+        if self._is_evaluated(epoch):
             self._publish()
-        self._tell("on_epoch", epoch + 1)
-
-    def _evaluate(self, epoch: int) -> None:
-        record = self._record(epoch)
-        evaluation = self.trainee.evaluate_source(self.data.evaluation, self.stop.check)
-        similarity = self.trainee.similarity(self.data.evaluation, self.stop.check)
-        self.window = MetricAverager()
-        self._tell("on_metrics", record)
-        done = time.perf_counter()
-        pace = (done - self.started) / max(self.step - self.started_at, 1)
-        seconds, steps = done - self.evaluated[0], self.step - self.evaluated[1]
-        self.evaluated = done, self.step
-        record |= {
-            "metrics": record["metrics"] | similarity,
-            "epochs": self.config.epochs,
-            "accuracy": evaluation.accuracy,
-            "loss": evaluation.loss,
-            "ensemble": evaluation.ensemble,
-            "images": evaluation.images,
-            "seconds": seconds,
-            "seconds_left": pace * (self.total - self.step),
-            "images_per_second": steps * self.config.batch_size / seconds,
-        }
-        self.history.add(record)
-        self._tell_evaluation(record)
+        self._notify("on_epoch", epoch + 1)
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
         seed_step(self.config.seed, self.step, self.accelerator.process_index)
@@ -201,26 +148,67 @@ class Trainer:
             schedule.step_update(self.step)
         if self.mixing is not None:
             images, labels = self.mixing(images, labels, self.step)
-        self.window.add(self.trainee.training_step(images, labels), len(images))
+        self.averager.add(self.group.training_step(images, labels), len(images))
         self.step += 1
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:  # without `_notify`, whose exchange would wait for all processes
             for callback in self.callbacks:
                 callback.on_step(self.step)
 
-    def save(self) -> None:
-        """Writes a checkpoint of this moment, where there is none yet, and prunes the older ones.
+    def _record_updates(self, epoch: int) -> None:
+        record = self._make_record(epoch)
+        self.averager = MetricAverager()
+        self._notify("on_metrics", record)
+
+    def _make_record(self, epoch: int) -> Record:
+        """A record of the updates since the last one."""
+        self._raise_if_diverged()
+        means = self.averager.means(self.accelerator)
+        metrics = {f"train/{name}": value for name, value in means.items()}
+        for name, schedule in self.schedules.items():
+            metrics[f"lr/{name}"] = schedule.optimizer.param_groups[0]["lr"]
+        return {"step": self.step, "epoch": epoch + 1, "metrics": metrics}
+
+    def _evaluate(self, epoch: int) -> None:
+        record = self._make_record(epoch)
+        # A signal may stop the evaluation. The averager is cleared after it, so that the checkpoint still has its sums.
+        evaluation = self.group.evaluate(self.data.evaluation, self.signals.check)
+        similarity = self.similarity(self.data.evaluation, self.signals.check)
+        self.averager = MetricAverager()
+        self._notify("on_metrics", record)
+        now = time.perf_counter()
+        seconds_per_step = (now - self.start[0]) / max(self.step - self.start[1], 1)
+        seconds, steps = now - self.last_evaluation[0], self.step - self.last_evaluation[1]
+        self.last_evaluation = now, self.step
+        metrics = {
+            **record["metrics"],
+            "train/epoch_images_per_second": steps * self.config.batch_size / seconds,
+            **evaluation.metrics(),
+            **{f"eval/{name}": value for name, value in similarity.items()},
+        }
+        evaluated = {
+            **record,
+            "metrics": metrics,
+            "epochs": self.config.epochs,
+            "seconds": seconds,
+            "seconds_left": seconds_per_step * (self.total_steps - self.step),
+        }
+        self.history.add(evaluated)
+        self._notify_evaluated(evaluated)
+
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint, unless the newest one is of this moment, and removes the oldest.
 
         Raises:
-            UserError: where the disk cannot hold it; those before it are unharmed.
+            UserError: where the disk cannot hold it; earlier checkpoints are unharmed.
         """
         moment = self.step, len(self.history.epochs)
         if self.output_dir is None or self.saved == moment:
             return
-        state = self.trainee.state()
+        state = self.group.state()
         state.meta |= {
             "step": self.step,
             "history": {"epochs": self.history.epochs, "best": self.history.best},
-            "window": self.window.state(self.accelerator),
+            "averager": self.averager.state(self.accelerator),
         }
         parent = self.output_dir / "checkpoints"
 
@@ -231,19 +219,19 @@ class Trainer:
 
         on_main_process(write)
         self.saved = moment
-        self._tell("on_checkpoint", parent / f"step-{self.step}")
+        self._notify("on_checkpoint", parent / f"step-{self.step}")
 
-    def resume(self) -> None:
-        """Loads the newest checkpoint that is whole and belongs to this run; a broken one is passed over.
+    def load_newest_checkpoint(self) -> None:
+        """Loads the newest checkpoint that is whole and belongs to this run, if there is one.
 
         Raises:
-            UserError: where the processes do not find the same one.
+            UserError: where the processes do not find the same one, or it is of other models or settings.
         """
         if self.output_dir is None:
             return
         for name in ("checkpoints", "networks"):
             on_main_process(functools.partial(remove_leftovers, self.output_dir / name))
-        found = checkpoint.newest_good(self.output_dir / "checkpoints", self.signature)
+        found = checkpoint.load_newest(self.output_dir / "checkpoints", self.signature)
         step = -1 if found is None else found[1].meta["step"]
         if not all(all_ranks_equal(torch.tensor([step], device=self.accelerator.device))):
             raise UserError(
@@ -252,36 +240,31 @@ class Trainer:
         if found is None:
             return
         _, state = found
-        self.trainee.load_state(state)
+        self.group.load_state(state)
         self.step = state.meta["step"]
         self.history.epochs, self.history.best = (state.meta["history"][key] for key in ("epochs", "best"))
-        self.window = MetricAverager.from_state(state.meta["window"], self.accelerator)
+        self.averager = MetricAverager.from_state(state.meta["averager"], self.accelerator)
         if self.history.epochs and self.step == self.history.last["step"]:
-            self._publish()  # the run may have been killed after the checkpoint and before this
+            self._publish()  # the run may have been killed between the checkpoint and this
 
-    def _batches(self, epoch: int) -> Any:
+    def _batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """This process's shares of the batches of an epoch that are not done yet."""
         return self.data.train.batches(
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             epoch=epoch,
             start=self.step - epoch * self.steps_per_epoch,
             rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            world_size=self.accelerator.num_processes,
             device=self.accelerator.device,
             train=True,
         )
 
-    def _record(self, epoch: int) -> Record:
-        self._end_if_diverged()
-        metrics, speed = self.window.means(self.accelerator)
-        rates = {kind: schedule.optimizer.param_groups[0]["lr"] for kind, schedule in self.schedules.items()}
-        return {"step": self.step, "epoch": epoch + 1, "metrics": metrics, "lr": rates, "images_per_second": speed}
-
-    def _end_if_diverged(self) -> None:
-        found = self.trainee.faults()
+    def _raise_if_diverged(self) -> None:
+        found = self.group.skipped_steps()
         if found.longest < self.config.max_nonfinite_steps:
             return
-        saved = checkpoint.newest(self.output_dir / "checkpoints") if self.output_dir else []
+        saved = checkpoint.list_checkpoints(self.output_dir / "checkpoints") if self.output_dir else []
         raise DivergedError(
             f"training: {found.longest} updates in a row up to step {self.step} had a loss or a gradient that is not "
             f"finite ({', '.join(found.where[:2])}), and changed nothing: lower the learning rate, or set clip_grad; "
@@ -289,40 +272,41 @@ class Trainer:
         )
 
     def _publish(self) -> None:
-        """Writes the models for which the last epoch is the best so far, and at the end all as they are."""
+        """Publishes the models whose best epoch is the last evaluated one, and at the end of the run all of them."""
         if self.output_dir is None:
             return
-        due: list[tuple[int, Literal["last", "best"]]] = []
+        due: list[tuple[int, Which]] = []
         for k, best in enumerate(self.history.best):
             due += [(k, "best")] * (best["epoch"] == self.history.last["epoch"])
-            due += [(k, "last")] * self.ended
-        models = self.output_dir / "networks"
+            due += [(k, "last")] * self.is_finished
+        folder, names = self.output_dir / "networks", self.group.names
 
         def write() -> None:
             for k, which in due:
-                self.trainee.publish(k, which, models / f"{k}-{self.names[k]}{'-best' * (which == 'best')}")
+                self.publish(k, which, folder / f"{k}-{names[k]}{'-best' * (which == 'best')}")
 
         on_main_process(write)
 
-    def _tell(self, event: str, *args: Any) -> None:
+    def _notify(self, event: str, *args: Any) -> None:
+        """Calls a method of every callback; an error of one ends all processes."""
         on_main_process(lambda: [getattr(callback, event)(*args) for callback in self.callbacks])
 
-    def _tell_evaluation(self, record: Record) -> None:
-        """Tells of an evaluation; the record says so, on every process, where a callback ends the training here."""
+    def _notify_evaluated(self, record: Record) -> None:
+        """Calls `on_evaluate` of every callback; where one ends the training, the record says so on every process."""
 
-        def tell() -> None:
+        def notify() -> None:
             for callback in self.callbacks:
                 if callback.on_evaluate(record):
                     record["stopped"] = True
 
-        on_main_process(tell)
-        asked = torch.tensor(float("stopped" in record), device=self.accelerator.device)
-        if all_reduce_sum(asked).item():
+        on_main_process(notify)
+        stopped = torch.tensor(float("stopped" in record), device=self.accelerator.device)
+        if all_reduce_sum(stopped).item():
             record["stopped"] = True
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
-    """Makes dropout and the like a function of (seed, step, process): there is no generator state to save."""
+    """Makes dropout and the like a function of (seed, step, process): no generator state needs saving."""
     value = (seed * 1_000_003 + step * 8191 + process) % 2**32
     torch.manual_seed(value)
     np.random.seed(value)

@@ -1,4 +1,4 @@
-"""The exceptions that are no fault of the program: what the user can mend, and what asked it to stop."""
+"""Exceptions that are not bugs of the program: mistakes of the user, divergence and interruptions."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import signal
 
 
 class UserError(ValueError):
-    """A mistake in the user's input: one line saying what, where, what was expected and what to do.
+    """A mistake in the user's input. Its one line says what, where, what was expected and what to do.
 
     The command line prints the line and exits with status 2; in Python it is an ordinary `ValueError`.
     """
 
 
 class DivergedError(RuntimeError):
-    """A training that cannot go on: losses or gradients stay infinite or undefined. The command line exits with 1."""
+    """Training cannot continue: losses or gradients stay infinite or undefined. The command line exits with 1."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that SIGTERM or Ctrl-C stopped between two updates, after its checkpoint was written.
+    """SIGTERM or Ctrl-C stopped training between two updates, after a checkpoint was written.
 
-    A `KeyboardInterrupt`, so it ends a notebook's cell as Ctrl-C does; the command line exits with 128 + `signal`.
+    It is a `KeyboardInterrupt`, so that it ends a notebook's cell as Ctrl-C does; the command line exits with
+    128 + `signal`.
 
     Args:
         number: of the signal.
-        where: how far the training came, and where its checkpoint is.
+        where: how far training came, and where its checkpoint is.
 
     Attributes:
-        signal: its number.
+        signal: number of the signal.
     """
 
     def __init__(self, number: int, where: str = "stopped") -> None:
@@ -36,21 +37,28 @@ class Interrupted(KeyboardInterrupt):
 
 
 def reason(error: BaseException, most: int = 200) -> str:
-    """What an exception says, on one line of at most `most` characters; its kind where it says nothing."""
+    """Returns an exception's message on one line of at most `most` characters; its class where it has no message."""
     text = " ".join(re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error)).split()).rstrip(".")
     text = f"{text} is missing" if isinstance(error, KeyError) else text or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def not_installed(where: str, error: ImportError, extra: str) -> UserError:
-    """What is said where a package of an extra is missing."""
+    """Makes the error for a missing package, which the given extra of this package installs."""
     missing = str(error.name).partition(".")[0]
     return UserError(f"{where}: {missing} is not installed: pip install 'feature-gan-kd[{extra}]'")
 
 
 def closest(word: str, known: list[str], count: int = 3) -> str:
-    """The names in `known` nearest to `word`, joined for an error line (empty when none is near)."""
+    """Returns the names in `known` closest to `word`, joined for an error line; empty if none is close.
+
+    Letter case does not count. Where only the case is wrong, the name in its right case is the only answer.
+    """
     import difflib
 
-    word = re.sub("learning[-_]rate", "lr", word)  # as other programs call it
-    return ", ".join(difflib.get_close_matches(word, known, n=count, cutoff=0.5))
+    word = re.sub("learning[-_]rate", "lr", word.lower())  # as other programs call it
+    by_lower_case: dict[str, list[str]] = {}
+    for name in known:
+        by_lower_case.setdefault(name.lower(), []).append(name)
+    close = [word] if word in by_lower_case else difflib.get_close_matches(word, by_lower_case, n=count, cutoff=0.5)
+    return ", ".join([name for lower in close for name in by_lower_case[lower]][:count])

@@ -1,4 +1,4 @@
-"""Memory: kept between two updates; where it does not suffice, one line with the batch that failed and what to try."""
+"""Memory: kept between two updates; where it runs out, one line names the batch that failed and what to try."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from feature_gan_kd.utils.errors import UserError, reason
 
-# Of glibc's <malloc.h>.
+# Parameters of mallopt, from glibc's <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> bool:
-    """Keeps memory that is freed in this process, for its next use (ours).
+    """Makes this process keep memory that it frees, instead of returning it to the system (ours).
 
-    An update frees all of its maps, and the next wants as much again: where they go back to the system in between,
-    every page is fetched and cleared anew. For a process of one's own, as `train` is: it stays as large as it once was.
+    An update frees all of its maps, and the next one needs as much again. If they go back to the system in between, it
+    has to map and clear every page again. The process never shrinks after this, so only the command line calls it.
 
     Returns:
-        Whether the allocator took it: glibc's does.
+        Whether the allocator accepts the setting: glibc's does.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
@@ -34,20 +34,20 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def explain_out_of_memory(images: Tensor, parts: int, bf16: bool) -> Iterator[None]:
-    """Around one update.
+    """Turns an out-of-memory error inside the block, which runs one update, into one line.
 
     Args:
         images: (batch, channels, height, width), this process's share.
-        parts: in which it goes through the models.
+        parts: number of microbatches that it is divided into.
         bf16: whether the forward passes run in bfloat16.
 
     Raises:
-        UserError: where memory runs out in it.
+        UserError: where memory runs out in the block.
     """
     try:
         yield
     except RuntimeError as error:
-        # The allocator of CPUs has no exception of its own.
+        # On a CPU, torch raises a plain RuntimeError.
         if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
             raise
         size = "x".join(map(str, images.shape[1:]))

@@ -1,4 +1,4 @@
-"""The hub without internet access: its cache at once, in place of a client that retries for half a minute."""
+"""The hub without internet access: uses its cache at once, where its client would retry for half a minute."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ import huggingface_hub.constants as hub
 
 @contextlib.contextmanager
 def offline_without_internet() -> Iterator[bool]:
-    """Inside, the hub's clients read their cache alone where nobody answers at the hub's address; gives whether they
-    do.
+    """Restricts the hub's clients to their cache inside the block, if nobody answers at the hub's address.
+
+    Yields:
+        Whether the clients are offline.
     """
-    if {"https", "all"} & urllib.request.getproxies().keys() or _answers(urllib.parse.urlsplit(hub.ENDPOINT)):
+    if {"https", "all"} & urllib.request.getproxies().keys() or _is_reachable(urllib.parse.urlsplit(hub.ENDPOINT)):
         yield hub.HF_HUB_OFFLINE
         return
-    datasets: Any = sys.modules.get("datasets")  # which has a setting of its own
+    datasets: Any = sys.modules.get("datasets")  # has its own setting, copied from the hub's when it is imported
     settings: list[Any] = [hub] if datasets is None else [hub, datasets.config]
     before = [setting.HF_HUB_OFFLINE for setting in settings]
     for setting in settings:
@@ -33,12 +35,12 @@ def offline_without_internet() -> Iterator[bool]:
             setting.HF_HUB_OFFLINE = value
 
 
-def _answers(hub: urllib.parse.SplitResult) -> bool:
+def _is_reachable(hub: urllib.parse.SplitResult) -> bool:
     port = hub.port or (80 if hub.scheme == "http" else 443)
     try:
         socket.create_connection((hub.hostname, port), timeout=2).close()
-    except TimeoutError:  # it may only be slow: the client waits longer
+    except TimeoutError:  # it may only be slow, and the client waits longer
         return True
-    except OSError:  # there is no such name, no way there, or nobody listens
+    except OSError:  # the name is unknown, there is no route, or nobody listens
         return False
     return True

@@ -1,3 +1,3 @@
-"""The version of the package, where every folder may read it."""
+"""The version of the package, in the folder that all others may import."""
 
 __version__ = "0.1.0"

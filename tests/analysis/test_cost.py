@@ -39,8 +39,8 @@ def test_a_model_by_hand() -> None:
     assert cost.activations == 4 * (3 * 8 * 8 + 4)
 
 
-def test_a_lesson_by_hand() -> None:
-    """Transfer 6 -> 4 channels on 8x8, pooled to 4x4; two answers of a discriminator of 4 channels."""
+def test_a_connection_by_hand() -> None:
+    """Transfer 6 -> 4 channels on 8x8, pooled to 4x4; two passes of a discriminator of 4 channels."""
     connection = Connection(Edge(0, 1), 0, (6, 8, 8), (4, 4, 4))
     cost = connection_cost(connection, torch.device("cpu"))
     transfer = 2 * 4 * 4 * 4 * 6
@@ -69,11 +69,11 @@ def inspected(*models: str, **settings: object) -> str:
         ("convnext_tiny", "convnext_tiny"),
     ],
 )
-def test_lessons_cost_at_most_a_twentieth_of_the_models(models: tuple[str, str]) -> None:
+def test_connections_cost_at_most_a_twentieth_of_the_models(models: tuple[str, str]) -> None:
     text = inspected(*models)
     share = next(line for line in text.splitlines() if line.startswith("together")).split(" G ")[1]
     assert 0 < float(share.split("%")[0]) <= 5
-    assert "memory of a step at batch 128" in text
+    assert "memory of an update at batch 128" in text
 
 
 def test_a_large_model_is_inspected_quickly() -> None:

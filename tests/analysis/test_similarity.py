@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from feature_gan_kd import Edge, UserError
-from feature_gan_kd.analysis.similarity import Representation, linear_cka, mean_cosine, measure
+from feature_gan_kd.analysis.similarity import (
+    Representation,
+    linear_cka,
+    mean_cosine,
+    measure_group,
+    measure_similarity,
+)
 from feature_gan_kd.models.taps import TappedModel
+from feature_gan_kd.training.run import open_training_data
 from tests.helpers.runs import AtStep, assert_same_run, build, final_state, records
 from tests.helpers.small_models import GroupNormModel
 from tests.method.test_build import wired
@@ -64,7 +71,7 @@ def flat(feature_maps: Tensor) -> Array:
 
 
 def measured_cka(first: Tensor, second: Tensor) -> float:
-    return float(linear_cka(Representation.of(first), Representation.of(second)))
+    return float(linear_cka(Representation.from_maps(first), Representation.from_maps(second)))
 
 
 PAIRS = {
@@ -92,9 +99,11 @@ class TestMeasures:
         first, second = maps(20, 4, 3, 3), maps(20, 4, 5, 2, seed=1)
         a, b = (one.double().numpy().mean((2, 3)) for one in (first, second))
         expected = np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
-        found = float(mean_cosine(Representation.of(first), Representation.of(second)))
+        found = float(mean_cosine(Representation.from_maps(first), Representation.from_maps(second)))
         assert found == pytest.approx(expected, abs=1e-6)
-        assert float(mean_cosine(Representation.of(first), Representation.of(first))) == pytest.approx(1, abs=1e-6)
+        assert float(mean_cosine(Representation.from_maps(first), Representation.from_maps(first))) == pytest.approx(
+            1, abs=1e-6
+        )
 
     def test_identical_maps(self) -> None:
         assert measured_cka(maps(20, 4, 3, 3), maps(20, 4, 3, 3)) == pytest.approx(1, abs=1e-12)
@@ -147,7 +156,7 @@ class TestMeasuring:
     @pytest.mark.parametrize("size", [4, 10, 7, 50])
     def test_on_the_first_images_however_they_are_batched(self, size: int) -> None:
         tapped, modules = models(4, 4)
-        found = measure(tapped, BOTH, batches(50, size), 10)
+        found = measure_similarity(tapped, BOTH, batches(50, size), 10)
         with torch.no_grad():
             first, second = (module.features(batches(50, 10)[0][0]) for module in modules)  # type: ignore[operator]
         assert list(found) == ["similarity/0->1", "cosine/0->1"]
@@ -159,16 +168,16 @@ class TestMeasuring:
     def test_no_more_batches_are_read_than_needed(self) -> None:
         read = []
         tapped, _ = models(4, 4)
-        measure(tapped, BOTH, (read.append(k) or one for k, one in enumerate(batches(50, 5))), 10)  # type: ignore[func-returns-value]
+        measure_similarity(tapped, BOTH, (read.append(k) or one for k, one in enumerate(batches(50, 5))), 10)  # type: ignore[func-returns-value]
         assert read == [0, 1]
 
     def test_cosine_needs_as_many_channels(self) -> None:
-        assert list(measure(models(4, 6)[0], BOTH, batches(50, 5), 10)) == ["similarity/0->1"]
+        assert list(measure_similarity(models(4, 6)[0], BOTH, batches(50, 5), 10)) == ["similarity/0->1"]
 
     def test_several_layers_and_models(self) -> None:
         tapped, _ = models(4, 6, 4, layers=["features.0", "features.3"])
         edges = [Edge(0, 1), Edge(2, 0), Edge(1, 2), Edge(0, 2)]
-        found = measure(tapped, edges, batches(50, 5), 10)
+        found = measure_similarity(tapped, edges, batches(50, 5), 10)
         assert [key for key in found if key.startswith("similarity")] == [
             f"similarity/{edge}@{tap}" for edge in ("0->1", "2->0", "1->2") for tap in (0, 1)
         ]
@@ -181,9 +190,9 @@ class TestMeasuring:
         distiller.models[0].train()
         before = {key: value.clone() for key, value in distiller.models[0].state_dict().items()}
         random = torch.get_rng_state()
-        source = distiller.open_data(None).evaluation
-        found = distiller.similarity(source)
-        assert found == distiller.similarity(source)  # dropout and stochastic depth are off
+        source = open_training_data(distiller.group, None).evaluation
+        found = measure_group(distiller.group, source)
+        assert found == measure_group(distiller.group, source)  # dropout and stochastic depth are off
         assert distiller.models[0].training
         assert all(torch.equal(value, before[key]) for key, value in distiller.models[0].state_dict().items())
         assert torch.equal(random, torch.get_rng_state())
@@ -191,8 +200,8 @@ class TestMeasuring:
 
     @pytest.mark.parametrize("count", [1, 3])
     def test_too_few_images(self, count: int) -> None:
-        with pytest.raises(UserError, match=rf"^similarity_images: {count} evaluation images, at least 4 are needed: "):
-            measure(models(4, 4)[0], BOTH, batches(count, 5), 10)
+        with pytest.raises(UserError, match=rf"^similarity_images: there are {count} evaluation images, at least 4 "):
+            measure_similarity(models(4, 4)[0], BOTH, batches(count, 5), 10)
 
     def test_different_numbers_of_layers(self) -> None:
         with pytest.raises(UserError, match=r"^feature_layers: model 1 has 1 tapped layers and its source 0 has 2: "):
@@ -211,17 +220,17 @@ class TestRecording:
         )
         build(method=method, evaluate_every_epochs=2, adversarial_lr=0.1).fit(output_dir=tmp_path / "plain")
         lines = records(tmp_path / "run")
-        found = [line["metrics"]["similarity/0->1"] for line in lines if line["event"] == "epoch"]
-        assert found == [record["metrics"]["similarity/0->1"] for record in history.epochs]
+        found = [line["metrics"]["eval/similarity/0->1"] for line in lines if line["event"] == "epoch"]
+        assert found == [record["metrics"]["eval/similarity/0->1"] for record in history.epochs]
         assert len(found) == 2
         assert found[0] != found[1]
         assert all(0 < value < 1 for value in found)
-        assert not [line for line in lines if line["event"] == "step" and "similarity/0->1" in line["metrics"]]
+        assert not [line for line in lines if line["event"] == "step" and "eval/similarity/0->1" in line["metrics"]]
         mine, plain = final_state(tmp_path / "run"), final_state(tmp_path / "plain")
         assert all(torch.equal(value, mine[key]) for key, value in plain.items())
 
     def test_too_few_images_are_found_before_training(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"^similarity_images: 3 evaluation images, "):
+        with pytest.raises(UserError, match=r"^similarity_images: there are 3 evaluation images, "):
             build(similarity_images=40, max_eval_samples=3).fit(output_dir=tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -237,4 +246,4 @@ class TestRecording:
                 build(**settings).fit(output_dir=tmp_path / "run", resume=True, callbacks=[AtStep(step, cut)])
         build(**settings).fit(output_dir=tmp_path / "run", resume=True)
         assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
-        assert [line for line in records(tmp_path / "run") if "update_feature/0" in line["metrics"]]
+        assert [line for line in records(tmp_path / "run") if "train/update_feature/0" in line["metrics"]]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from feature_gan_kd import DistillConfig, Edge
-from feature_gan_kd.analysis.summary import draw
+from feature_gan_kd.analysis.summary import summarize
 from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.models.build import PeerModel
 
@@ -26,32 +27,32 @@ def drawn(edges: tuple[Edge, ...], frozen: Collection[int] = (), **settings: Any
     modules = [PeerModel(model(4, 1), "narrow", "n", image_size=8), PeerModel(model(12, 2), "wide", "w", image_size=8)]
     modules = build_modules(modules, edges, frozen, "0", DistillConfig(**settings), in_chans=3)
     logits = settings.get("method") != "feature"
-    text = draw(names, modules.tapped, modules.connections, edges, frozen, logits=logits)
+    text = summarize(names, modules.tapped, modules.connections, edges, frozen, logits=logits)
     assert all(line == line.rstrip() for line in text.splitlines())
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
 
 
-def test_models_maps_and_lessons() -> None:
+def test_models_maps_and_connections() -> None:
     lines = drawn((Edge(0, 1), Edge(1, 0)))
-    judges = [line.pop(3) for line in lines[5:]]
+    discriminators = [line.pop(3) for line in lines[5:]]
     assert lines == [
         ["model", "parameters", "tapped layer", "map"],
         ["0", "narrow", str(NARROW), "0", "4x8x8 at 8 px"],
         ["1", "wide", str(WIDE), "0", "12x4x4 at 8 px"],
         [],
-        ["connection", "logits", "transfer", "discriminator", "judges"],
-        # Discriminators judge in the source's channels, on the smaller grid.
+        ["connection", "logits", "transfer", "discriminator", "compared maps"],
+        # Discriminators compare in the source's channels, on the smaller grid.
         ["narrow (0) -> wide (1)", "yes", "12 -> 4 channels", "4x4x4"],
         ["wide (1) -> narrow (0)", "yes", "4 -> 12 channels", "12x4x4"],
     ]
-    assert all(judge.endswith(" parameters") and int(judge.split()[0].replace(",", "")) > 0 for judge in judges)
+    assert all(re.fullmatch(r"[1-9][\d,]* parameters", discriminator) for discriminator in discriminators)
 
 
 def test_columns_stand_below_each_other() -> None:
     names = ["a", "a-much-longer-name"]
     modules = [PeerModel(model(4, 1), name, name, image_size=8) for name in names]
     modules = build_modules(modules, (Edge(0, 1), Edge(1, 0)), (), "0", DistillConfig(), in_chans=3)
-    text = draw(names, modules.tapped, modules.connections, modules.edges, (), logits=True)
+    text = summarize(names, modules.tapped, modules.connections, modules.edges, (), logits=True)
     first, *rest = text.splitlines()[:3]
     at = first.index("parameters")
     assert all(line[at:].startswith(str(NARROW)) and line[at - 1] == " " for line in rest)

@@ -1,4 +1,4 @@
-"""Result files as `benchmarks.compare` writes them, with accuracies of one's own."""
+"""Result files as `benchmarks.compare` writes them, with accuracies that the test chooses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS
-from feature_gan_kd.config.settings import DistillConfig
 
 DATA = {"name": "digits", "fingerprint": "abc", "train_images": 1000, "evaluation_images": 100}
 
@@ -27,39 +26,45 @@ def write_result(
     """Writes the result of a run.
 
     Args:
-        folder: of the comparison.
+        folder: the folder of the comparison.
         method: its name in `METHODS`.
         seed: of the run.
-        accuracies: by epoch: of each model, then of the ensemble.
+        accuracies: for each epoch those of each model (%), then that of the ensemble.
         pair: its name in `PAIRS`.
-        file: its name, where it is not the usual one.
-        settings: of the run, beside those of its method.
-        **about: entries to put in the place of the usual ones.
+        file: the file's name, where it is not the usual one.
+        settings: those of the run in addition to its method's.
+        **about: entries that replace the usual ones.
     """
     options: dict[str, Any] = {name.replace("-", "_"): _value(value) for name, value in METHODS[method].items()}
     frozen = [options.pop("frozen")] if "frozen" in options else []
     layers = [options.pop("feature_layers")] if "feature_layers" in options else None
-    config = DistillConfig().replace(**{**options, "seed": seed, "epochs": len(accuracies), **(settings or {})})
+    config = {**options, "seed": seed, "epochs": len(accuracies), **(settings or {})}
     result = {
         **{"preset": "smoke", "pair": pair, "method": method, "seed": seed, "models": list(PAIRS[pair])},
-        **{"frozen": frozen, "feature_layers": layers, "config": config.to_dict(), "data": DATA},
-        "versions": {"torch": "2", "timm": "1"},
+        **{"frozen": frozen, "feature_layers": layers, "config": config, "data": DATA},
+        **{"versions": {"torch": "2", "timm": "1"}, "device": "cpu", "processor": "Z80", "precision": "fp32"},
         "command": ["feature-gan-kd", "train", "--models", *PAIRS[pair], "--method", method, "--output-dir", "there"],
-        "epochs": [
-            {"epoch": k, "step": k, "accuracy": list(models), "ensemble": ensemble, "metrics": {}}
-            for k, (*models, ensemble) in enumerate(accuracies, 1)
-        ],
+        "epochs": [{"epoch": k, "step": k, "metrics": evaluation(*values)} for k, values in enumerate(accuracies, 1)],
         **about,
     }
     assert result["preset"] in PRESETS
-    path = folder / "smoke" / (file or f"{pair}-{method}-{seed}.json")
+    path = folder / str(result["preset"]) / (file or f"{pair}-{method}-{seed}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result))
     return path
 
 
+def evaluation(*accuracies: float) -> dict[str, float]:
+    """The metrics of an evaluation: the accuracies of the models (%), then that of the ensemble."""
+    *models, ensemble = accuracies
+    return {
+        **{f"eval/accuracy/{k}": value for k, value in enumerate(models)},
+        "eval/accuracy/ensemble": ensemble,
+    }
+
+
 def _value(option: str | tuple[str, ...]) -> Any:
-    """An option's value, as the config has it."""
+    """An option's value as the config has it."""
     if isinstance(option, tuple):
         return True
     try:

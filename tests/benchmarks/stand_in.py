@@ -1,6 +1,6 @@
-"""Stands in the place of python under `--launch`: leaves what a training leaves, without training.
+"""Replaces python under `--launch`: writes what a training writes, without training.
 
-What it does on the way is in the environment: SECONDS to take, FAIL the method that fails, TELL the variable to print.
+Environment variables change what it does: SECONDS to take, FAIL the method that fails, TELL the variable to print.
 """
 
 from __future__ import annotations
@@ -13,9 +13,17 @@ from pathlib import Path
 
 from feature_gan_kd.config.settings import DistillConfig
 
+METRICS = {
+    "train/cross_entropy/0": 1.23456,
+    "eval/accuracy/0": 5.0,
+    "eval/accuracy/1": 6.0,
+    "eval/accuracy/ensemble": 7.0,
+    "eval/images": 4,
+}
+
 
 def main() -> None:
-    """Writes down that it was started, then the run's files."""
+    """Records that it was started, then writes the run's files."""
     method, seed, folder = (_value(name) for name in ("--method", "--seed", "--output-dir"))
     place = Path(folder)
     with (place / "starts").open("a") as starts:
@@ -29,11 +37,10 @@ def main() -> None:
     config = DistillConfig(method=method, seed=int(seed), epochs=int(_value("--epochs")))  # type: ignore[arg-type]
     frozen = [1] if "--frozen" in sys.argv else []
     about = {"models": models, "frozen": frozen, "feature_layers": None, "config": config.to_dict()}
-    about["versions"] = {"torch": "1", "timm": "1"}
+    about |= {"versions": {"torch": "1", "timm": "1"}, "device": "cpu"}
     data = {"name": "none", "fingerprint": "f", "train_images": 4, "evaluation_images": 4}
     epochs = [
-        {"event": "epoch", "epoch": k, "step": k, "accuracy": [5.0, 6.0], "ensemble": 7.0, "metrics": {}, "seconds": 1}
-        for k in range(1, config.epochs + 1)
+        {"event": "epoch", "epoch": k, "step": k, "metrics": METRICS, "seconds": 1} for k in range(1, config.epochs + 1)
     ]
     for k, model in enumerate(models):
         (place / "networks" / f"{k}-{model['name']}").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The statistics of the comparison, against figures worked out by hand."""
+"""The statistics of the comparison, against figures computed by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.compare.differences import estimate, paired
+from benchmarks.compare.differences import estimate, paired_difference
 
 
 def test_mean_deviation_and_interval() -> None:
@@ -26,7 +26,7 @@ def test_one_value_has_no_interval() -> None:
 def test_differences_are_paired_by_seed() -> None:
     # The seeds differ by 10, the methods by 0.9, 1.0 and 1.1 only: mean 1, deviation 0.1.
     ours, theirs = {0: 50.9, 1: 61.0, 2: 71.1, 5: 99.0}, {2: 70.0, 1: 60.0, 0: 50.0, 7: 0.0}
-    difference = paired(ours, theirs)
+    difference = paired_difference(ours, theirs)
     assert difference is not None
     assert difference.count == 3
     assert difference.mean == pytest.approx(1.0)
@@ -35,4 +35,4 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_without_a_shared_seed_there_is_no_difference() -> None:
-    assert paired({0: 1.0}, {1: 1.0}) is None
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None

@@ -1,4 +1,4 @@
-"""Which results stand together, which are left out and why."""
+"""Which results are compared with each other, which are left out and why."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from benchmarks.compare.presets import METHODS, PRESETS
 from benchmarks.compare.results import collect
 from feature_gan_kd.utils.errors import UserError
-from tests.benchmarks.records import DATA, write_result
+from tests.benchmarks.records import DATA, evaluation, write_result
 
 EPOCHS = [[10.0, 20.0, 30.0], [12.0, 22.0, 28.0]]
 
 
-def test_methods_and_seeds_of_one_schedule_stand_together(tmp_path: Path) -> None:
+def test_methods_and_seeds_of_one_schedule_are_one_comparison(tmp_path: Path) -> None:
     for method in METHODS:
         write_result(tmp_path, method, 3, EPOCHS)
         write_result(tmp_path, method, 1, EPOCHS)
@@ -43,11 +43,11 @@ def test_scores(tmp_path: Path) -> None:
     write_result(tmp_path, "vanilla", 0, EPOCHS)
     write_result(tmp_path, "offline-logit", 0, EPOCHS)
     (one,), _ = collect(tmp_path)
-    assert one.whose() == ["0 test_resnet", "1 test_vit", "mean of the models", "ensemble"]
-    assert [one.scores("vanilla", whose)[0] for whose in one.whose()] == [12, 22, 17, 28]
-    assert [one.scores("vanilla", whose, best=True)[0] for whose in one.whose()] == [12, 22, 17, 30]
-    # The frozen teacher learned nothing, and a mean of one model is not the others' mean.
-    assert [one.scores("offline-logit", whose) for whose in one.whose()] == [{0: 12}, {}, {}, {0: 28}]
+    assert one.curve_names() == ["0 test_resnet", "1 test_vit", "mean of the models", "ensemble"]
+    assert [one.scores("vanilla", name)[0] for name in one.curve_names()] == [12, 22, 17, 28]
+    assert [one.scores("vanilla", name, best=True)[0] for name in one.curve_names()] == [12, 22, 17, 30]
+    # The frozen teacher learned nothing, and a mean of one model is not a mean of both.
+    assert [one.scores("offline-logit", name) for name in one.curve_names()] == [{0: 12}, {}, {}, {0: 28}]
     assert one.scores("afd", "ensemble") == {}
 
 
@@ -56,7 +56,6 @@ def test_scores(tmp_path: Path) -> None:
     [
         ({"settings": {"lr": 0.3}}, {"lr": 0.3}),
         ({"settings": {"temperature": 4.0}}, {"temperature": 4.0}),
-        ({"settings": {"mixed_precision": "bf16"}}, {"mixed_precision": "bf16"}),
         ({"data": {**DATA, "fingerprint": "other"}}, {"data_fingerprint": "other"}),
         ({"data": {**DATA, "evaluation_images": 99}}, {"data_evaluation_images": 99}),
         ({"launch": ["accelerate", "launch"]}, {"launch": "accelerate launch"}),
@@ -79,13 +78,46 @@ def test_another_schedule_is_another_comparison(
 def test_settings_that_change_no_weight_tell_no_schedules_apart(tmp_path: Path) -> None:
     write_result(tmp_path, "afd", 0, EPOCHS)
     write_result(tmp_path, "afd", 1, EPOCHS, settings={"num_workers": 3, "keep_checkpoints": 5, "compile": True})
-    # A result of an earlier version, which had fewer settings, and did not say how it was launched.
-    path = write_result(tmp_path, "afd", 2, EPOCHS)
-    result = json.loads(path.read_text())
-    del result["config"]["cutmix"]
-    path.write_text(json.dumps(result))
+    # Stating a default changes nothing either.
+    write_result(tmp_path, "afd", 2, EPOCHS, settings={"cutmix": 0.0, "batch_size": 128, "mixed_precision": "no"})
     (one,), _ = collect(tmp_path)
     assert list(one.results["afd"]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("about", "machine"),
+    [
+        ({"precision": "bf16"}, "in bf16 on Z80"),
+        ({"processor": "6502"}, "in fp32 on 6502"),
+        ({"processor": None}, "in fp32 on a processor that was not recorded"),
+        ({"device": "NVIDIA H100"}, "in fp32 on NVIDIA H100"),
+        ({"precision": "bf16", "settings": {"mixed_precision": "bf16"}}, "in bf16 on Z80"),
+    ],
+)
+def test_results_of_several_processors_or_precisions_are_refused(
+    tmp_path: Path, about: dict[str, Any], machine: str
+) -> None:
+    write_result(tmp_path, "afd", 0, EPOCHS)
+    write_result(tmp_path, "vanilla", 1, EPOCHS, **about)
+    with pytest.raises(UserError) as error:
+        collect(tmp_path)
+    assert str(error.value) == (
+        f"--tabulate: {tmp_path}: smoke/tiny-afd-0.json was computed in fp32 on Z80, smoke/tiny-vanilla-1.json "
+        f"{machine}: give the results of each processor and precision a folder of their own"
+    )
+
+
+def test_another_schedule_may_be_of_another_machine(tmp_path: Path) -> None:
+    write_result(tmp_path, "afd", 0, EPOCHS)
+    write_result(tmp_path, "afd", 0, EPOCHS, pair="r20+r20", precision="bf16")
+    found, left_out = collect(tmp_path)
+    assert (len(found), left_out) == (2, [])
+
+
+def test_on_a_gpu_the_processor_does_not_matter(tmp_path: Path) -> None:
+    write_result(tmp_path, "afd", 0, EPOCHS, device="NVIDIA H100", processor="Z80")
+    write_result(tmp_path, "afd", 1, EPOCHS, device="NVIDIA H100", processor="6502")
+    assert len(collect(tmp_path)[0]) == 1
 
 
 def test_evaluations_may_be_rare(tmp_path: Path) -> None:
@@ -120,19 +152,20 @@ def test_presets_and_pairs_have_comparisons_of_their_own(tmp_path: Path) -> None
         ({"method": "gan"}, "foreign: there is no method 'gan' here"),
         ({"pair": "r20+r21"}, "foreign: there is no pair 'r20+r21' here"),
         ({"preset": "tpu"}, "foreign: there is no preset 'tpu' here"),
-        ({"models": ["a", "b"]}, "foreign: its models are a and b, not tiny's"),
+        ({"models": ["a", "b"]}, "foreign: its models are a and b, not those of tiny"),
         ({"config": {"speed": 3}}, "foreign: its settings are not this version's"),
         ({"data": {}}, "foreign: it does not say the fingerprint of its data"),
-        ({"epochs": None}, "foreign: no result of a comparison (it has no 'epochs')"),
+        ({"epochs": None}, "foreign: it is not a result of a comparison (it has no 'epochs')"),
         ({"command": ["rm"]}, "foreign: it does not say its command"),
         ({"epochs": [{"epoch": 1}, {}]}, "damaged: record 1 is not that of an epoch"),
-        ({"epochs": [{"epoch": 2, "accuracy": [1, 1], "ensemble": 1}] * 2}, "damaged: record 1 is not that of epoch 1"),
-        ({"epochs": [{"epoch": 1, "accuracy": [1], "ensemble": 1}] * 2}, "damaged: record 1 is not that of epoch 1"),
-        ({"epochs": [{"epoch": 1, "accuracy": [1, 101], "ensemble": 1}] * 2}, "damaged: record 1 is not that of"),
-        ({"epochs": [{"epoch": 1, "accuracy": [1, float("nan")], "ensemble": 1}] * 2}, "damaged: record 1 is not that"),
+        ({"epochs": [{"epoch": 2, "metrics": evaluation(1, 1, 1)}] * 2}, "damaged: record 1 is not that of epoch 1"),
+        ({"epochs": [{"epoch": 1, "metrics": evaluation(1, 1)}] * 2}, "damaged: record 1 is not that of an epoch of 2"),
+        ({"epochs": [{"epoch": 1, "metrics": evaluation(1, 1, 1, 1)}] * 2}, "damaged: record 1 is not that of epoch 1"),
+        ({"epochs": [{"epoch": 1, "metrics": evaluation(1, 101, 1)}] * 2}, "damaged: record 1 is not that of epoch 1"),
+        ({"epochs": [{"epoch": 1, "metrics": evaluation(1, float("nan"), 1)}] * 2}, "damaged: record 1 is not that of"),
     ],
 )
-def test_what_cannot_stand_in_a_table_is_left_out(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_what_no_table_can_hold_is_left_out(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     write_result(tmp_path, "vanilla", 0, EPOCHS)
     path = write_result(tmp_path, "afd", 0, EPOCHS, file="afd.json")
     if "settings" in change:
@@ -180,14 +213,14 @@ def test_runs_without_a_result_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_of_a_preset_will_do(tmp_path: Path) -> None:
+def test_the_folder_of_a_preset_is_enough(tmp_path: Path) -> None:
     write_result(tmp_path, "vanilla", 0, EPOCHS)
     (one,), _ = collect(tmp_path / "smoke")
     assert list(one.results) == ["vanilla"]
 
 
 def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         collect(tmp_path / "nowhere")
     with pytest.raises(UserError, match="has no finished run: name"):
         collect(tmp_path)

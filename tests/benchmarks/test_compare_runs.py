@@ -1,4 +1,4 @@
-"""The grid of runs, their commands, and one small comparison from the first run to the table."""
+"""The list of runs, their commands, and a small comparison from the first run to the table."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, ZERO_GRADIENT
-from benchmarks.compare.runs import Run, grid
+from benchmarks.compare.runs import Run, list_runs
 from feature_gan_kd.cli.main import parse
 from feature_gan_kd.report import read_run
+from tests.benchmarks.records import write_result
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_grid_is_ordered_by_seed(tmp_path: Path) -> None:
-    runs = grid("smoke", tmp_path)
+def test_runs_are_ordered_by_seed(tmp_path: Path) -> None:
+    runs = list_runs("smoke", tmp_path)
     methods = ["vanilla", "logit", "afd", "offline-logit"]
     assert [run.name for run in runs] == [f"tiny/{method}/{seed}" for seed in (0, 1) for method in methods]
-    assert len({run.result for run in runs}) == len({run.place for run in runs}) == 8
+    assert len({run.result for run in runs}) == len({run.folder for run in runs}) == 8
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_grid_is_ordered_by_seed(tmp_path: Path) -> None:
     [([], 8), (["afd"], 2), (["0"], 4), (["*afd*", "tiny/vanilla/1"], 3), (["tiny/*/0"], 4), (["r20"], 0)],
 )
 def test_only(tmp_path: Path, only: list[str], count: int) -> None:
-    assert len(grid("smoke", tmp_path, only)) == count
+    assert len(list_runs("smoke", tmp_path, only)) == count
 
 
 def test_command() -> None:
@@ -56,10 +58,49 @@ def test_command_of_an_offline_method() -> None:
     assert " --method afd --frozen 1 --output-dir " in words
 
 
+@pytest.mark.parametrize(("flag", "said"), [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx2", "no")])
+def test_the_cpu_preset_computes_in_bf16_only_where_the_processor_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, said: str
+) -> None:
+    monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"flags\t: fpu {flag}\n")
+    words = Run("cpu", "r14+r14", "afd", 0, tmp_path).command(None)
+    assert words[words.index("--mixed-precision") + 1] == said
+    assert "--mixed-precision bf16" in shlex.join(Run("paper", "r32+r32", "afd", 0, tmp_path).command(None))
+
+
+@pytest.mark.parametrize(
+    ("about", "found"),
+    [
+        ({"precision": "bf16"}, "in bf16 on Z80"),
+        ({"processor": "6502"}, "in fp32 on 6502"),
+        ({"processor": None}, "in fp32 on a processor that was not recorded"),
+    ],
+)
+def test_results_of_another_machine_are_refused_before_training(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    about: dict[str, Any],
+    found: str,
+) -> None:
+    monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("model name\t: Z80\nflags\t: avx2\n")
+    path = write_result(tmp_path, "afd", 0, [[1.0, 2.0, 3.0]], pair="r14+r14", preset="cpu", **about)
+    assert main(["--preset", "cpu", "--only", "r14+r14/*/0", "--output-dir", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"benchmarks.compare: error: --output-dir: {path} was computed {found}, this machine computes in fp32 on Z80: "
+        "name another folder\n"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_command_of_a_preset_is_understood(preset: str, tmp_path: Path) -> None:
-    runs = grid(preset, tmp_path)
-    # Options follow from the method and from the pair alone: every method once and every pair once will do.
+    runs = list_runs(preset, tmp_path)
+    # Options depend on the method and on the pair alone, so every method once and every pair once is enough.
     some = {run.method: run for run in runs} | {run.pair: run for run in runs}
     for run in some.values():
         parse(run.command(None))
@@ -74,7 +115,7 @@ def test_presets_name_what_there_is() -> None:
 
 
 def test_offline_methods_are_for_two_models(tmp_path: Path) -> None:
-    wide = [run for run in grid("paper", tmp_path) if len(PAIRS[run.pair]) > 2]
+    wide = [run for run in list_runs("paper", tmp_path) if len(PAIRS[run.pair]) > 2]
     assert {run.pair for run in wide} == {"r32x3", "r32x4", "r32x3-complete", "r32x4-complete"}
     assert [run.name for run in wide if run.teacher] == []
     topologies = {run.pair: "--topology" in run.command(None) for run in wide}
@@ -92,12 +133,12 @@ def test_offline_methods_are_for_two_models(tmp_path: Path) -> None:
         ("--preset smoke --output-dir {} --jobs two", "--jobs: invalid whole number value: 'two'"),
         ("--preset smoke --output-dir {} --minutes nan", "--minutes: nan is not allowed"),
         ("--preset smoke --output-dir {} --launch no-such-launcher", "--launch: there is no command no-such-launcher"),
-        ("--preset smoke --output-dir {}/file/x", "--output-dir: {}/file/x cannot be made (Not a directory)"),
-        ("--preset smoke --output-dir {} --markdown", "--markdown: goes with --tabulate"),
+        ("--preset smoke --output-dir {}/file/x", "--output-dir: {}/file/x cannot be created (Not a directory)"),
+        ("--preset smoke --output-dir {} --markdown", "--markdown: needs --tabulate"),
         ("--preset smoke --output-dir {} --speed 3", "unrecognized arguments: --speed 3"),
-        ("--tabulate {}/nowhere", "--tabulate: {}/nowhere is no folder"),
+        ("--tabulate {}/nowhere", "--tabulate: {}/nowhere is not a folder"),
         ("--tabulate {}", "--tabulate: {} has no finished run"),
-        ("--tabulate {} --preset smoke", "--preset: does not go with --tabulate"),
+        ("--tabulate {} --preset smoke", "--preset: is not allowed with --tabulate"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:
@@ -117,9 +158,9 @@ def compare(folder: Path, *more: str) -> list[str]:
     return [*words, "--output-dir", str(folder), *more]
 
 
-def test_a_small_comparison_killed_on_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = compare(tmp_path, "--only", "tiny/vanilla/0", "tiny/offline-kl/0")
-    vanilla, offline = grid("smoke", tmp_path, ["tiny/vanilla/0", "tiny/offline-kl/0"])
+def test_a_small_comparison_killed_midway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = compare(tmp_path, "--only", "tiny/vanilla/0", "tiny/offline-logit/0")
+    vanilla, offline = list_runs("smoke", tmp_path, ["tiny/vanilla/0", "tiny/offline-logit/0"])
     process = subprocess.Popen(words, cwd=ROOT)
     while not vanilla.log.exists():
         time.sleep(0.05)
@@ -130,10 +171,10 @@ def test_a_small_comparison_killed_on_the_way(tmp_path: Path, capsys: pytest.Cap
     result = json.loads(offline.result.read_text())
     assert result["frozen"] == [1]
     # The frozen teacher is the model that the vanilla run left.
-    teacher = json.loads(vanilla.result.read_text())["epochs"][-1]["accuracy"][1]
-    assert [epoch["accuracy"][1] for epoch in result["epochs"]] == [teacher] * 2
-    assert len(read_run(vanilla.place).epochs) == 2
-    assert not (vanilla.place / "checkpoints").exists()
+    teacher = json.loads(vanilla.result.read_text())["epochs"][-1]["metrics"]["eval/accuracy/1"]
+    assert [epoch["metrics"]["eval/accuracy/1"] for epoch in result["epochs"]] == [teacher] * 2
+    assert len(read_run(vanilla.folder).epochs) == 2
+    assert not (vanilla.folder / "checkpoints").exists()
     before = vanilla.log.read_bytes(), offline.log.read_bytes()
     assert main(words[3:]) == 0
     assert (vanilla.log.read_bytes(), offline.log.read_bytes()) == before
@@ -149,7 +190,7 @@ def test_a_small_comparison_killed_on_the_way(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.slow
 def test_the_whole_smoke_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """70 s on two cores of a loaded machine."""
+    """Takes 70 s on two cores of a loaded machine."""
     assert main(compare(tmp_path)[3:]) == 0
     capsys.readouterr()
     assert main(["--tabulate", str(tmp_path)]) == 0

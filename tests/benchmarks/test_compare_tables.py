@@ -83,10 +83,11 @@ def test_without_references_there_are_no_columns(tmp_path: Path) -> None:
 def test_a_page_tells_how_to_repeat_its_rows(comparison: Comparison) -> None:
     page = markdown([comparison], ["smoke/x.json: damaged"])
     shown = next(block for block in page.split("\n\n") if block.startswith("    feature-gan-kd"))
-    command = comparison.results["vanilla"][0].about["command"]
+    command = comparison.results["vanilla"][0].contents["command"]
     assert shlex.split(shown.replace("\\\n", "")) == [*command[:-1], "DIR"]
     assert "- `offline-logit`: `--method logit --frozen 1`" in page
     assert "- `afd`" not in page
+    assert "Z80" in page
     assert page.endswith("Left out of the tables:\n\n- smoke/x.json: damaged\n")
     assert max(len(line) for line in page.splitlines() if not line.startswith("|")) <= 120
 

@@ -27,12 +27,27 @@ from feature_gan_kd.data.rng import permutation
 from tests.helpers.bad_inputs import BAD_ROW, CASES, PAIR, READ, TRAIN, Case, pictures, splits, table, write
 
 ROOT = Path(__file__).parents[2]
-# What is refused, and what comes later: those lines are tested where they are raised.
 PAGE, LATER = (ROOT / "docs" / "errors.md").read_text().split("## While a run trains")
-ROWS = {
-    name: line.strip("`")
-    for name, line, _ in (re.split(r" *\| *", row)[1:4] for row in PAGE.splitlines() if row.startswith("| "))
-    if name != "What is wrong"
+# The line of every case; `…` stands for the words of a library, or for a path.
+LINES = dict(
+    row.split(" | ", 1) for row in (ROOT / "tests" / "helpers" / "bad_input_lines.txt").read_text().splitlines()
+)
+# The section of the page on each kind of case.
+SECTIONS = {
+    "image": "Images",
+    "label": "Labels",
+    "column": "Columns",
+    "split": "Splits",
+    "setting": "Settings",
+    "path": "Paths and data",
+    "stream": "Streams",
+    "predict": "Predict",
+    "pictures": "Grad-CAM",
+    "checkpoint": "Checkpoints",
+    "weights": "Weights",
+    "name": "Names",
+    "device": "Devices and ports",
+    "port": "Devices and ports",
 }
 WHILE_TRAINING = "image: cut short, found while training"
 
@@ -132,31 +147,45 @@ def test_one_line_and_nothing_written(name: str, here: Path, capsys: pytest.Capt
 
 
 def agrees(name: str, printed: str) -> None:
-    """What was printed is the one line of the page; `…` stands for anything."""
+    """What was printed is the one line of the case; `…` stands for anything."""
     (line,) = printed.splitlines()
-    pattern = re.escape(ROWS[name]).replace("…", ".+")
-    assert re.fullmatch(f"feature-gan-kd: error: {pattern}", line), f"{line}\n{ROWS[name]}"
+    pattern = re.escape(LINES[name]).replace("…", ".+")
+    assert re.fullmatch(f"feature-gan-kd: error: {pattern}", line), f"{line}\n{LINES[name]}"
 
 
-def test_the_page_and_the_cases_are_the_same() -> None:
-    names = [*CASES, *READ, WHILE_TRAINING]
-    assert len(ROWS) == len(re.findall(r"^\| ", PAGE, flags=re.MULTILINE)) - 1  # no name twice
-    assert sorted(ROWS) == sorted(names)
+def section(title: str) -> str:
+    """The text of the page below one heading."""
+    _, _, rest = PAGE.partition(f"\n## {title}\n")
+    assert rest, title
+    return rest.partition("\n## ")[0]
+
+
+def test_every_case_has_its_line_and_is_counted() -> None:
+    assert sorted(LINES) == sorted([*CASES, WHILE_TRAINING])
     assert len(CASES) >= 40
-    for name in READ:
-        assert ROWS[name].startswith("read: ")
     figures = f"{len(CASES)} mistakes refused, {len(READ)} odd images read, and one found while training"
     assert figures in (ROOT / "docs" / "reliability.md").read_text()
 
 
-def test_the_lines_that_come_later_are_those_of_the_code() -> None:
-    """All but the words that are filled in: those with a figure, and what stands for anything."""
+def test_the_page_says_where_every_line_points() -> None:
+    """Each section names the options and parts of the input with which the lines of its cases begin."""
+    assert set(SECTIONS.values()) == set(re.findall(r"^## (.+)$", PAGE, flags=re.MULTILINE))
+    for name, line in LINES.items():
+        where = line.split(": ")[0]
+        if not re.search("[/…]", where) and where not in ("run", "nowhere"):  # a file or folder of the case's own
+            assert re.search(rf"`{where}\b", section(SECTIONS[name.split(": ")[0]])), name
+
+
+def test_the_page_says_how_every_odd_image_is_read() -> None:
+    for name in READ:
+        assert f"\n| {name.removeprefix('image: ')} | " in section("Images")
+
+
+def test_the_lines_that_come_later_begin_as_the_code_has_it() -> None:
     sources = "".join(path.read_text() for path in sorted((ROOT / "feature_gan_kd").rglob("*.py")))
-    sources = re.sub(r'"\s*f?"', "", sources)
-    lines = re.findall(r"^\| .*`(.+ .+)` \|", LATER, flags=re.MULTILINE)
-    assert len(lines) >= 5
-    parts = [part.strip() for line in lines for part in re.split(r"\S*[\d…]\S*", line)]
-    assert [part for part in parts if len(part.split()) > 3 and part not in sources] == []
+    beginnings = re.findall(r"^\| [^|]+ \| (?:a warning: )?`(\w+)` \|", LATER, flags=re.MULTILINE)
+    assert beginnings == ["memory", "training", "discriminator", "discriminator"]
+    assert [one for one in beginnings if not re.search(rf'"{one}(: | \{{)', sources)] == []
 
 
 # Odd images that are no mistake.
@@ -223,7 +252,7 @@ def test_a_bad_image_while_training(here: Path, capsys: pytest.CaptureFixture[st
     assert [path.name for path in (here / "new" / "checkpoints").iterdir()] == ["step-2"]
     said = f"images that cannot be decoded: 1, replaced by the next; the first is image {bad} of split 'train'\n"
     printed = passes(f"{command} new --resume --skip-bad-images")
-    assert "going on at step 2 of 5" in printed
+    assert "resuming after step 2 of 5" in printed
     assert printed.count(said) == 1
     passes(f"{command} whole --skip-bad-images")
     for name in ("0-test_resnet", "1-test_vit"):

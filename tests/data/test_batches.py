@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
-from feature_gan_kd.data.batches import batch_bounds, count_steps, share
+from feature_gan_kd.data.batches import batch_bounds, count_steps, rank_slice
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.rng import permutation
 
@@ -30,7 +30,7 @@ def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 @given(st.integers(0, 300), st.integers(1, 9))
 def test_shares_partition_a_batch(size: int, world: int) -> None:
-    parts = [list(range(size))[share(size, rank, world)] for rank in range(world)]
+    parts = [list(range(size))[rank_slice(size, rank, world)] for rank in range(world)]
     assert [index for part in parts for index in part] == list(range(size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -62,7 +62,7 @@ def test_epochs_differ_in_order_and_in_augmentation() -> None:
 def test_the_processes_shares_make_up_the_batches_of_one_process(world: int, train: bool) -> None:
     images = source(augment=CropFlip(2, flip=True))
     whole = epoch_of(images, train=train)
-    shares = [epoch_of(images, train=train, rank=rank, world=world) for rank in range(world)]
+    shares = [epoch_of(images, train=train, rank=rank, world_size=world) for rank in range(world)]
     assert {len(part) for part in shares} == {len(whole)}
     for number, batch in enumerate(whole):
         parts = joined([part[number] for part in shares])
@@ -71,7 +71,7 @@ def test_the_processes_shares_make_up_the_batches_of_one_process(world: int, tra
 
 
 def test_an_empty_share_has_the_shape_of_an_image() -> None:
-    images, labels = epoch_of(source(augment=CropFlip(2, flip=True)), rank=0, world=6)[-1]
+    images, labels = epoch_of(source(augment=CropFlip(2, flip=True)), rank=0, world_size=6)[-1]
     assert images.shape == (0, 3, SIZE, SIZE)
     assert labels.shape == (0,)
 

@@ -7,7 +7,14 @@ import PIL.Image
 import pytest
 import torch
 
-from feature_gan_kd.data.decode import as_pixels, center_crop_resize, decode, decode_all, statistics, with_channels
+from feature_gan_kd.data.decode import (
+    center_crop_resize,
+    channel_statistics,
+    convert_channels,
+    decode_image,
+    decode_images,
+    to_pixels,
+)
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import encoded, random_images
 
@@ -23,22 +30,22 @@ def picture(mode: str) -> PIL.Image.Image:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_becomes_eight_bit_pixels(mode: str, channels: int) -> None:
     image = PIL.Image.new("PA", (8, 8)) if mode == "PA" else picture(mode)
-    pixels = as_pixels(with_channels(image, channels), channels)
+    pixels = to_pixels(convert_channels(image, channels), channels)
     assert pixels.shape == (8, 8, channels)
     assert pixels.dtype == np.uint8
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGB", "PNG"), ("RGBA", "PNG"), ("CMYK", "TIFF"), ("RGB", "BMP")])
 def test_colours_survive_encoding(mode: str, kind: str) -> None:
-    image = decode(encoded(picture(mode), kind), 3, "it")
-    assert np.abs(as_pixels(image, 3).astype(int) - COLOUR).max() == 0
+    image = decode_image(encoded(picture(mode), kind), 3, "it")
+    assert np.abs(to_pixels(image, 3).astype(int) - COLOUR).max() == 0
 
 
 def test_alpha_is_dropped_and_grey_is_repeated() -> None:
     image = picture("RGBA")
     image.putalpha(0)
-    assert np.array_equal(as_pixels(decode(encoded(image), 3, "it"), 3), COLOUR)
-    grey = as_pixels(decode(encoded(PIL.Image.fromarray(GREY).convert("LA")), 3, "it"), 3)
+    assert np.array_equal(to_pixels(decode_image(encoded(image), 3, "it"), 3), COLOUR)
+    grey = to_pixels(decode_image(encoded(PIL.Image.fromarray(GREY).convert("LA")), 3, "it"), 3)
     assert np.array_equal(grey, np.repeat(GREY[..., None], 3, axis=2))
 
 
@@ -46,21 +53,21 @@ def test_a_palette_with_transparency_keeps_its_colours() -> None:
     image = picture("P")
     expected = np.array(image.convert("RGB"))
     value = encoded(image, transparency=bytes(range(256)))
-    assert np.array_equal(as_pixels(decode(value, 3, "it"), 3), expected)
+    assert np.array_equal(to_pixels(decode_image(value, 3, "it"), 3), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_sixteen_bits_are_scaled_down(dtype: type) -> None:
     deep = GREY.astype(dtype) * 256 + 255
     value = encoded(PIL.Image.fromarray(deep), "TIFF" if dtype is np.int32 else "PNG")
-    assert np.array_equal(as_pixels(decode(value, 1, "it"), 1)[..., 0], GREY)
+    assert np.array_equal(to_pixels(decode_image(value, 1, "it"), 1)[..., 0], GREY)
 
 
 def test_the_first_frame_of_an_animation_counts() -> None:
     frames = [PIL.Image.new("L", (8, 8), value) for value in (200, 10)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    assert as_pixels(decode({"bytes": buffer.getvalue(), "path": None}, 1, "it"), 1).mean() == 200
+    assert to_pixels(decode_image({"bytes": buffer.getvalue(), "path": None}, 1, "it"), 1).mean() == 200
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (20_000, 64), (64, 200), (8, 8), (1, 1)])
@@ -69,7 +76,7 @@ def test_the_largest_centred_square_is_resized(width: int, height: int) -> None:
     left, top = (width - side) // 2, (height - side) // 2
     array = np.zeros((height, width, 3), dtype=np.uint8)
     array[top : top + side, left : left + side] = 100, 200, 50
-    pixels = as_pixels(center_crop_resize(PIL.Image.fromarray(array), 8), 3)
+    pixels = to_pixels(center_crop_resize(PIL.Image.fromarray(array), 8), 3)
     assert pixels.shape == (8, 8, 3)
     assert (pixels[2:-2, 2:-2] == (100, 200, 50)).all()  # bicubic sees two pixels beyond the edge
     assert pixels[0].sum() > 0
@@ -87,35 +94,35 @@ BROKEN = {
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
 def test_a_broken_image_is_named_in_one_line(data: bytes) -> None:
-    with pytest.raises(UserError, match=r"^images: image 7 of split 'train' (cannot be|is empty).*mend or") as caught:
-        decode({"bytes": data, "path": None}, 3, "image 7 of split 'train'")
+    with pytest.raises(UserError, match=r"^images: image 7 of split 'train' (cannot be|is empty).*repair or") as caught:
+        decode_image({"bytes": data, "path": None}, 3, "image 7 of split 'train'")
     assert " at 0x" not in str(caught.value)
 
 
 def test_the_file_is_named() -> None:
     with pytest.raises(UserError, match=r"^images: image 7 \(cats/3.png\) is empty"):
-        decode({"bytes": b"", "path": "cats/3.png"}, 3, "image 7")
+        decode_image({"bytes": b"", "path": "cats/3.png"}, 3, "image 7")
 
 
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}, {"bytes": None, "path": "/nowhere/a.png"}])
 def test_a_missing_image_is_named(value: object) -> None:
     with pytest.raises(UserError, match=r"^images: image 7 "):
-        decode(value, 3, "image 7")
+        decode_image(value, 3, "image 7")
 
 
 def test_decode_all_keeps_the_order_and_counts_the_resized() -> None:
     images = [*random_images(230), *random_images(20, size=9)]
     values = [encoded(image) for image in images]
     names = [str(k) for k in range(250)]
-    pixels, bad, resized = decode_all([values[:201], values[201:]], names, 8, 3)
+    pixels, bad, resized = decode_images([values[:201], values[201:]], names, 8, 3)
     assert bad == []
     assert np.array_equal(pixels[:230], np.stack(images[:230]))
     assert resized == 20
     values[203] = {"bytes": b"x", "path": None}
     with pytest.raises(UserError, match="images: 203 cannot"):
-        decode_all([values[:201], values[201:]], names, 8, 3)
+        decode_images([values[:201], values[201:]], names, 8, 3)
     values[1] = None
-    pixels, bad, resized = decode_all([values[:201], values[201:]], names, 8, 3, skip=True)
+    pixels, bad, resized = decode_images([values[:201], values[201:]], names, 8, 3, skip=True)
     assert bad == [1, 203]
     assert np.array_equal(pixels[:228], np.stack([image for k, image in enumerate(images[:230]) if k not in bad]))
     assert (len(pixels), resized) == (248, 20)
@@ -124,7 +131,7 @@ def test_decode_all_keeps_the_order_and_counts_the_resized() -> None:
 def test_statistics_are_those_of_all_pixels() -> None:
     pixels = np.stack(random_images(50))
     pixels[..., 1] = 77
-    mean, std = statistics(torch.from_numpy(pixels))
+    mean, std = channel_statistics(torch.from_numpy(pixels))
     assert mean == pytest.approx((pixels / 255).mean((0, 1, 2)), rel=1e-12)
     assert std[::2] == pytest.approx((pixels / 255).std((0, 1, 2))[::2], rel=1e-12)
     assert std[1] == pytest.approx(1 / 255)

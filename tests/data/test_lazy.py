@@ -12,11 +12,11 @@ from torch.utils.data import Dataset, TensorDataset
 
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
-from feature_gan_kd.data.decode import statistics
-from feature_gan_kd.data.items import ImageTransform, TableItems, TorchItems
+from feature_gan_kd.data.decode import channel_statistics
+from feature_gan_kd.data.items import ImageTransform, TableImages, TorchDatasetImages
 from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.rng import permutation
-from feature_gan_kd.data.sources import Part
+from feature_gan_kd.data.sources import Split
 from feature_gan_kd.data.table import read_table
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import make, random_images
@@ -26,15 +26,17 @@ LARGE = make(COUNT, size=24)
 
 
 def streamed(num_workers: int = 0, data: Any = LARGE, skip: bool = False) -> LazyImages:
-    views = ImageTransform(SIZE, 3, resized_crop=True)
-    table = read_table(Part(data, "train"), DistillConfig(), [], None)
-    return LazyImages(TableItems(table, views), views, None, num_workers, skip=skip)
+    transform = ImageTransform(SIZE, 3, resized_crop=True)
+    table = read_table(Split(data, "train"), DistillConfig(), [], None)
+    return LazyImages(TableImages(table, transform), transform, None, num_workers, skip=skip)
 
 
-def of_torch(data: Any, *, bound: int | None = None, augment: CropFlip | None = None, skip: bool = False) -> LazyImages:
-    views = ImageTransform(8, 3, resized_crop=False)
-    items = TorchItems(data, views, None, None, bound, "train", torch.arange(len(data)))
-    return LazyImages(items, views, augment, 0, skip=skip)
+def of_torch(
+    data: Any, *, label_limit: int | None = None, augment: CropFlip | None = None, skip: bool = False
+) -> LazyImages:
+    transform = ImageTransform(8, 3, resized_crop=False)
+    items = TorchDatasetImages(data, transform, None, None, label_limit, "train", "data", torch.arange(len(data)))
+    return LazyImages(items, transform, augment, 0, skip=skip)
 
 
 def epoch_of(images: LazyImages, **options: int | bool) -> list[tuple[Tensor, Tensor]]:
@@ -56,7 +58,7 @@ def test_the_images_do_not_depend_on_workers_processes_or_start() -> None:
     assert joined(whole)[0].shape == (12, 3, SIZE, SIZE)  # 13 images in fours leave a single one
     assert same(whole, epoch_of(streamed(num_workers=2)))
     assert same(whole[2:], epoch_of(streamed(), start=2))
-    shares = [epoch_of(streamed(), rank=rank, world=3) for rank in range(3)]
+    shares = [epoch_of(streamed(), rank=rank, world_size=3) for rank in range(3)]
     assert same(whole, [joined([part[k] for part in shares]) for k in range(3)])
 
 
@@ -74,7 +76,7 @@ def test_evaluation_is_timms_and_counts_each_image_once() -> None:
     transform = create_transform(SIZE, interpolation="bicubic", mean=(0.5,) * 3, std=(0.25,) * 3)
     images = streamed()
     images.normalise = PixelNormaliser((0.5,) * 3, (0.25,) * 3)
-    shares = [epoch_of(images, train=False, rank=rank, world=2) for rank in range(2)]
+    shares = [epoch_of(images, train=False, rank=rank, world_size=2) for rank in range(2)]
     pixels, labels = joined([joined([part[k] for part in shares]) for k in range(4)])
     assert labels.tolist() == LARGE["fine_label"][:]
     expected = torch.stack([transform(image) for image in LARGE["img"]])
@@ -124,7 +126,7 @@ def test_in_training_the_next_image_stands_in_for_a_bad_one(capfd: pytest.Captur
     )
     assert same(whole[1:], epoch_of(images, start=1))
     assert same(whole, epoch_of(streamed(2, broken(5, 11, 12), skip=True)))
-    shares = [epoch_of(streamed(data=broken(5, 11, 12), skip=True), rank=rank, world=2) for rank in range(2)]
+    shares = [epoch_of(streamed(data=broken(5, 11, 12), skip=True), rank=rank, world_size=2) for rank in range(2)]
     assert same(whole, [joined([part[k] for part in shares]) for k in range(3)])
     assert "2, replaced by the next by process" in capfd.readouterr().err
     epoch_of(images, epoch=1)
@@ -137,7 +139,7 @@ def test_in_evaluation_a_bad_image_is_left_out(capfd: pytest.CaptureFixture[str]
     assert labels.tolist() == [LARGE["fine_label"][k] for k in kept]
     assert "2, left out; the first is image 0" in capfd.readouterr().err
     pixels = torch.stack([streamed().items[k, None][0] for k in kept])  # type: ignore[index]
-    assert streamed(data=broken(0, 5), skip=True).statistics() == statistics(pixels)
+    assert streamed(data=broken(0, 5), skip=True).statistics() == channel_statistics(pixels)
 
 
 def test_skipping_passes_over_nothing_else() -> None:
@@ -146,14 +148,14 @@ def test_skipping_passes_over_nothing_else() -> None:
     nothing = streamed(data=broken(*range(COUNT)), skip=True)
     with pytest.raises(UserError, match="cannot be decoded"):
         epoch_of(nothing)
-    with pytest.raises(UserError, match="none of the 13 images of split 'train' that were looked at can be decoded"):
+    with pytest.raises(UserError, match="none of the 13 images of split 'train' that were tried can be decoded"):
         nothing.statistics()
 
 
 def test_statistics_of_a_few_images_are_those_of_all_where_all_are_few() -> None:
     images = streamed()
     pixels = torch.stack([images.items[k, None][0] for k in range(COUNT)])  # type: ignore[index]
-    assert images.statistics() == statistics(pixels)
+    assert images.statistics() == channel_statistics(pixels)
     assert images.fingerprint() == streamed().fingerprint()
     assert images.fingerprint() != streamed(data=make(COUNT, size=24, seed=1)).fingerprint()
 
@@ -180,7 +182,7 @@ def test_pictures_of_a_torch_data_set_are_cropped_and_flipped() -> None:
     pixels = torch.from_numpy(np.stack(random_images(9)))[order]
     expected = augment(pixels, 0, 0, order).permute(0, 3, 1, 2) / 255
     torch.testing.assert_close(images, expected)
-    assert of_torch(Pictures()).items.holds_pictures()  # type: ignore[attr-defined]
+    assert of_torch(Pictures()).items.holds_pil_images()  # type: ignore[attr-defined]
 
 
 def test_a_broken_file_of_a_torch_data_set_is_named() -> None:
@@ -188,7 +190,7 @@ def test_a_broken_file_of_a_torch_data_set_is_named() -> None:
         raise PIL.UnidentifiedImageError("cannot identify image file")
 
     images = of_torch(Pictures(change=unreadable))
-    assert images.items.holds_pictures()  # type: ignore[attr-defined]
+    assert images.items.holds_pil_images()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"^images: image 0 of split 'train' cannot be decoded"):
         epoch_of(images, train=False)
 
@@ -207,9 +209,9 @@ def test_float_tensors_are_normalised_already_and_bytes_are_not() -> None:
     assert of_torch(TensorDataset(tensors, torch.arange(6))).statistics() == ((0, 0, 0), (1, 1, 1))
     pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     whole = of_torch(TensorDataset(pixels, torch.arange(6)))
-    assert not whole.items.holds_pictures()  # type: ignore[attr-defined]
+    assert not whole.items.holds_pil_images()  # type: ignore[attr-defined]
     torch.testing.assert_close(joined(epoch_of(whole, train=False))[0], pixels / 255)
-    assert whole.statistics() == statistics(pixels.permute(0, 2, 3, 1))
+    assert whole.statistics() == channel_statistics(pixels.permute(0, 2, 3, 1))
 
 
 def test_the_users_random_transforms_follow_seed_epoch_and_index() -> None:
@@ -228,7 +230,7 @@ def test_labels_may_be_of_any_whole_number_type() -> None:
 
 
 def test_an_empty_share() -> None:
-    images, labels = epoch_of(of_torch(Pictures()), batch_size=7, rank=0, world=5)[-1]
+    images, labels = epoch_of(of_torch(Pictures()), batch_size=7, rank=0, world_size=5)[-1]
     assert (images.shape, labels.shape) == ((0, 3, 8, 8), (0,))
 
 
@@ -246,10 +248,13 @@ def test_an_empty_share() -> None:
         (Pictures(change=lambda _: torch.zeros(3, 8, 8).long()), r"^images: image 0 .* is torch.int64, expected"),
         (Pictures(change=lambda _: torch.zeros(1, 8, 8)), r"^images: image 0 .* the shape \(1, 8, 8\), expected \(3, "),
         (Pictures(change=lambda _: torch.zeros(3, random.randint(1, 50), 8)), "^images: tensors of different shapes"),
-        (TensorDataset(torch.zeros(4, 3, 8, 8)), "^data: image 0 of split 'train' is no pair of an image and a label"),
+        (
+            TensorDataset(torch.zeros(4, 3, 8, 8)),
+            "^data: image 0 of split 'train' is not a pair of an image and a label",
+        ),
     ],
 )
 def test_bad_items_are_one_line(data: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        epoch_of(of_torch(data, bound=5), train=False) if "shapes" not in message else epoch_of(of_torch(data))
+        epoch_of(of_torch(data, label_limit=5), train=False) if "shapes" not in message else epoch_of(of_torch(data))
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd.data import MixupCutmix
-from feature_gan_kd.data.batches import share
+from feature_gan_kd.data.batches import rank_slice
 from feature_gan_kd.method import losses
 
 CLASSES = 12
@@ -72,7 +72,9 @@ def test_even_shares_mix_as_the_whole_batch(world: int) -> None:
     mixing = MixupCutmix(1.0, 1.0, CLASSES, seed=0)
     for step in range(4):
         whole = mixing(images, labels, step)
-        parts = [mixing(images[part], labels[part], step) for part in (share(12, rank, world) for rank in range(world))]
+        parts = [
+            mixing(images[part], labels[part], step) for part in (rank_slice(12, rank, world) for rank in range(world))
+        ]
         for one, expected in zip(zip(*parts, strict=True), whole, strict=True):
             assert torch.equal(torch.cat(one), expected)
 

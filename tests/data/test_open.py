@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, count_classes, open_data, open_evaluation
 from feature_gan_kd.data.augment import CropFlip
-from feature_gan_kd.data.decode import statistics
+from feature_gan_kd.data.decode import channel_statistics
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.user_loader import UserLoader
@@ -79,7 +79,7 @@ def test_the_columns_of_cifar(parquet: Path) -> None:
     assert (len(data.train), len(data.evaluation), data.class_names) == (20, 6, ["cat", "dog"])
     assert data.notes[0].endswith("labels in 'fine_label' (also there: coarse_label; choose with --label-column)")
     expected = torch.from_numpy(np.stack(random_images(20)))
-    mean, std = statistics(expected)
+    mean, std = channel_statistics(expected)
     assert (data.mean, data.std) == (mean, std)
     images, labels = all_of(data.train)
     pixels = images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
@@ -217,7 +217,7 @@ def test_no_evaluation_of_images_that_were_trained_on(parquet: Path) -> None:
     source, _ = open_evaluation(None, DistillConfig(), num_classes=10, **form)
     data = opened(None, size=8)
     assert torch.equal(all_of(source)[1], all_of(data.evaluation)[1])
-    with pytest.raises(UserError, match="split 'test' has 2 classes, 'models' has 3"):
+    with pytest.raises(UserError, match="split 'test' has 2 classes, expected 3 as in the models"):
         open_evaluation(parquet, DistillConfig(), num_classes=3, **form)
 
 
@@ -274,9 +274,23 @@ BAD = {
     "too few": (plain([0, 1]), None, {}, "^data: split 'train' has 2 images, too few to hold out a fifth"),
     "empty": (plain([]), None, {"image_column": "image"}, "^data: split 'train' is empty"),
     "empty torch": (Subset(Pictures(), []), None, {}, "^data: split 'train' is empty"),
+    "empty evaluation": (make(4), make(4).select([]), {}, "^eval_data: split 'evaluation' is empty"),
+    "empty torch evaluation": (make(4), Subset(Pictures(), []), {}, "^eval_data: split 'evaluation' is empty"),
+    "evaluation without length": (make(4), Dataset(), {}, "^eval_data: the Dataset of split 'evaluation' has no len"),
+    "empty evaluation loader": (make(4), DataLoader(TENSORS, 99, drop_last=True), {}, "^eval_data: the DataLoader of"),
     "undecodable": (_broken(), None, {}, r"^images: image 7 of split 'train' cannot be decoded \("),
-    "classes": (make(4), make(4, names="abc"), {}, "^labels: split 'evaluation' has 3 classes, 'train' has 2"),
-    "torch classes": (make(4, names="abc"), Pictures(), {}, "^labels: split 'evaluation' has 2 classes, 'train' has 3"),
+    "classes": (
+        make(4),
+        make(4, names="abc"),
+        {},
+        "^labels: split 'evaluation' has 3 classes, expected 2 as in split 'train'",
+    ),
+    "torch classes": (
+        make(4, names="abc"),
+        Pictures(),
+        {},
+        "^labels: split 'evaluation' has 2 classes, expected 3 as in split 'train'",
+    ),
     "loader": (
         DataLoader(TENSORS),
         None,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from feature_gan_kd.data.rng import CROP, ORDER, hashed, item_seeds, permutation, seeded
+from feature_gan_kd.data.rng import CROP, ORDER, item_seeds, permutation, random_bits, seeded
 
 WORD = 2**64
 
@@ -30,18 +30,18 @@ def reference_hash(seed: int, epoch: int, stream: int, index: int) -> int:
 def test_hash_is_splitmix64_in_unbounded_integers(seed: int, epoch: int, stream: int) -> None:
     indices = torch.tensor([0, 1, 2, 49_999, 2**40])
     expected = [reference_hash(seed, epoch, stream, int(index)) for index in indices]
-    assert [value % WORD for value in hashed(seed, epoch, stream, indices).tolist()] == expected
+    assert [value % WORD for value in random_bits(seed, epoch, stream, indices).tolist()] == expected
 
 
 def test_every_bit_is_set_half_of_the_time() -> None:
-    values = hashed(0, 0, CROP, torch.arange(20_000))
+    values = random_bits(0, 0, CROP, torch.arange(20_000))
     shares = torch.stack([(values >> bit & 1).double().mean() for bit in range(64)])
     assert (shares - 0.5).abs().max() < 0.02  # over 5 standard deviations
 
 
 def test_streams_epochs_and_seeds_differ() -> None:
     indices = torch.arange(100)
-    drawn = [hashed(*key, indices) for key in [(0, 0, ORDER), (0, 0, CROP), (0, 1, ORDER), (1, 0, ORDER)]]
+    drawn = [random_bits(*key, indices) for key in [(0, 0, ORDER), (0, 0, CROP), (0, 1, ORDER), (1, 0, ORDER)]]
     assert len({tuple(values.tolist()) for values in drawn}) == 4
 
 

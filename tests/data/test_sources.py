@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.data.sources import choose_evaluation, choose_parts
+from feature_gan_kd.data.sources import choose_evaluation, choose_splits
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import make, random_images
 
@@ -21,8 +21,8 @@ CONFIG = DistillConfig()
 
 
 def chosen(data: Any, evaluation: Any = None, **settings: Any) -> list[tuple[str, int] | None]:
-    parts = choose_parts(data, evaluation, CONFIG.replace(**settings))
-    return [part and (part.split, len(part.data)) for part in parts]
+    parts = choose_splits(data, evaluation, CONFIG.replace(**settings))
+    return [part and (part.name, len(part.data)) for part in parts]
 
 
 def test_no_name_is_the_bundled_digits() -> None:
@@ -55,9 +55,9 @@ def test_an_image_folder(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             for k, image in enumerate(random_images(count)):
                 Image.fromarray(image).save(folder / f"{k}.png")
-    (train, evaluation) = choose_parts(tmp_path, None, CONFIG)
+    (train, evaluation) = choose_splits(tmp_path, None, CONFIG)
     assert evaluation is not None
-    assert (len(train.data), len(evaluation.data), evaluation.split) == (6, 4, "validation")
+    assert (len(train.data), len(evaluation.data), evaluation.name) == (6, 4, "validation")
     assert train.data.features["label"].names == ["cat", "dog"]
 
 
@@ -76,16 +76,16 @@ def test_folders_of_splits_and_of_classes(
     for name in names:
         (tmp_path / name).mkdir(parents=True)
         Image.fromarray(random_images(1)[0]).save(tmp_path / name / "a train in Train.png")
-    (train, evaluation) = choose_parts(tmp_path, None, CONFIG)
+    (train, evaluation) = choose_splits(tmp_path, None, CONFIG)
     assert train.data.features["label"].names == classes
-    assert (train.split, len(train.data)) == ("train", len(names) - (split is not None))
-    assert (evaluation and evaluation.split) == split
+    assert (train.name, len(train.data)) == ("train", len(names) - (split is not None))
+    assert (evaluation and evaluation.name) == split
 
 
 def test_objects_are_taken_as_they_are() -> None:
     tensors = TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
     for data in (make(4), tensors, DataLoader(tensors, batch_size=1)):
-        assert choose_parts(data, None, CONFIG)[0].data is data
+        assert choose_splits(data, None, CONFIG)[0].data is data
         assert choose_evaluation(data, CONFIG).data is data
 
 
@@ -101,8 +101,8 @@ def test_objects_are_taken_as_they_are() -> None:
 )
 def test_the_evaluation_split_of_a_dictionary(splits: list[str], expected: str | None) -> None:
     data = datasets.DatasetDict({name: make(4) for name in splits})
-    part = choose_parts(data, None, CONFIG)[1]
-    assert (part and part.split) == expected
+    part = choose_splits(data, None, CONFIG)[1]
+    assert (part and part.name) == expected
 
 
 def test_data_for_evaluation_of_their_own(parquet: Path) -> None:
@@ -178,7 +178,7 @@ def _loop(folder: Path) -> Path:
         (_broken, "holds no images that can be read"),
         (_broken_file, "holds no images that can be read"),
         (_unknown_kind, "is of no known kind, expected .parquet or .arrow, or a folder"),
-        (_loop, "leads nowhere: mend it"),
+        (_loop, "leads nowhere: repair it"),
         (lambda folder: folder / "not there", "there is no file or folder"),
         (lambda folder: "../../etc/nothing", "there is no file or folder"),
         (lambda folder: "a/../b", "there is no file or folder"),
@@ -203,7 +203,7 @@ def test_a_hub_name_without_a_model_fails_at_once_in_one_line(
         monkeypatch.delenv(variable, raising=False)
     begin = time.monotonic()
     with pytest.raises(
-        UserError, match=r"'someone/images' .*\(no model\?\): name a local folder, or .*--local-dir"
+        UserError, match=r"'someone/images' .*\(no internet access\?\): name a local folder, or .*--local-dir"
     ) as caught:
         chosen("someone/images")
     assert time.monotonic() - begin < 10
@@ -218,3 +218,25 @@ def test_reading_is_quiet_and_leaves_the_progress_bars_as_they_were(
     chosen(parquet)
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.parquet", "there is no file or folder 'nowhere.parquet'"),
+        (object(), "object cannot be read: expected a hub name"),
+        ("folder", "holds no images that can be read"),
+        ("images.h5", "is of no known kind"),
+    ],
+)
+def test_an_error_names_the_setting_that_the_data_came_from(
+    name: Any, message: str, parquet: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "images.h5").write_text("junk")
+    given = tmp_path / name if isinstance(name, str) and name != "nowhere.parquet" else name
+    with pytest.raises(UserError, match=rf"^eval_data: .*{message}"):
+        choose_splits(parquet, given, CONFIG)
+    for choose in (lambda: choose_splits(given, parquet, CONFIG), lambda: choose_evaluation(given, CONFIG)):
+        with pytest.raises(UserError, match=rf"^data: .*{message}"):
+            choose()

@@ -18,7 +18,7 @@ from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.data import count_classes, open_data
 from feature_gan_kd.data.augment import CropFlip
 from feature_gan_kd.data.items import ImageTransform
-from feature_gan_kd.data.sources import BUNDLED, Part
+from feature_gan_kd.data.sources import BUNDLED_DIGITS, Split
 from feature_gan_kd.data.streaming import IterableImages, read_stream
 from feature_gan_kd.data.table import Classes
 from tests.data.image_samples import encoded, make, plain
@@ -30,8 +30,8 @@ FEATURES = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(n
 
 def opened(data: Any, *, length: int | None = None, evaluation: bool = False, skip: bool = False) -> IterableImages:
     limit = {"max_eval_samples" if evaluation else "max_train_samples": length}
-    train = Classes(None, None, "train") if evaluation else None
-    stream = read_stream(Part(data, "train"), DistillConfig(**limit), [], COUNT, train)
+    train = Classes(None, None, "split 'train'") if evaluation else None
+    stream = read_stream(Split(data, "train"), DistillConfig(**limit), [], COUNT, train)
     return IterableImages(stream, ImageTransform(8, 3, resized_crop=False), CropFlip(1, flip=True), skip=skip)
 
 
@@ -78,8 +78,8 @@ def test_an_epoch_goes_on_where_it_was(rank: int, world: int) -> None:
     def images() -> IterableImages:
         return opened(numbered(shards=4), length=COUNT)
 
-    whole = epoch_of(images(), rank=rank, world=world)
-    assert same(whole[3:], epoch_of(images(), rank=rank, world=world, start=3))
+    whole = epoch_of(images(), rank=rank, world_size=world)
+    assert same(whole[3:], epoch_of(images(), rank=rank, world_size=world, start=3))
 
 
 def test_each_process_reads_shards_of_its_own() -> None:
@@ -87,7 +87,7 @@ def test_each_process_reads_shards_of_its_own() -> None:
     for rank in range(2):
         read: list[int] = []
         images = opened(numbered(shards=4, count=24, read=read), length=24)
-        shares.append(labels_of(epoch_of(images, rank=rank, world=2)))
+        shares.append(labels_of(epoch_of(images, rank=rank, world_size=2)))
         shards.append(set(read))
     assert [len(share) for share in shares] == [12, 12]
     assert sorted(shares[0] + shares[1]) == list(range(24))
@@ -97,7 +97,7 @@ def test_each_process_reads_shards_of_its_own() -> None:
 
 def test_shards_that_cannot_be_divided_are_read_by_all() -> None:
     images = [opened(numbered(shards=2), length=24) for _ in range(3)]
-    shares = [labels_of(epoch_of(one, rank=rank, world=3, batch_size=6)) for rank, one in enumerate(images)]
+    shares = [labels_of(epoch_of(one, rank=rank, world_size=3, batch_size=6)) for rank, one in enumerate(images)]
     assert [len(share) for share in shares] == [8, 8, 8]
     assert len(set().union(*shares)) == 24
 
@@ -117,7 +117,7 @@ def test_evaluation_counts_each_image_once(length: int, seen: int, world: int) -
     shares = []
     for rank in range(world):
         images = opened(numbered(shards=2), length=length, evaluation=True)
-        shares.append(epoch_of(images, rank=rank, world=world, train=False))
+        shares.append(epoch_of(images, rank=rank, world_size=world, train=False))
     assert len({len(share) for share in shares}) == 1  # the processes exchange something after every batch
     joined = [label for batches in zip(*shares, strict=True) for label in labels_of(list(batches))]
     assert joined == list(range(seen))
@@ -171,7 +171,7 @@ def test_images_that_cannot_be_decoded() -> None:
 
 def digits(split: str) -> datasets.IterableDataset:
     """The bundled digits as a stream in four shards, of which the last fifth is for evaluation."""
-    whole = datasets.load_dataset("parquet", data_files=str(BUNDLED), split="train")
+    whole = datasets.load_dataset("parquet", data_files=str(BUNDLED_DIGITS), split="train")
     part = whole.select(range(1400)) if split == "train" else whole.select(range(1400, 1797))
     return part.to_iterable_dataset(num_shards=4)
 

@@ -7,24 +7,24 @@ import pytest
 import torch
 
 from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.data.decode import decode_all
-from feature_gan_kd.data.sources import Part
+from feature_gan_kd.data.decode import decode_images
+from feature_gan_kd.data.sources import Split
 from feature_gan_kd.data.table import Classes, Table, read_table
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import encoded, make, plain, random_images
 
 
 def table(data: Any, train: Classes | None = None, classes: int | None = None, **settings: Any) -> Table:
-    return read_table(Part(data, "s"), DistillConfig(**settings), [], classes, train)
+    return read_table(Split(data, "s"), DistillConfig(**settings), [], classes, train)
 
 
 def pixels_of(part: Table) -> torch.Tensor:
-    return decode_all(part.undecoded(3), [part.where(k) for k in range(len(part))], 8, 3)[0]
+    return decode_images(part.undecoded_images(3), [part.describe_image(k) for k in range(len(part))], 8, 3)[0]
 
 
 def test_labels_and_images_of_declared_columns() -> None:
     notes: list[str] = []
-    part = read_table(Part(make(7), "s"), DistillConfig(), notes, None)
+    part = read_table(Split(make(7), "s"), DistillConfig(), notes, None)
     assert part.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert (part.class_names, part.num_classes, part.split) == (["cat", "dog"], 2, "s")
     assert torch.equal(pixels_of(part), torch.stack([torch.from_numpy(image) for image in random_images(7)]))
@@ -63,13 +63,13 @@ def test_plain_numbers_and_texts() -> None:
 def test_a_selection_remembers_where_its_rows_stood() -> None:
     part = table(make(9)).select(torch.tensor([8, 2, 5])).select(torch.tensor([0, 2]))
     assert part.labels.tolist() == [0, 1]
-    assert (part.where(0), part.where(1)) == ("image 8 of split 's'", "image 5 of split 's'")
+    assert (part.describe_image(0), part.describe_image(1)) == ("image 8 of split 's'", "image 5 of split 's'")
     images = random_images(9)
     assert torch.equal(pixels_of(part), torch.stack([torch.from_numpy(images[8]), torch.from_numpy(images[5])]))
 
 
-NAMED = Classes(["cat", "dog"], 2, "train")
-COUNTED = Classes(None, 2, "train")
+NAMED = Classes(["cat", "dog"], 2, "split 'train'")
+COUNTED = Classes(None, 2, "split 'train'")
 
 
 def test_an_evaluation_part_takes_the_training_classes() -> None:
@@ -77,7 +77,7 @@ def test_an_evaluation_part_takes_the_training_classes() -> None:
     assert table(make(4), COUNTED).class_names == ["cat", "dog"]
     assert table(plain([0, 0]), NAMED).num_classes == 2
     assert table(plain(["dog", "dog"]), NAMED).labels.tolist() == [1, 1]
-    assert table(plain(["dog", "dog"]), Classes(None, None, "train")).class_names == ["dog"]
+    assert table(plain(["dog", "dog"]), Classes(None, None, "split 'train'")).class_names == ["dog"]
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_an_evaluation_part_takes_the_training_classes() -> None:
         (
             make(4, names=("dog", "cat")),
             NAMED,
-            "class 0 is 'dog' in split 's' and 'cat' in 'train': give both the same",
+            "class 0 is 'dog' in split 's' and 'cat' in split 'train': give both the same",
         ),
-        (make(4, names=("cat", "dog", "eel")), NAMED, "split 's' has 3 classes, 'train' has 2"),
-        (make(4, names=("cat", "dog", "eel")), COUNTED, "split 's' has 3 classes, 'train' has 2"),
-        (plain(["a", "b", "c"]), COUNTED, "split 's' has 3 classes, 'train' has 2"),
+        (make(4, names=("cat", "dog", "eel")), NAMED, "split 's' has 3 classes, expected 2 as in split 'train'"),
+        (make(4, names=("cat", "dog", "eel")), COUNTED, "split 's' has 3 classes, expected 2 as in split 'train'"),
+        (plain(["a", "b", "c"]), COUNTED, "split 's' has 3 classes, expected 2 as in split 'train'"),
         (plain(["dog", "eel"]), NAMED, "image 1 of split 's' has the label 'eel'"),
         (plain([1, 2]), COUNTED, "image 1 of split 's' has the label 2 in column 'label', expected 0 to 1"),
         (plain([0.5, 1.0]), None, "image 0 of split 's' has the label 0.5"),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Features, Image, Sequence, Value
 
-from feature_gan_kd.data.table import class_names_of, encoded, image_column, label_column
+from feature_gan_kd.data.table import class_names_of, encode_labels, find_image_column, find_label_column
 from feature_gan_kd.utils.errors import UserError
 
 CIFAR = Features(
@@ -15,9 +15,9 @@ LISTED = r"img \(Image\), fine_label \(ClassLabel\), coarse_label \(ClassLabel\)
 
 
 def test_cifar_columns_are_found_by_type() -> None:
-    assert image_column(CIFAR, None, "train") == "img"
-    assert label_column(CIFAR, None, "img", "train") == ("fine_label", ["coarse_label"])
-    assert label_column(CIFAR, "coarse_label", "img", "train") == ("coarse_label", [])
+    assert find_image_column(CIFAR, None, "train") == "img"
+    assert find_label_column(CIFAR, None, "img", "train") == ("fine_label", ["coarse_label"])
+    assert find_label_column(CIFAR, "coarse_label", "img", "train") == ("coarse_label", [])
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_cifar_columns_are_found_by_type() -> None:
     ],
 )
 def test_a_column_of_encoded_images_is_found(feature: Any) -> None:
-    assert image_column({"text": Value("string"), "x": feature}, None, "train") == "x"
+    assert find_image_column({"text": Value("string"), "x": feature}, None, "train") == "x"
 
 
 @pytest.mark.parametrize(
@@ -46,22 +46,28 @@ def test_a_column_of_encoded_images_is_found(feature: Any) -> None:
 @pytest.mark.parametrize("kind", ["int64", "uint8", "string"])
 def test_a_plain_column_is_found_by_its_name(columns: list[str], expected: tuple[str, list[str]], kind: str) -> None:
     features = {"image": Image(), **{name: Value(kind) for name in columns}}
-    assert label_column(features, None, "image", "train") == expected
+    assert find_label_column(features, None, "image", "train") == expected
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: image_column({"a": Value("int64")}, None, "s"), r"split 's' has no column of images; .* a \(int64\)"),
-        (lambda: image_column(CIFAR, "imgs", "s"), rf"no column 'imgs'; its columns are {LISTED}"),
-        (lambda: image_column(CIFAR, "label", "s"), rf"column 'label' of split 's' holds no images; columns: {LISTED}"),
-        (lambda: label_column(CIFAR, "fine", "img", "s"), rf"no column 'fine'; its columns are {LISTED}"),
         (
-            lambda: label_column(CIFAR, "img", "img", "s"),
+            lambda: find_image_column({"a": Value("int64")}, None, "s"),
+            r"split 's' has no column of images; .* a \(int64\)",
+        ),
+        (lambda: find_image_column(CIFAR, "imgs", "s"), rf"no column 'imgs'; its columns are {LISTED}"),
+        (
+            lambda: find_image_column(CIFAR, "label", "s"),
+            rf"column 'label' of split 's' holds no images; columns: {LISTED}",
+        ),
+        (lambda: find_label_column(CIFAR, "fine", "img", "s"), rf"no column 'fine'; its columns are {LISTED}"),
+        (
+            lambda: find_label_column(CIFAR, "img", "img", "s"),
             "label_column: column 'img' of split 's' holds the images: name another",
         ),
         (
-            lambda: label_column({"image": Image(), "id": Value("int64")}, None, "image", "s"),
+            lambda: find_label_column({"image": Image(), "id": Value("int64")}, None, "image", "s"),
             r"that looks like labels; its columns are image \(Image\), id \(int64\): name one, or change its type",
         ),
     ],
@@ -81,9 +87,9 @@ def test_names_come_from_the_type_or_from_the_texts() -> None:
 
 
 def test_labels_become_indices() -> None:
-    assert encoded(["dog", "cat"], "y", "s", ["cat", "dog"], None).tolist() == [1, 0]
-    assert encoded([2, 0], "y", "s", None, None).tolist() == [2, 0]
-    assert encoded([1, 0], "y", "s", None, 2).tolist() == [1, 0]
+    assert encode_labels(["dog", "cat"], "y", "s", ["cat", "dog"], None).tolist() == [1, 0]
+    assert encode_labels([2, 0], "y", "s", None, None).tolist() == [2, 0]
+    assert encode_labels([1, 0], "y", "s", None, 2).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -110,10 +116,10 @@ def test_labels_become_indices() -> None:
 )
 def test_a_bad_label_is_named(values: list[Any], names: list[str] | None, classes: int | None, message: str) -> None:
     with pytest.raises(UserError, match=f"^labels: {message}") as caught:
-        encoded(values, "y", "s", names, classes)
+        encode_labels(values, "y", "s", names, classes)
     assert "\n" not in str(caught.value)
 
 
 def test_a_sequence_of_labels_is_no_label_column() -> None:
     with pytest.raises(UserError, match="looks like labels"):
-        label_column({"image": Image(), "label": Sequence(Value("int64"))}, None, "image", "s")
+        find_label_column({"image": Image(), "label": Sequence(Value("int64"))}, None, "image", "s")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from feature_gan_kd.data.augment import PixelNormaliser
-from feature_gan_kd.data.decode import statistics
+from feature_gan_kd.data.decode import channel_statistics
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 
@@ -18,9 +18,9 @@ BYTES = TensorDataset(PIXELS, torch.arange(13))
 FLOATS = TensorDataset(PIXELS.float(), torch.arange(13))
 
 
-def source(data: Any = BYTES, *, bound: int | None = None, **options: Any) -> UserLoader:
+def source(data: Any = BYTES, *, label_limit: int | None = None, **options: Any) -> UserLoader:
     loader = DataLoader(data, **{"batch_size": 5, "shuffle": True, **options})
-    return UserLoader(loader, 3, None, None, bound, "train")
+    return UserLoader(loader, 3, None, None, label_limit, "train")
 
 
 def epoch_of(batches: UserLoader, **options: int | bool) -> list[tuple[Tensor, Tensor]]:
@@ -38,7 +38,7 @@ def test_every_process_and_a_resumed_one_see_one_order(options: dict[str, Any]) 
     assert sorted(chain(*whole)) == list(range(13))
     assert [len(batch) for batch in whole] == [5, 5, 3]
     assert labels_of(epoch_of(source(**options), start=1)) == whole[1:]
-    shares = [labels_of(epoch_of(source(**options), rank=rank, world=4)) for rank in range(4)]
+    shares = [labels_of(epoch_of(source(**options), rank=rank, world_size=4)) for rank in range(4)]
     assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
     assert labels_of(epoch_of(source(**options), epoch=1)) != whole
     assert labels_of(epoch_of(source(**options), seed=1)) != whole
@@ -57,7 +57,7 @@ def test_bytes_are_normalised_and_floats_are_not() -> None:
     batches.normalise = PixelNormaliser((0.5,) * 3, (0.25,) * 3)
     images = torch.cat([images for images, _ in epoch_of(batches)])
     torch.testing.assert_close(images, (PIXELS / 255 - 0.5) / 0.25)
-    assert source(shuffle=False).statistics() == statistics(PIXELS[:5].permute(0, 2, 3, 1))
+    assert source(shuffle=False).statistics() == channel_statistics(PIXELS[:5].permute(0, 2, 3, 1))
     floats = source(FLOATS, shuffle=False)
     floats.normalise = batches.normalise
     assert torch.equal(torch.cat([images for images, _ in epoch_of(floats)]), PIXELS.float())
@@ -126,7 +126,7 @@ IMAGES = torch.zeros(4, 3, 8, 8)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (TensorDataset(IMAGES), "^data: batch 0 of split 'train' is no pair of tensors"),
+        (TensorDataset(IMAGES), "^data: batch 0 of split 'train' is not a pair of tensors"),
         (TensorDataset(IMAGES[:, :1], LABELS), r"^images: batch 0 .* shape \(4, 1, 8, 8\), expected \(n, 3, height"),
         (TensorDataset(IMAGES.long(), LABELS), "^images: batch 0 .* is torch.int64, expected uint8 or float"),
         (TensorDataset(IMAGES, LABELS.float()), "^labels: batch 0 .* torch.float32 of shape"),
@@ -137,7 +137,7 @@ IMAGES = torch.zeros(4, 3, 8, 8)
 )
 def test_bad_batches_are_one_line(data: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        epoch_of(source(data, bound=5))
+        epoch_of(source(data, label_limit=5))
     assert "\n" not in str(caught.value)
 
 

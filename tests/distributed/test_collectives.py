@@ -25,17 +25,17 @@ from feature_gan_kd.distributed.collectives import (
     explain_lost_process,
     microbatches,
 )
-from feature_gan_kd.distributed.launch import checked
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.distributed.launch import usable_accelerator
+from feature_gan_kd.training.checkpoint import list_checkpoints
 from tests.helpers.launching import launch
 from tests.helpers.worker import CASES, run
 
-TIMED = ("seconds", "seconds_left", "images_per_second")
+TIMED = ("seconds", "seconds_left", "train/images_per_second", "train/epoch_images_per_second")
 
 
 def state_of(run_folder: Path) -> dict[str, Tensor]:
     """Every tensor of a run's last checkpoint: models, discriminators, transfers, optimisers."""
-    folder = newest(run_folder / "checkpoints")[0]
+    folder = list_checkpoints(run_folder / "checkpoints")[0]
     return {
         f"{path.stem} {key}": value
         for path in sorted(folder.glob("*.safetensors"))
@@ -62,8 +62,8 @@ def numbers_of(run_folder: Path) -> dict[str, Any]:
 def assert_same_run(found: Path, expected: Path) -> None:
     """The same records and the same last state, up to rounding, of which the largest figures are printed.
 
-    The models and the losses are float64, but for one case; in all the shares of right answers and the loss of an
-    evaluation are float32.
+    The models and the losses are float64, but for one case; in all the percentages of right answers and the
+    cross-entropy of an evaluation are float32.
     """
     loose = 1e-4 if expected.name == "float32" else 0.0
     weights = losses = 0.0
@@ -80,8 +80,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
         if isinstance(number, str):
             assert numbers[place] == number, place
             continue
-        single = "accuracy" in place or " right/" in place or " loss " in place
-        tolerance = loose or (1e-4 if single else 1e-11)
+        single = any(name in place for name in ("/accuracy/", "/right/", "eval/cross_entropy/"))
+        tolerance = loose or (1e-4 if "/accuracy/" in place or "/right/" in place else 1e-6 if single else 1e-11)
         assert numbers[place] == pytest.approx(number, rel=loose or 1e-9, abs=tolerance, nan_ok=True), place
         if "metrics" in place and not single:
             losses = max(losses, abs(numbers[place] - number))
@@ -105,14 +105,14 @@ def test_the_page_counts_the_trainings() -> None:
 
 
 def test_every_image_is_evaluated_once(by_two: Path) -> None:
-    images = [value for place, value in numbers_of(by_two / "pair").items() if place.endswith(" images")]
+    images = [value for place, value in numbers_of(by_two / "pair").items() if place.endswith(" eval/images")]
     assert images == [50, 50]
 
 
 def test_all_processes_skip_the_update_in_which_one_meets_nan(by_two: Path) -> None:
     lines = (by_two / "a fault in the last process" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    skipped = {record["step"]: record["metrics"]["skipped"] for record in records if record["event"] == "step"}
+    skipped = {record["step"]: record["metrics"]["train/skipped"] for record in records if record["event"] == "step"}
     assert [step for step, share in skipped.items() if share] == [3]
     assert skipped[3] == 1
 
@@ -122,7 +122,7 @@ def test_an_unequal_weight_ends_the_run_on_every_process(by_two: Path) -> None:
     lines = [(by_two / "spoiled" / f"{rank}.txt").read_text() for rank in range(2)]
     assert lines[0] == lines[1]
     assert lines[0].startswith("processes: the weights of model 0 (SmallModel) are not the same on all 2 processes")
-    assert newest(by_two / "spoiled" / "run" / "checkpoints") == []
+    assert list_checkpoints(by_two / "spoiled" / "run" / "checkpoints") == []
 
 
 def test_two_processes_go_on_with_what_one_began(by_one: Path, by_two: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(by_one: Path, b
     _, said = launch(2, "-m", "tests.helpers.worker", str(tmp_path), "pair", status=1, env={"DIE": "1:8"})
     assert time.perf_counter() - began < 60
     assert "exitcode  : -9" in said
-    assert newest(tmp_path / "pair" / "checkpoints")[0].name == "step-6"
+    assert list_checkpoints(tmp_path / "pair" / "checkpoints")[0].name == "step-6"
 
     shutil.copytree(tmp_path / "pair", tmp_path / "alone")
     run("pair", tmp_path / "alone")
@@ -203,7 +203,7 @@ def test_fp16_is_refused() -> None:
         mixed_precision = "fp16"
 
     with pytest.raises(UserError, match=r"^accelerate: mixed precision fp16 is not supported"):
-        checked(Half())  # type: ignore[arg-type]
+        usable_accelerator(Half())  # type: ignore[arg-type]
 
 
 def test_a_failed_exchange_is_one_line() -> None:

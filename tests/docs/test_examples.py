@@ -77,7 +77,7 @@ def test_frozen_teacher(output: list[str]) -> None:
 @pytest.mark.slow
 def test_several_taps(output: list[str]) -> None:
     text = "\n".join(output)
-    assert text.count("judges") == 2
+    assert text.count("compared maps") == 2
     assert text.count("parameters  ") - 2 == 8  # of eight discriminators, beside the heads of the two tables
     assert "layer3" in text
 

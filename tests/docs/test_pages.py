@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import feature_gan_kd
 from feature_gan_kd.cli import main
 from feature_gan_kd.cli.main import parse
 from tests.helpers.launching import launch
@@ -158,8 +161,21 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     result = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "html" / "api.html").read_text()
-    assert "training_step" in page
-    assert "One whole update" in page
+    for name in (name for name in feature_gan_kd.__all__ if name[0].isupper()):
+        assert f'id="feature_gan_kd.{name}"' in page, name
+    assert 'id="feature_gan_kd.OnlineAdversarialDistiller.training_step"' in page
+
+
+def test_the_interface_names_only_classes_that_it_documents() -> None:
+    """In the docstrings of what the package exports, which are the text of docs/api.md."""
+    sources = [ast.parse(path.read_text()) for path in (ROOT / "feature_gan_kd").rglob("*.py")]
+    classes = {node.name for source in sources for node in ast.walk(source) if isinstance(node, ast.ClassDef)}
+    internal = classes - set(feature_gan_kd.__all__)
+    for exported in (getattr(feature_gan_kd, name) for name in feature_gan_kd.__all__ if name[0].isupper()):
+        members = [value for name, value in vars(exported).items() if not name.startswith("_")]
+        for one in [exported, *members]:
+            described = (inspect.getdoc(one) or "") if callable(one) or isinstance(one, property) else ""
+            assert set(re.findall(r"\w+", described)) & internal == set(), one
 
 
 def block(code: str) -> Block:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from feature_gan_kd.cli import main
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.training.checkpoint import list_checkpoints
 from tests.export.hub_stand_in import running, typed
 from tests.helpers.pages import COMMAND, PAGES, ROOT, Block, blocks, commands
 from tests.helpers.stand_ins import CIFAR, cifar100
@@ -108,7 +108,7 @@ def test_a_command(block: Block, here: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [block.code for _, block in LARGE if block.language == "python"])
 def test_python_with_a_hub(code: str, here: Path) -> None:
-    step = newest(here / RUN / "checkpoints")[0].name
+    step = list_checkpoints(here / RUN / "checkpoints")[0].name
     with running() as hub:
         typed(small(code).replace("STEP", step), here, hub.endpoint)
         assert hub.repositories["me/resnet18-distilled"].private

@@ -12,8 +12,9 @@ from pathlib import Path
 import datasets
 import pytest
 import timm
+import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from feature_gan_kd.cli import main
 from tests.helpers.pages import blocks, commands
@@ -22,6 +23,8 @@ from tests.helpers.stand_ins import cifar100
 PAGE = Path(__file__).parents[2] / "README.md"
 README = PAGE.read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+# The frozen teacher as it was published, and as the student's run publishes it again.
+TEACHER = ("distilled/1-resnet34", "student/0-resnet34")
 
 
 def run(code: str, folder: Path, **environment: str) -> str:
@@ -52,13 +55,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def short(code: str) -> str:
+    """The code with a training of one epoch."""
+    changed = code.replace("epochs=300", "epochs=1, batch_size=3")
+    assert changed != code
+    return changed
+
+
 @pytest.mark.slow
-def test_the_three_lines_and_what_plain_timm_makes_of_them(folder: Path) -> None:
-    three, load = BLOCKS[:2]
+def test_three_lines_then_plain_timm_then_a_frozen_teacher(folder: Path) -> None:
+    three, load, frozen = BLOCKS[:3]
     assert len(three.strip().splitlines()) == 5  # an import, an empty line, and the three
-    short = three.replace("epochs=300", "epochs=1, batch_size=3")
-    assert short != three
-    output = run(short, folder, HF_HUB_CACHE=str(folder / "hub"))
+    output = run(short(three), folder, HF_HUB_CACHE=str(folder / "hub"))
     assert "'fine_label'" in output
     assert "coarse_label" in output
     check = "import sys; assert 'feature_gan_kd' not in sys.modules; print(model.num_classes, model.training)"
@@ -67,6 +75,11 @@ def test_the_three_lines_and_what_plain_timm_makes_of_them(folder: Path) -> None
     assert names == ["0-resnet18", "1-resnet34"]
     files = {path.name for path in (folder / "distilled" / "1-resnet34").iterdir()}
     assert files == {"model.safetensors", "config.json", "README.md"}
+    run(short(frozen), folder)
+    teacher, student = (load_file(folder / path / "model.safetensors") for path in TEACHER)
+    assert teacher.keys() == student.keys()
+    assert all(torch.equal(teacher[key], student[key]) for key in teacher)
+    assert (folder / "student" / "1-resnet18" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -84,11 +97,11 @@ def test_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 @pytest.mark.slow
-def test_the_loop_of_ones_own(tmp_path: Path) -> None:
-    output = run(BLOCKS[2], tmp_path)
+def test_the_training_loop(tmp_path: Path) -> None:
+    output = run(BLOCKS[3], tmp_path)
     assert "layer4" in output
     assert "adversarial/0" in output
 
 
 def test_there_is_no_other_block() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4

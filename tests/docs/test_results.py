@@ -1,4 +1,4 @@
-"""The tables of docs/results.md follow from the committed records."""
+"""The tables of docs/results.md are those of the committed records."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compare.differences import paired
+from benchmarks.compare.differences import paired_difference
 from benchmarks.compare.results import collect
 from benchmarks.compare.tables import markdown
-from feature_gan_kd.report import read_run
+from feature_gan_kd.config.settings import DistillConfig
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_cifar100_table() -> None:
-    run = read_run(ROOT / "benchmarks" / "results" / "cifar100-r20-r32-15-epochs")
+    folder = ROOT / "benchmarks" / "results" / "cifar100-r20-r32-15-epochs"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = [record for record in records if record["event"] == "epoch"]
     page = (ROOT / "docs" / "results.md").read_text()
-    last = run.epochs[-1]
-    rows = [[epoch["accuracy"][0] for epoch in run.epochs], [epoch["accuracy"][1] for epoch in run.epochs]]
-    rows.append([epoch["ensemble"] for epoch in run.epochs])
+    last = epochs[-1]
+    rows = [[epoch["metrics"][f"eval/accuracy/{of}"] for epoch in epochs] for of in ("0", "1", "ensemble")]
     titles = ["ResNet-20 (278,324 parameters)", "ResNet-32 (472,756 parameters)", "ensemble (mean of the logits)"]
     for title, values in zip(titles, rows, strict=True):
         best = max(values)
         assert f"| {title} | {values[-1]:.2f} | {best:.2f} ({values.index(best) + 1}) |" in page
-    assert len(run.epochs) == 15
+    assert len(epochs) == 15
     assert last["step"] == 5865
-    assert last["images"] == 10_000
-    assert f"{sum(epoch['seconds'] for epoch in run.epochs):,.0f} s with evaluation" in page
-    assert run.settings["scale_adversarial_lr"] is True
-    third = run.epochs[2]
-    assert " % and ".join(f"{value:.2f}" for value in third["accuracy"]) + " % after three" in page
+    assert last["metrics"]["eval/images"] == 10_000
+    assert f"{sum(epoch['seconds'] for epoch in epochs):,.0f} s with evaluation" in page
+    about = json.loads((folder / "config.json").read_text())
+    assert DistillConfig.from_dict(about["config"]).scale_adversarial_lr is True
+    assert " % and ".join(f"{row[2]:.2f}" for row in rows[:2]) + " % after three" in page
 
 
 def test_tables_of_the_comparison() -> None:
-    """They stand on the page as the committed result files give them."""
+    """They are those that the command makes of the committed result files."""
     page = (ROOT / "docs" / "results.md").read_text()
     command = "python -m benchmarks.compare --tabulate benchmarks/results/compare --markdown"
     _, _, rest = page.partition(f"<!-- tables: {command} -->\n\n")
@@ -48,43 +49,75 @@ def test_tables_of_the_comparison() -> None:
 
 
 ANSWERS = (
-    *("afd", "afd-least-squares", "afd-group-norm", "afd-narrow-judge", "afd-rare-judge", "afd-patches", "afd-noise"),
-    *("afd-spectral-norm", "afd-unpaired", "afd-no-decay", "afd-adamw", "afd-slow-judge", "afd-single"),
+    *("afd", "afd-least-squares", "afd-group-norm", "afd-narrow-discriminator", "afd-rare-discriminator"),
+    *("afd-no-decay", "afd-adamw", "afd-slow-discriminator", "afd-joint-backward"),
 )
 
 
 @pytest.mark.parametrize("method", ANSWERS)
 def test_answers_of_the_discriminators(method: str) -> None:
-    """Those of the last epoch, as the committed result files give them, beside the accuracy of the same runs."""
+    """The mean answers of the last epoch, and the accuracy of the same runs."""
     folder = ROOT / "benchmarks" / "results" / "compare" / "cpu"
     runs = sorted(folder.glob(f"r14+r14-{method}-[0-9].json"))
     epochs = [json.loads(run.read_text())["epochs"][-1] for run in runs]
     real, fake = (
         statistics.mean(value for epoch in epochs for key, value in epoch["metrics"].items() if key.startswith(kind))
-        for kind in ("real/", "fake/")
+        for kind in ("train/real/", "train/fake/")
     )
-    accuracy = statistics.mean(value for epoch in epochs for value in epoch["accuracy"])
+    accuracy = statistics.mean(epoch["metrics"][f"eval/accuracy/{k}"] for epoch in epochs for k in (0, 1))
     row = f"| {method} | {len(epochs)} | {real:.2f} | {fake:.2f} | {accuracy:.2f} |"
     assert row in (ROOT / "docs" / "results.md").read_text()
 
 
 def difference(pair: str, ours: str, theirs: str, model: int | None = None) -> str:
-    """Of the last epoch's accuracy of two methods, paired by seed: the mean of the models, or one of them."""
+    """The difference of two methods after the last epoch, paired by seed: of the models' mean, or of one model."""
 
     def accuracies(method: str) -> dict[int, float]:
         found = {}
         for path in (ROOT / "benchmarks" / "results" / "compare" / "cpu").glob(f"{pair}-{method}-[0-9].json"):
             run = json.loads(path.read_text())
-            last = run["epochs"][-1]["accuracy"]
+            last = [run["epochs"][-1]["metrics"][f"eval/accuracy/{k}"] for k in (0, 1)]
             found[run["seed"]] = statistics.fmean(last) if model is None else last[model]
         return found
 
-    one = paired(accuracies(ours), accuracies(theirs))
+    one = paired_difference(accuracies(ours), accuracies(theirs))
     assert one is not None
     mean, half = one.mean, one.half_width
     values = [mean] if half is None else [mean, mean - half, mean + half]
     first, *interval = [f"{round(value, 1) + 0.0:+.1f}" for value in values]
     return f"{first} [{', '.join(interval)}]" if interval else first
+
+
+@pytest.mark.parametrize("method", ["logit", "afd", "zero-gradient", "l1"])
+def test_what_to_use(method: str) -> None:
+    """The first table says what each method gains over training each model alone."""
+    page = (ROOT / "docs" / "results.md").read_text()
+    cells = " | ".join(difference(pair, method, "vanilla") for pair in ("r14+r14", "r8+r20"))
+    row = next(line for line in page.splitlines() if line.startswith(f"| `--method {method}`"))
+    assert f" | {cells} | " in row
+
+
+def test_differences_in_the_text() -> None:
+    """Each sentence states the differences of two methods, in both pairs or in the equal one."""
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    equal, unequal = "r14+r14", "r8+r20"
+
+    def both(ours: str, theirs: str) -> str:
+        return f"{difference(equal, ours, theirs)} and {difference(unequal, ours, theirs)}"
+
+    for said in (
+        f"**`afd` gains a little more**: {both('afd', 'logit')} above `logit`",
+        f"`afd` is {both('afd', 'zero-gradient')} against it",
+        f"is {both('l1', 'logit')} against logits alone",
+        f"**DML** (temperature 1) is {difference(equal, 'dml', 'logit')} against",
+        f"`--adversarial-interval 4` is {difference(equal, 'afd-interval-4', 'afd')} against `afd` and "
+        f"{difference(equal, 'afd-interval-4', 'logit')} against logits alone",
+        f"`--joint-backward` is {difference(equal, 'afd-joint-backward', 'afd')} and "
+        f"{difference(equal, 'afd-joint-backward', 'logit')}.",
+        f"(`feature`) are {difference(equal, 'feature', 'vanilla')} against training alone and "
+        f"{difference(equal, 'feature', 'logit')} against logits alone",
+    ):
+        assert said in text
 
 
 CLAIMS = {
@@ -107,7 +140,8 @@ def test_claims_of_the_paper(claim: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", ["afd-group-norm", "afd-rare-judge", "afd-narrow-judge", "afd-least-squares", "afd-relativistic"]
+    "variant",
+    ["afd-group-norm", "afd-rare-discriminator", "afd-narrow-discriminator", "afd-least-squares", "afd-relativistic"],
 )
 def test_variants_against_logits_and_control(variant: str) -> None:
     cells = [difference("r14+r14", variant, other) for other in ("logit", "zero-gradient")]
@@ -115,12 +149,12 @@ def test_variants_against_logits_and_control(variant: str) -> None:
     assert f"| {variant} | {seeds} | {' | '.join(cells)} |\n" in (ROOT / "docs" / "results.md").read_text()
 
 
-DIAGNOSED = ("vanilla", "logit", "l1", "zero-gradient", "afd", "afd-single")
+DIAGNOSED = ("vanilla", "logit", "l1", "zero-gradient", "afd", "afd-joint-backward")
 
 
 @pytest.mark.parametrize("method", DIAGNOSED)
 def test_what_moves_the_weights(method: str) -> None:
-    """Similarity in the last epoch, and gradients as the mean of the four evaluations, of both models."""
+    """Similarity in the last epoch, and the mean over both models and four evaluations of what describes gradients."""
     lines = (ROOT / "benchmarks" / "results" / "diagnosis" / f"{method}.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["epoch"] for record in records] == [15, 30, 45, 60]
@@ -129,8 +163,9 @@ def test_what_moves_the_weights(method: str) -> None:
         found = [value for one in chosen for key, value in one["metrics"].items() if key.startswith(f"{kind}/")]
         return f"{statistics.mean(found):.2f}" if found else ""
 
-    cells = [mean(kind, records[-1:]) for kind in ("similarity", "cosine")]
-    cells += [mean(kind, records) for kind in ("gradient_feature", "decay_feature")]
-    cells += [mean(kind, records) for kind in ("descent_feature", "shrinkage_feature")]
-    row = f"| {method} | {' | '.join(cells)} | {statistics.mean(records[-1]['accuracy']):.2f} |"
+    cells = [mean(kind, records[-1:]) for kind in ("eval/similarity", "eval/cosine")]
+    cells += [mean(kind, records) for kind in ("train/gradient_feature", "train/decay_feature")]
+    cells += [mean(kind, records) for kind in ("train/descent_feature", "train/shrinkage_feature")]
+    accuracy = statistics.mean(records[-1]["metrics"][f"eval/accuracy/{k}"] for k in (0, 1))
+    row = f"| {method} | {' | '.join(cells)} | {accuracy:.2f} |"
     assert row in (ROOT / "docs" / "results.md").read_text()

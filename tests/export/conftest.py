@@ -10,7 +10,7 @@ from feature_gan_kd.export import ModelCardInfo
 
 @pytest.fixture(scope="session")
 def describe() -> Callable[..., ModelCardInfo]:
-    """A publication of a 10-class model for 32 x 32 RGB images, with any field of it changed."""
+    """Makes the card info of a 10-class model for 32 x 32 RGB images, with any of its fields changed."""
 
     def make(architecture: str, **changes: Any) -> ModelCardInfo:
         fields: dict[str, Any] = {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import feature_gan_kd
 from feature_gan_kd.cli import main
-from feature_gan_kd.export import GRAPHS, ModelCardInfo, publish_graph
+from feature_gan_kd.export import GRAPH_FILES, ModelCardInfo, publish_graph
 from feature_gan_kd.utils.errors import UserError
 
 Describe = Callable[..., ModelCardInfo]
@@ -83,11 +83,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, describe: Describe) -> Shelf
     """The folder of a model in a format, made when it is first asked for."""
     root = tmp_path_factory.mktemp("graphs")
 
-    def published(name: str, form: str) -> Path:
-        folder = root / f"{name}-{form}"
+    def published(name: str, format: str) -> Path:
+        folder = root / f"{name}-{format}"
         if not folder.exists():
             model, changes = models()[name]
-            publish_graph(model, folder, describe(name, **changes), form)
+            publish_graph(model, folder, describe(name, **changes), format)
         return folder
 
     return published
@@ -110,20 +110,20 @@ def test_logits_are_those_of_the_model(name: str, count: int, shelf: Shelf, desc
     assert (expected.argmax(1).unique().numel() > 1) or count < 17
 
 
-@pytest.mark.parametrize("form", GRAPHS)
-def test_labels_and_preprocessing_travel_along(form: str, shelf: Shelf, describe: Describe) -> None:
-    folder, about = shelf("Own", form), describe("Own", **models()["Own"][1])
+@pytest.mark.parametrize("format", GRAPH_FILES)
+def test_labels_and_preprocessing_travel_along(format: str, shelf: Shelf, describe: Describe) -> None:
+    folder, about = shelf("Own", format), describe("Own", **models()["Own"][1])
     names = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-    assert {path.name for path in folder.iterdir()} == {names[form], "config.json", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {names[format], "config.json", "README.md"}
     config = json.loads((folder / "config.json").read_text())
     assert (config["architecture"], config["num_classes"]) == ("Own", 10)
     assert config["label_names"] == [f"class {k}" for k in range(10)]
     cfg = config["pretrained_cfg"]
     assert (cfg["input_size"], cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([1, 20, 20], [0.4], [0.3], 1.0)
     card = (folder / "README.md").read_text()
-    assert names[form] in card
+    assert names[format] in card
     assert "library_name: timm" not in card
-    if form == "onnx":
+    if format == "onnx":
         inside = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"]).get_modelmeta()
         assert json.loads(inside.custom_metadata_map["config"]) == config
     else:

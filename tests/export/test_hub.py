@@ -35,7 +35,7 @@ second = OnlineAdversarialDistiller(["hf-hub:me/net", "test_vit"], **settings)
 published, own = distiller.models[0].state_dict(), second.models[0].state_dict()
 assert published.keys() == own.keys() and all(torch.equal(published[key], own[key]) for key in published)
 second.fit(epochs=1)
-print("trained from", second.names[0], second.models[0].pretrained)
+print("trained from", second.names[0], second.peers[0].pretrained)
 """
 FAILS = """
 try:
@@ -80,8 +80,8 @@ def test_a_model_is_published_and_another_run_starts_from_it(hub: Hub, tmp_path:
     assert "weights of its best epoch" in hub.repositories["me/best"].files["README.md"].decode()
     refused, started = printed.splitlines()[-2:]
     assert refused == (
-        "me/net: the hub does not take the token (401): log in with `hf auth login`, or give a token that may write; "
-        "what was exported on this machine stays there"
+        "me/net: the hub does not accept the token (401): log in with `hf auth login`, or pass a token with write "
+        "access; local exports are kept"
     )
     assert started == "trained from test_resnet True"
 
@@ -92,9 +92,9 @@ def test_one_line_and_the_local_export_stays(case: str, hub: Hub, nobody: str, t
     endpoint, token = (nobody, TOKEN) if case == "no model" else (hub.endpoint, None)
     printed = typed(TRAINS + FAILS.format(token=None), tmp_path, endpoint, token)
     (line,) = printed.splitlines()
-    reason = "the hub cannot be reached (" if case == "no model" else "the hub does not take the token (401): log in"
+    reason = "the hub cannot be reached (" if case == "no model" else "the hub does not accept the token (401): log in"
     assert line.startswith(f"me/net: {reason}")
-    assert line.endswith("; what was exported on this machine stays there")
+    assert line.endswith("; local exports are kept")
     assert TOKEN not in line
     for name in ("0-test_resnet", "1-test_vit"):
         assert {path.name for path in (tmp_path / "out" / name).iterdir()} == {

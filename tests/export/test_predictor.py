@@ -44,30 +44,30 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources = ("--data", folder / "train.parquet", "--eval-data", folder / "test.parquet")
         pair = ("--models", "test_resnet", "test_resnet", "--image-size", "32", "--batch-size", "32", "--epochs", "3")
         output_of("train", *pair, *sources, "--lr", "0.02", "--method", "logit", "--output-dir", folder / "run")
-        for form in FORMATS:
-            output_of("export", folder / "run", folder / form, "--format", form)
+        for each in FORMATS:
+            output_of("export", folder / "run", folder / each, "--format", each)
     return folder
 
 
-def predicted(here: Path, form: str, *options: object) -> list[dict[str, Any]]:
-    trusted = ("--trust-code",) if form == "torch-export" else ()
+def predicted(here: Path, format: str, *options: object) -> list[dict[str, Any]]:
+    trusted = ("--trust-code",) if format == "torch-export" else ()
     images = sorted(here.glob("*.png"))
-    lines = output_of("predict", here / form / "0-test_resnet", *images, "--json", *trusted, *options).splitlines()
+    lines = output_of("predict", here / format / "0-test_resnet", *images, "--json", *trusted, *options).splitlines()
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_as_many_are_right_as_the_evaluation_counted(form: str, here: Path) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_as_many_are_right_as_the_evaluation_counted(format: str, here: Path) -> None:
     truth = datasets.load_dataset("parquet", data_files=str(here / "test.parquet"), split="train")["label"][:]
-    found = [one["classes"][0]["index"] for one in predicted(here, form)]
+    found = [one["classes"][0]["index"] for one in predicted(here, format)]
     right = 100 * sum(index == label for index, label in zip(found, truth, strict=True)) / COUNT
     record = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert right == pytest.approx(record["accuracy"][0])
+    assert right == pytest.approx(record["metrics"]["eval/accuracy/0"])
     assert right > 25  # chance is 10
 
 
 def test_all_formats_say_the_same(here: Path) -> None:
-    safetensors, onnx, program = (predicted(here, form, "--top", "10") for form in FORMATS)
+    safetensors, onnx, program = (predicted(here, each, "--top", "10") for each in FORMATS)
     for one, other, third in zip(safetensors, onnx, program, strict=True):
         mine = {guess["label"]: guess["probability"] for guess in one["classes"]}
         assert sorted(mine) == [str(k) for k in range(10)]

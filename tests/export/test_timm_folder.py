@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import feature_gan_kd.models  # registers cifar_resnet20
-from feature_gan_kd.export import ModelCardInfo, RebuildError, load_published, publish, publish_bare, refusal
+from feature_gan_kd.export import ModelCardInfo, RebuildError, load_published, publish, publish_bare, rebuild_obstacle
 from feature_gan_kd.utils.errors import UserError
 
 Describe = Callable[..., ModelCardInfo]
@@ -284,7 +284,7 @@ class TestRefused:
 
     def test_arguments_that_json_cannot_hold_until_they_are_named(self, tmp_path: Path, describe: Describe) -> None:
         model = create("resnet10t", act_layer=nn.SiLU)
-        with pytest.raises(RebuildError, match=r"act_layer.*model_args must name"):
+        with pytest.raises(RebuildError, match=r"act_layer.*model_args lacks arguments"):
             publish(model, tmp_path / "a", describe("resnet10t"))
         with pytest.raises(RebuildError, match="other logits"):
             publish(model, tmp_path / "a", describe("resnet10t", model_args={"act_layer": "elu"}))
@@ -340,24 +340,24 @@ class Own(nn.Module):
 
 class TestNotTimms:
     def test_reasons(self) -> None:
-        assert refusal(create("test_resnet")) is None
-        assert "Own: timm did not build it" in str(refusal(Own()))
+        assert rebuild_obstacle(create("test_resnet")) is None
+        assert "Own: timm did not build it" in str(rebuild_obstacle(Own()))
         unknown = create("test_resnet")
         unknown.pretrained_cfg = {"architecture": "test_resent"}
-        assert "no architecture 'test_resent'" in str(refusal(unknown))
+        assert "no architecture 'test_resent'" in str(rebuild_obstacle(unknown))
 
     def test_a_forward_put_on_the_object(self) -> None:
         model = create("test_resnet")
         original = model.forward
         model.forward = lambda images: original(images)
-        assert "forward of the model was replaced" in str(refusal(model))
+        assert "forward of the model was replaced" in str(rebuild_obstacle(model))
         compiled = torch.compile(create("test_resnet"))
-        assert "forward of the model was replaced" in str(refusal(compiled))
+        assert "forward of the model was replaced" in str(rebuild_obstacle(compiled))
 
     def test_timm_itself_may_put_one_there(self) -> None:
         model = timm.create_model("fasternet_t0", num_classes=10)
         assert any("forward" in vars(module) for module in model.modules())
-        assert refusal(model) is None
+        assert rebuild_obstacle(model) is None
 
     def test_bare(self, tmp_path: Path, describe: Describe) -> None:
         model = Own()
@@ -417,7 +417,7 @@ class TestBadFolders:
         (folder / "config.json").write_text(json.dumps({**config, **values}))
 
     def test_missing(self, folder: Path) -> None:
-        self.fails(folder / "nowhere", "is no folder")
+        self.fails(folder / "nowhere", "is not a folder")
         (folder / "config.json").unlink()
         self.fails(folder, r"has no config.json")
         (folder / "model.safetensors").unlink()
@@ -456,11 +456,11 @@ class TestBadFolders:
     def test_broken_weights(self, folder: Path, cut: int) -> None:
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:cut])
-        self.fails(folder, r"model.safetensors: is no safetensors file")
+        self.fails(folder, r"model.safetensors: is not a safetensors file")
 
     def test_a_header_of_absurd_length(self, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"\xff" * 64)
-        self.fails(folder, "is no safetensors file")
+        self.fails(folder, "is not a safetensors file")
 
     def test_weights_of_another_shape(self, folder: Path) -> None:
         path = folder / "model.safetensors"

@@ -176,12 +176,12 @@ STEP = Path("run/checkpoints/step-1")
 WEIGHTS = "model-0.safetensors"
 
 
-def flip(name: Path | str, at: int, bit: int = 1) -> Change:
-    """A file with one bit changed."""
+def flip(name: Path | str, at: int | bytes, bit: int = 1) -> Change:
+    """A file with one bit changed, at a position or in the first byte of what is found there."""
 
     def change(here: Path) -> None:
         data = bytearray((here / name).read_bytes())
-        data[at] ^= bit
+        data[at if isinstance(at, int) else data.index(at)] ^= bit
         (here / name).write_bytes(data)
 
     return change
@@ -378,7 +378,7 @@ CASES = {
     # Checkpoints.
     "checkpoint: cut short": Case("evaluate run", cut(f"{STEP}/{WEIGHTS}")),
     "checkpoint: a bit flipped": Case(RESUME, flip(STEP / WEIGHTS, -1)),
-    "checkpoint: a bit flipped in the manifest": Case("export run out", flip(STEP / "manifest.json", 300)),
+    "checkpoint: a bit flipped in the manifest": Case("export run out", flip(STEP / "manifest.json", b"test_resnet")),
     "checkpoint: a file is missing": Case("evaluate run", lambda here: (here / STEP / WEIGHTS).unlink()),
     "checkpoint: half written": Case(RESUME, lambda here: (here / STEP / "manifest.json").unlink()),
     "checkpoint: of another architecture": Case(RESUME.replace("test_vit", "test_resnet")),

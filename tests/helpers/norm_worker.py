@@ -10,8 +10,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from feature_gan_kd.data.batches import share
-from feature_gan_kd.distributed.collectives import process_index, world_size
+from feature_gan_kd.data.batches import rank_slice
+from feature_gan_kd.distributed.collectives import rank, world_size
 from feature_gan_kd.distributed.sync_batchnorm import with_dummy_batch
 
 
@@ -52,8 +52,8 @@ def norms() -> dict[str, tuple[nn.Module, tuple[int, ...], torch.dtype]]:
 def own_share(name: str, images: int) -> slice:
     """This process's part of a batch; of the sequences the first process has none."""
     if name == "of sequences" and world_size() > 1:
-        return slice(0 if process_index() == world_size() - 1 else images, images)
-    return share(images, process_index(), world_size())
+        return slice(0 if rank() == world_size() - 1 else images, images)
+    return rank_slice(images, rank(), world_size())
 
 
 def ask(name: str, images: int = 7) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def check_restored() -> None:
     assert "forward" not in norm.__dict__
     assert other.__dict__["forward"] is own
     # What follows is normalised by this process's own statistics again.
-    constant = torch.full((2, 3, 2, 2), 1.0 + process_index())
+    constant = torch.full((2, 3, 2, 2), 1.0 + rank())
     torch.testing.assert_close(norm(constant), torch.zeros_like(constant), atol=1e-3, rtol=0)
 
 
@@ -103,4 +103,4 @@ def save(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = {f"{name}: {key}": value.contiguous() for name in norms() for key, value in ask(name).items()}
     check_restored()
-    save_file(found, folder / f"{process_index()}.safetensors")
+    save_file(found, folder / f"{rank()}.safetensors")

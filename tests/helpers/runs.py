@@ -1,4 +1,4 @@
-"""A small run with everything that is drawn at random, and what it leaves, for the tests of resuming."""
+"""A small run that uses every kind of randomness, and the files that it writes, for the tests of resuming."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from feature_gan_kd import Callback, OnlineAdversarialDistiller
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.training.checkpoint import list_checkpoints
 
-TIMED = ("seconds", "seconds_left", "images_per_second")
+TIMED = ("seconds", "seconds_left")
+TIMED_METRICS = ("train/images_per_second", "train/epoch_images_per_second")
 
 # 130 images in batches of 32: 5 updates an epoch, the last on 2 images.
 SETTINGS: dict[str, Any] = {
@@ -57,11 +58,11 @@ def build(**changes: Any) -> OnlineAdversarialDistiller:
 
 
 class AtStep(Callback):
-    """Does something right after an update.
+    """Calls a function right after an update.
 
     Args:
         step: number of the update.
-        act: what to do.
+        act: the function.
     """
 
     def __init__(self, step: int, act: Callable[[], object]) -> None:
@@ -69,13 +70,13 @@ class AtStep(Callback):
         self.act = act
 
     def on_step(self, step: int) -> None:
-        """Acts at the step."""
+        """Calls the function at its step."""
         if step == self.step:
             self.act()
 
 
 def at_forward(model: nn.Module, number: int, act: Callable[[], object], *, training: bool) -> None:
-    """Does something when a model is called for the `number`-th time in training, or in evaluation."""
+    """Calls a function when a model is called for the `number`-th time in training, or in evaluation."""
     calls = iter(range(1, number + 1))
 
     def hook(module: nn.Module, inputs: object) -> None:
@@ -86,13 +87,13 @@ def at_forward(model: nn.Module, number: int, act: Callable[[], object], *, trai
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps of a run's checkpoints, rising."""
-    return sorted(int(path.name.removeprefix("step-")) for path in newest(folder / "checkpoints"))
+    """The steps of a run's checkpoints, in rising order."""
+    return sorted(int(path.name.removeprefix("step-")) for path in list_checkpoints(folder / "checkpoints"))
 
 
 def final_state(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a run's newest checkpoint."""
-    last = newest(folder / "checkpoints")[0]
+    last = list_checkpoints(folder / "checkpoints")[0]
     return {
         f"{path.name}/{key}": value
         for path in sorted(last.glob("*.safetensors"))
@@ -103,7 +104,12 @@ def final_state(folder: Path) -> dict[str, Tensor]:
 def records(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, without times; every line must be whole."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+    for line in lines:
+        for key in TIMED:
+            line.pop(key, None)
+        for key in TIMED_METRICS:
+            line["metrics"].pop(key, None)
+    return lines
 
 
 def published(folder: Path) -> dict[str, bytes]:
@@ -113,7 +119,7 @@ def published(folder: Path) -> dict[str, bytes]:
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
-    """Two runs left the same state, records and models, bit by bit."""
+    """Asserts that two runs have the same state, records and published models, bit for bit."""
     mine, other = final_state(folder), final_state(expected)
     assert mine.keys() == other.keys()
     assert [key for key in other if not torch.equal(mine[key], other[key])] == []

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from feature_gan_kd import Interrupted
-from feature_gan_kd.distributed.collectives import process_index
+from feature_gan_kd.distributed.collectives import rank
 from tests.helpers.runs import at_forward, build
 
 CHANGES = {"checkpoint_every_steps": None, "epochs": 2, "sync_batchnorm": True}
@@ -22,12 +22,12 @@ def train(folder: Path, told: int) -> None:
     """
     build(**CHANGES).fit(output_dir=folder / "undisturbed")
     distiller = build(**CHANGES)
-    if process_index() == told:
+    if rank() == told:
         at_forward(distiller.models[0], 6, lambda: os.kill(os.getpid(), signal.SIGTERM), training=True)
     before = signal.getsignal(signal.SIGTERM)
     try:
         distiller.fit(output_dir=folder / "run")
     except Interrupted as stop:
-        (folder / f"stopped-{process_index()}").write_text(str(stop))
+        (folder / f"stopped-{rank()}").write_text(str(stop))
     assert signal.getsignal(signal.SIGTERM) is before
     build(**CHANGES).fit(output_dir=folder / "run", resume=True)

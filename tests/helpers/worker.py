@@ -1,6 +1,6 @@
-"""Whole trainings through `fit`, as one process or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
+"""Runs `fit` as one process, or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
 
-`DIE=1:8` in the environment kills process 1 in its eighth update. A run that is there is resumed.
+`DIE=1:8` in the environment kills process 1 in its eighth update. An existing run is resumed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.distributed.collectives import process_index, world_size
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.distributed.collectives import rank, world_size
+from feature_gan_kd.training.checkpoint import list_checkpoints
 from tests.helpers import norm_worker, stopping
 
 
 class SmallModel(nn.Module):
-    """Convolution, normalisation, convolution, mean and a linear layer, of any type whatever that of the images.
+    """Convolution, normalisation, convolution, mean and a linear layer. Converts images to its own type.
 
     Args:
         width: channels.
         norm: of `width` channels.
-        dtype: of its parameters; float64 tells a mistake from rounding.
+        dtype: of its parameters; in float64 rounding cannot hide a mistake.
     """
 
     def __init__(self, width: int, norm: nn.Module, dtype: torch.dtype = torch.float64) -> None:
@@ -146,7 +146,7 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     models = changes.pop("models", lambda: plain(4, 6))
     data = changes.pop("data", lambda: (None, None))
     fault = changes.pop("fault", 0)
-    if fault and process_index() == world_size() - 1:
+    if fault and rank() == world_size() - 1:
         number, act = fault, poison
     distiller = build(models(), **changes)
     numbers = itertools.count(1)
@@ -162,14 +162,14 @@ def poison(model: nn.Module) -> None:
 
 
 def spoil(model: nn.Module) -> None:
-    """Changes one weight, by the least there is."""
+    """Changes one weight by one rounding step."""
     bias = list(model.parameters())[-1].detach()
     bias[5] = torch.nextafter(bias[5], bias[5] + 1)
 
 
 def run_spoiled(folder: Path) -> None:
     """Trains a pair of which the second process has another weight, and writes down what ends that."""
-    index = process_index()
+    index = rank()
     try:
         run("pair", folder / "run", 3, spoil if index == 1 else lambda model: None)
     except UserError as error:
@@ -184,7 +184,7 @@ def begin_alone(folder: Path) -> None:
 
     with contextlib.suppress(ConnectionAbortedError):
         run("cycle of 3", folder, 8, stop)
-    assert newest(folder / "checkpoints")[0].name == "step-6"
+    assert list_checkpoints(folder / "checkpoints")[0].name == "step-6"
 
 
 # What two processes are asked beside the cases, by its name.
@@ -200,13 +200,13 @@ def main() -> None:
     """Trains the named cases, each into a folder of its name; those of `OTHERS` are explained in their tests."""
     parent, *cases = sys.argv[1:]
     Accelerator()
-    rank, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
+    dying, number = map(int, os.environ.get("DIE", "-1:0").split(":"))
     for case in cases:
         folder = Path(parent) / case
         if case in OTHERS:
             OTHERS[case](folder)
         else:
-            dies = rank == process_index()
+            dies = dying == rank()
             run(case, folder, number * dies, lambda model: os.kill(os.getpid(), signal.SIGKILL))
 
 

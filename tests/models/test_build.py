@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from feature_gan_kd import UserError
-from feature_gan_kd.models.build import PeerModel, build_architecture, build_models, memory_format_for
+from feature_gan_kd.models.build import PeerModel, build_architecture, build_models, safe_memory_format
 
 
 def build(models: Any, **settings: Any) -> list[PeerModel]:
@@ -107,7 +107,7 @@ def test_modules_are_taken_as_they_are() -> None:
     assert resnet.module is timms
     assert (linear.name, linear.architecture) == ("Linear", "Linear")
     assert (resnet.name, resnet.architecture) == ("test_resnet", "test_resnet")
-    assert (linear.preprocessing, resnet.preprocessing["input_size"]) == ({}, (3, 160, 160))
+    assert (linear.timm_cfg, resnet.timm_cfg["input_size"]) == ({}, (3, 160, 160))
     assert timms.num_classes == 3
 
 
@@ -141,13 +141,13 @@ def test_where_weights_come_from_is_remembered(tmp_path: Path) -> None:
     trained.pretrained_cfg = {**trained.pretrained_cfg, "license": "cc-by-nc-4.0"}
     timm.models.save_for_hf(trained, str(tmp_path), safe_serialization=True)
     one, other = build([f"local-dir:{tmp_path}", "test_resnet"], num_classes=None)
-    assert one.origin == {"hf_hub_id": None, "license": "cc-by-nc-4.0"}
-    assert other.origin == {"hf_hub_id": None, "license": None}
+    assert one.weights_origin == {"hf_hub_id": None, "license": "cc-by-nc-4.0"}
+    assert other.weights_origin == {"hf_hub_id": None, "license": None}
     said = json.loads(json.dumps(one.description()))
-    again = PeerModel.described(timm.create_model("test_resnet"), said)
-    assert (again.origin, json.loads(json.dumps(again.description()))) == (one.origin, said)
+    again = PeerModel.from_description(timm.create_model("test_resnet"), said)
+    assert (again.weights_origin, json.loads(json.dumps(again.description()))) == (one.weights_origin, said)
     del said["origin"]  # of a checkpoint that does not say it yet
-    assert PeerModel.described(timm.create_model("test_resnet"), said).origin == other.origin
+    assert PeerModel.from_description(timm.create_model("test_resnet"), said).weights_origin == other.weights_origin
 
 
 @pytest.mark.parametrize("models", [["test_resnet"], "test_resnet", [], nn.Linear(2, 2), [nn.Linear(2, 2)]])
@@ -157,7 +157,7 @@ def test_one_model_is_too_few(models: Any) -> None:
 
 def test_one_module_cannot_stand_twice() -> None:
     module = nn.Linear(2, 2)
-    assert "the same module stands twice" in refused([module, module])
+    assert "the same module is given twice" in refused([module, module])
     build([module, copy.deepcopy(module)])
     build(["test_resnet", "test_resnet"])  # two models of one architecture
 
@@ -170,12 +170,32 @@ def test_compiled_modules_are_refused() -> None:
     in_part.layer4 = torch.compile(in_part.layer4, backend="eager")
     for module in (whole, in_place, in_part):
         assert re.match(
-            r"models: model 1 \(.*\) is compiled: give it as it was, and set comp", refused([plain, module])
+            r"models: model 1 \(.*\) is compiled: give it uncompiled, and set comp", refused([plain, module])
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:Lazy modules")
+def test_modules_that_hooks_or_optimisers_cannot_hold_are_refused() -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    in_part = nn.Sequential(torch.jit.script(nn.Conv2d(3, 3, 1)), nn.Flatten(), nn.Linear(12, 3))
+    traced = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.zeros(1, 3, 2, 2))
+    for scripted in (torch.jit.script(copy.deepcopy(plain)), traced, in_part):
+        assert re.match(
+            r"models: model 1 \(.*\) is scripted \(torch.jit\), .*: give the module as it was before scripting$",
+            refused([plain, scripted]),
+        )
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    assert refused([plain, lazy]) == (
+        "models: model 1 (Sequential) has an uninitialised lazy tensor '1.weight': run one batch of images through it "
+        "first"
+    )
+    assert "lazy tensor '0.running_mean'" in refused([plain, nn.Sequential(nn.LazyBatchNorm2d(affine=False), plain[0])])
+    lazy(torch.zeros(1, 3, 2, 2))
+    build([plain, lazy])
+
+
 def test_what_is_no_model() -> None:
-    assert refused(["test_resnet", 3]) == "models: int at place 1, expected a name of timm's or a module"
+    assert refused(["test_resnet", 3]) == "models: int at place 1, expected a timm name or a module"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +235,7 @@ def test_weights_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     for name in ("test_resnet", "hf-hub:nobody/no-such-model"):
         message = refused([name, "test_vit"], pretrained=True)
-        assert message.startswith(f"models: the weights of {name} could not be fetched (there is no model")
+        assert message.startswith(f"models: the weights of {name} could not be fetched (there is no internet access")
 
 
 @pytest.mark.parametrize(("classes", "remedy"), [(None, "give num_classes"), (5, "name another")])
@@ -249,7 +269,7 @@ print("trained")
 def test_convolutions_that_keep_their_memory_order() -> None:
     safe, unsafe = nn.Conv2d(16, 4, 1, stride=2), nn.Conv2d(3, 4, 1, stride=2)
     cpu = torch.device("cpu")
-    assert memory_format_for(safe, cpu, True) is torch.channels_last
-    assert memory_format_for(unsafe, cpu, True) is torch.contiguous_format
-    assert memory_format_for(unsafe, torch.device("cuda"), True) is torch.channels_last
-    assert memory_format_for(safe, cpu, False) is torch.contiguous_format
+    assert safe_memory_format(safe, cpu, True) is torch.channels_last
+    assert safe_memory_format(unsafe, cpu, True) is torch.contiguous_format
+    assert safe_memory_format(unsafe, torch.device("cuda"), True) is torch.channels_last
+    assert safe_memory_format(safe, cpu, False) is torch.contiguous_format

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
 from feature_gan_kd import UserError
 from feature_gan_kd.models.discovery import dry_run, find_taps, layers_of
-from feature_gan_kd.models.taps import Layout, Origin, Tap, TappedModel
+from feature_gan_kd.models.taps import Layout, Tap, TapKind, TappedModel
 
 
 def model_of(name: str, **kwargs: Any) -> nn.Module:
@@ -104,13 +104,13 @@ def test_any_stage_by_its_number(name: str, stage: int) -> None:
 def test_a_stage_is_tapped_at_its_module_where_one_gives_it() -> None:
     for name, layer in (("test_resnet", "layer3"), ("cifar_resnet20", "layer2")):
         (tap,) = find_taps(model_of(name), torch.randn(2, 3, 32, 32), "it", [-2])
-        assert (tap.origin, tap.layer) == (Origin.MODULE, layer)
+        assert (tap.kind, tap.layer) == (TapKind.MODULE, layer)
 
 
 def test_a_stage_of_a_model_that_pools_after_its_stages() -> None:
     with torch.device("meta"):
         (tap,) = find_taps(model_of("gemma4_vit_167m"), torch.zeros(2, 3, 224, 224), "it", [-2])
-    assert (tap.origin, tap.layer) == (Origin.MODULE, "encoder.blocks.14")
+    assert (tap.kind, tap.layer) == (TapKind.MODULE, "encoder.blocks.14")
 
 
 def test_an_early_stage_of_a_model_that_would_stop_there() -> None:
@@ -174,7 +174,7 @@ class Shared(nn.Module):
         (["block"], "layer 'block' was called 2 times"),
         (["unused"], "layer 'unused' was called 0 times"),
         (["blok"], "no layer 'blok', the nearest are block"),
-        (["head"], r"layer 'head' gives \(2, 7\), which has no grid"),
+        (["head"], r"layer 'head' outputs \(2, 7\), which has no grid"),
         ([1], "names stage 1, it has 0 stages"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_shared_module_is_passed_over() -> None:
 
 def test_a_model_without_maps() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 7))
-    with pytest.raises(UserError, match="no module gives a map"):
+    with pytest.raises(UserError, match="no module outputs a map"):
         find_taps(model, torch.randn(2, 3, 8, 8), "model")
 
 

@@ -26,7 +26,7 @@ def test_images_that_fit_are_the_same_tensor() -> None:
     images = torch.randn(2, 3, 8, 8)
     adapter = InputAdapter(8)
     assert adapter(images) is images
-    adapter.normalise(SHARED, SHARED)
+    adapter.set_normalisations(SHARED, SHARED)
     assert adapter(images) is images
     assert InputAdapter(0)(images) is images
 
@@ -34,7 +34,7 @@ def test_images_that_fit_are_the_same_tensor() -> None:
 def test_normalisation_is_that_of_the_pixels() -> None:
     pixels = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     adapter = InputAdapter(8)
-    adapter.normalise(SHARED, OWN)
+    adapter.set_normalisations(SHARED, OWN)
     torch.testing.assert_close(adapter(normalised(pixels, SHARED)), normalised(pixels, OWN))
     assert not list(adapter.state_dict())
 
@@ -70,7 +70,7 @@ def test_pretrained_peers_of_other_sizes_and_normalisations(tmp_path: Path) -> N
     assert [tuple(config["input_size"]) for config in configs] == [(3, 64, 64), (3, 32, 32)]
     assert [tuple(config["mean"]) for config in configs] == [(0.5, 0.5, 0.5), (0.2, 0.3, 0.4)]
     pixels = torch.rand(3, 3, 64, 64)
-    shared = normalised(pixels, distiller.normalisation())
+    shared = normalised(pixels, distiller.group.normalisation())
     own = normalised(pixels, Normalisation(tuple(configs[1]["mean"]), tuple(configs[1]["std"])))
     small = torch.nn.functional.interpolate(own, (32, 32), mode="bilinear", antialias=True)
     for model in distiller.step.models:
@@ -94,6 +94,6 @@ def test_a_model_of_a_fixed_size_keeps_it(size: int | None) -> None:
     """A module that takes 32 pixels alone, beside one that takes any."""
     vit = timm.create_model("test_vit", num_classes=3, img_size=32)
     distiller = OnlineAdversarialDistiller([timm.create_model("test_resnet", num_classes=3), vit], image_size=size)
-    assert [model.image_size for model in distiller.peers] == [size or 160, 32]
+    assert [model.image_size for model in distiller.group.peers] == [size or 160, 32]
     side = distiller.image_size
     assert distiller.training_step(torch.randn(4, 3, side, side), torch.arange(4) % 3)["cross_entropy/1"] > 0

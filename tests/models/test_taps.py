@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import feature_gan_kd.models  # noqa: F401  registers the CIFAR models
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.models.discovery import dry_run, find_taps, layers_of, upstream_parameters
-from feature_gan_kd.models.taps import Layer, Layout, Origin, Tap, TappedModel, logits_of, tensors_of
+from feature_gan_kd.models.taps import Layer, Layout, Tap, TapKind, TappedModel, logits_of, tensors_of
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -199,7 +199,7 @@ def test_a_last_map_that_no_module_gives() -> None:
     model = Functional()
     images = torch.randn(2, 3, 8, 8)
     taps = find_taps(model, images, "it")
-    assert taps == [Tap("", Layout.NCHW, 0, (4, 6, 6), origin=Origin.FEATURES)]
+    assert taps == [Tap("", Layout.NCHW, 0, (4, 6, 6), kind=TapKind.FEATURES)]
     wrapped = TappedModel(model, taps, "it")
     logits, (feature_map,) = wrapped(images)
     assert torch.equal(logits, model(images))
@@ -208,9 +208,7 @@ def test_a_last_map_that_no_module_gives() -> None:
 
 
 def test_a_last_map_that_would_cost_the_models_own_forward() -> None:
-    with pytest.raises(
-        UserError, match=r"^it: the map of forward_features can only be had by changing its logits: name a"
-    ):
+    with pytest.raises(UserError, match=r"^it: taking the map of forward_features changes the logits: name a"):
         find_taps(Functional(scale=2.0), torch.randn(2, 3, 8, 8), "it")
 
 
@@ -364,12 +362,12 @@ def test_a_layer_must_be_called_once() -> None:
 )
 def test_outputs_that_are_no_map(make: Callable[[Tensor], Any], words: str) -> None:
     message = refusal("odd", model=Odd(make))
-    assert f"layer 'odd' gives {words}, which has no grid: name a layer that gives a map" in message
+    assert f"layer 'odd' outputs {words}, which has no grid: name a layer that outputs a map" in message
 
 
 def test_no_last_map_to_be_found() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    assert "no module gives a map: name a layer with feature_layers" in refusal(model=model)
+    assert "no module outputs a map: name a layer with feature_layers" in refusal(model=model)
 
 
 class TrainsOtherwise(nn.Module):

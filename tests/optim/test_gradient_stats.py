@@ -199,7 +199,7 @@ def test_records_of_a_run(tmp_path: Path) -> None:
         assert all(math.isfinite(line["metrics"][key]) for key in added)
     ends = [0, *(line["step"] for line in lines if line["event"] == "step")]
     assert ends == [0, 2, 4, 5, 6, 8, 10, 12, 14, 15]
-    measured = [line["metrics"].get("update_logit/0") for line in lines if line["event"] == "step"]
+    measured = [line["metrics"].get("train/update_logit/0") for line in lines if line["event"] == "step"]
     # Updates 0, 2, 4, ... are measured; the record of update 5 alone has none.
     assert [value is not None for value in measured] == [True] * 3 + [False] + [True] * 5
     assert len(set(measured)) == 9

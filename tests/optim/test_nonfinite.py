@@ -211,9 +211,9 @@ def test_a_run_goes_on_after_a_few_skipped_updates(tmp_path: Path) -> None:
     fit(distiller, tmp_path, callbacks=[PoisonFrom(distiller.models[0], 2, 2)])
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["event"] == "step"]
-    assert [record["metrics"]["skipped"] for record in steps] == [0, 0, 1, 1, 0, 0, 0, 0]
-    assert [math.isfinite(record["metrics"]["cross_entropy/0"]) for record in steps] == [
-        record["metrics"]["skipped"] == 0 for record in steps
+    assert [record["metrics"]["train/skipped"] for record in steps] == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert [math.isfinite(record["metrics"]["train/cross_entropy/0"]) for record in steps] == [
+        record["metrics"]["train/skipped"] == 0 for record in steps
     ]
     assert all(value.isfinite().all() for value in distiller.models[0].state_dict().values())
 

@@ -14,8 +14,8 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from feature_gan_kd.report import read_run, write_page
+from tests.report.fake_runs import LONG, change_description, write_run
 from tests.report.test_page import HOSTILE
-from tests.report.written import LONG, change_description, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +59,11 @@ def with_pictures(run: Path) -> Path:
     """The run with Grad-CAM pictures of the images 0 and 4, each of one colour."""
     place = run / "grad-cam"
     place.mkdir()
-    models = [{"answer": HOSTILE, "probability": k / 4} for k in range(4)]
+    models = [{"prediction": HOSTILE, "probability": k / 4} for k in range(4)]
     for number in (0, 4):
         for k, suffix in enumerate(["", "-0", "-1", "-2", "-3"]):
             Image.new("RGB", (160, 160), (255, 60 * k, 0)).save(place / f"{number}{suffix}.png")
-    images = [{"number": number, "label": "a" * 60, "networks": models} for number in (0, 4)]
+    images = [{"number": number, "label": "a" * 60, "models": models} for number in (0, 4)]
     layers = [{"layer": "blocks.5.norm1", "grid": [8, 8]}] * 4
     (place / "grad-cam.json").write_text(json.dumps({"layers": layers, "images": images}))
     return run
@@ -131,6 +131,18 @@ def test_every_line_of_every_chart_is_drawn(name: str, browser: Browser, folder:
     shapes = page.evaluate(f"() => [...document.querySelectorAll('{LINES}')].map((line) => line.getAttribute('d'))")
     assert all(re.fullmatch(r"M[\d.,\-LHVMZ]+", shape) and len(shape) > 8 for shape in shapes)
     assert page.evaluate("() => window.hacked") is None
+    page.context.close()
+
+
+@pytest.mark.parametrize("name", ["recorded", "several"])
+def test_every_vertical_axis_has_at_least_two_labels(name: str, browser: Browser, folder: Path) -> None:
+    """A logarithmic axis too, whether its values span several decades or less than one."""
+    page = opened(browser, folder / f"{name}.html")
+    counts = page.evaluate(
+        "() => [...document.querySelectorAll('.plot')].map((plot) => plot.querySelectorAll('.ytick text').length)"
+    )
+    assert len(counts) > 8
+    assert min(counts) >= 2, counts
     page.context.close()
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from feature_gan_kd.report import read_run
-from feature_gan_kd.report.charts import Chart, charts_of
+from feature_gan_kd.report.charts import Chart, build_charts
 from feature_gan_kd.report.panels import PANELS
-from tests.report.written import KINDS, LONG, read_lines, write_lines, write_run
+from tests.report.fake_runs import KINDS, LONG, read_lines, write_lines, write_run
 
 COMPLETE = [(s, t) for s in range(4) for t in range(4) if s != t]
 AFD = [
     "accuracy",
     "training accuracy",
     "cross-entropy",
-    "logit",
+    "kl",
     "answers",
     "adversarial",
-    "rates",
+    "learning rates",
     "throughput",
 ]
 RECORDED = ["right answers", "similarity", "gradients", "updates", "directions", "discriminators"]
@@ -27,7 +27,7 @@ RECORDED = ["right answers", "similarity", "gradients", "updates", "directions",
 
 def charts_by_panel(*folders: Path) -> dict[str, list[Chart]]:
     runs = [read_run(folder) for folder in folders]
-    return {panel.name: charts for panel, charts in charts_of(runs, [folder.name for folder in folders])}
+    return {panel.name: charts for panel, charts in build_charts(runs, [folder.name for folder in folders])}
 
 
 class TestOneRun:
@@ -43,8 +43,7 @@ class TestOneRun:
         found = charts_by_panel(write_run(tmp_path, method=method))
         metrics = read_lines(tmp_path)[0]["metrics"]
         drawn = sum(len(chart.lines) for charts in found.values() for chart in charts)
-        rates = len(read_lines(tmp_path)[0]["lr"])
-        assert drawn == len(metrics) + rates + 2 + 3 + 2  # speeds, accuracies, evaluation losses
+        assert drawn == len(metrics) + 1 + 3 + 2  # the speed of epochs, accuracies, evaluation losses
 
     def test_what_is_recorded_when_asked_for_has_charts_of_its_own(self, tmp_path: Path) -> None:
         found = charts_by_panel(write_run(tmp_path, layers=[""]))
@@ -56,8 +55,8 @@ class TestOneRun:
         ]
         assert [line.name for line in found["discriminators"][0].lines[:2]] == ["1 → 0 gradient", "1 → 0 decay"]
         (line, _) = found["right answers"][0].lines
-        assert (line.values[0], found["right answers"][0].figure()["level"]) == (90, 50)
-        assert [name for name in RECORDED if found[name][0].figure()["logarithmic"]] == [
+        assert (line.values[0], found["right answers"][0].to_json()["level"]) == (90, 50)
+        assert [name for name in RECORDED if found[name][0].to_json()["logarithmic"]] == [
             "gradients",
             "updates",
             "discriminators",
@@ -71,7 +70,7 @@ class TestOneRun:
     def test_a_zero_has_no_place_on_a_logarithmic_axis(self, tmp_path: Path) -> None:
         lines = read_lines(write_run(tmp_path, layers=[""]))
         for number, line in enumerate(lines):
-            line["metrics"] |= {"gradient_feature/0": 0.0, "gradient_feature/1": float(number)}
+            line["metrics"] |= {"train/gradient_feature/0": 0.0, "train/gradient_feature/1": float(number)}
         write_lines(tmp_path, lines)
         drawn = {line.name: line.values for line in charts_by_panel(tmp_path)["gradients"][0].lines}
         assert "0 cifar_resnet20 feature" not in drawn
@@ -80,7 +79,7 @@ class TestOneRun:
     def test_similarity_has_a_chart_where_it_is_recorded(self, tmp_path: Path) -> None:
         lines = read_lines(write_run(tmp_path))
         for line in lines[2::3]:
-            line["metrics"] |= {"similarity/0->1": 0.4, "similarity/1->0": 0.5}
+            line["metrics"] |= {"eval/similarity/0->1": 0.4, "eval/similarity/1->0": 0.5}
         write_lines(tmp_path, lines)
         (chart,) = charts_by_panel(tmp_path)["similarity"]
         assert [(line.name, line.values) for line in chart.lines] == [
@@ -99,8 +98,8 @@ class TestOneRun:
         ]
         styles = [(line.name, line.color, line.dashes) for line in found["accuracy"][0].lines]
         assert styles == [("0 cifar_resnet20", "0", 0), ("1 cifar_resnet32", "1", 0), ("ensemble", "ink", 0)]
-        styles = [(line.name.split(",")[0], line.color, line.dashes) for line in found["rates"][0].lines]
-        assert styles == [("networks", "ink", 0), ("extractors", "ink", 1), ("discriminators", "ink", 2)]
+        styles = [(line.name.split(",")[0], line.color, line.dashes) for line in found["learning rates"][0].lines]
+        assert styles == [("models", "ink", 0), ("extractors", "ink", 1), ("discriminators", "ink", 2)]
 
     def test_many_edges_have_a_chart_per_learner(self, tmp_path: Path) -> None:
         charts = charts_by_panel(write_run(tmp_path, names=LONG, edges=COMPLETE))["answers"]
@@ -140,7 +139,7 @@ class TestSeveralRuns:
         titles = [chart.title for chart in found["accuracy"]]
         assert titles == ["0 cifar_resnet20", "model 1", "2 vit", "ensemble"]
         assert [[line.name for line in chart.lines] for chart in found["l2"]] == [["b"]] * 3
-        assert [[line.name for line in chart.lines] for chart in found["logit"]] == [["a"]] * 2
+        assert [[line.name for line in chart.lines] for chart in found["kl"]] == [["a"]] * 2
 
     def test_layers_are_charts_of_their_own(self, tmp_path: Path) -> None:
         folders = [write_run(tmp_path / name, layers=["@0", "@1"]) for name in "ab"]
@@ -162,23 +161,23 @@ class TestWords:
         return charts_by_panel(write_run(tmp_path))
 
     def test_the_text_alternative_has_first_last_and_best(self, found: dict[str, list[Chart]]) -> None:
-        assert found["accuracy"][0].words() == (
+        assert found["accuracy"][0].alt_text() == (
             "Top-1 accuracy on the evaluation images, in %. "
             "0 cifar_resnet20: first 62.00, last 62.00 at epoch 3, best 64.00 at epoch 2. "
             "1 cifar_resnet32: first 62.25, last 62.25 at epoch 3, best 64.25 at epoch 2. "
             "ensemble: first 71.00, last 71.00 at epoch 3, best 72.00 at epoch 2."
         )
-        words = found["cross-entropy"][0].words()
+        words = found["cross-entropy"][0].alt_text()
         assert "0 cifar_resnet20 train: first 0.250, last 0.0417 at epoch 3, best 0.0417 at epoch 3." in words
-        assert "best" not in found["answers"][0].words()
+        assert "best" not in found["answers"][0].alt_text()
 
     def test_the_legend_has_the_last_value(self, found: dict[str, list[Chart]]) -> None:
         accuracy, answers = found["accuracy"][0], found["answers"][0]
-        assert accuracy.last(accuracy.lines[1]) == "last 62.25, best 64.25 (epoch 2)"
-        assert answers.last(answers.lines[0]) == "0.98"
+        assert accuracy.legend_figures(accuracy.lines[1]) == "last 62.25, best 64.25 (epoch 2)"
+        assert answers.legend_figures(answers.lines[0]) == "0.98"
 
     def test_the_table_has_every_figure(self, found: dict[str, list[Chart]]) -> None:
-        rows = found["cross-entropy"][0].rows()
+        rows = found["cross-entropy"][0].table_rows()
         assert rows == [
             ["0.5", "0.25", "", "0.5", ""],
             ["1", "0.125", "2", "0.25", "2"],
@@ -189,10 +188,10 @@ class TestWords:
         ]
 
     def test_the_figure_marks_the_best_where_more_is_better(self, found: dict[str, list[Chart]]) -> None:
-        assert [line["best"] for line in found["accuracy"][0].figure()["lines"]] == [1, 1, 1]
-        assert {line["best"] for line in found["cross-entropy"][0].figure()["lines"]} == {None}
-        assert found["answers"][0].figure()["limits"] == (0, 1)
-        assert [name for name in found if found[name][0].figure()["logarithmic"]] == ["rates"]
+        assert [line["best"] for line in found["accuracy"][0].to_json()["lines"]] == [1, 1, 1]
+        assert {line["best"] for line in found["cross-entropy"][0].to_json()["lines"]} == {None}
+        assert found["answers"][0].to_json()["limits"] == (0, 1)
+        assert [name for name in found if found[name][0].to_json()["logarithmic"]] == ["learning rates"]
 
 
 def test_formats_of_the_panels_are_ones_that_the_script_reads_too() -> None:

@@ -19,9 +19,9 @@ from PIL import Image
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.cli import main
 from feature_gan_kd.report import read_run
-from feature_gan_kd.report.gradcam import grad_cam_results
+from feature_gan_kd.report.gradcam import read_grad_cam
 from feature_gan_kd.training.history import History
-from tests.report.written import write_run
+from tests.report.fake_runs import write_run
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ class TestDrawing:
         images, labels = next(iter(distiller.evaluation_images().batches(
             batch_size=40, seed=0, epoch=0, device="cpu", train=False
         )))  # fmt: skip
-        mean, std = distiller.normalisation().mean[0], distiller.normalisation().std[0]
+        mean, std = distiller.group.normalisation().mean[0], distiller.group.normalisation().std[0]
         shown = pixels(drawn / "grad-cam" / "7.png")
         assert shown[2::5, 2::5, 0] == pytest.approx((images[7, 0] * std + mean).clamp(0, 1).numpy() * 255, abs=1)
         about = json.loads((drawn / "grad-cam" / "grad-cam.json").read_text())
@@ -70,7 +70,7 @@ class TestDrawing:
             ("layer4", [1, 1]),
             ("blocks.5.norm1", [2, 2]),
         ]
-        assert all(0 < seen["probability"] < 1 for one in about["images"] for seen in one["networks"])
+        assert all(0 < seen["probability"] < 1 for one in about["images"] for seen in one["models"])
 
     def test_new_pictures_take_the_place_of_the_old(self, drawn: Path, tmp_path: Path) -> None:
         folder = tmp_path / "run"
@@ -126,7 +126,7 @@ class TestPage:
         for (content, _), name in zip(images, names, strict=True):
             assert base64.b64decode(content) == (drawn / "grad-cam" / name).read_bytes()
             Image.open(io.BytesIO(base64.b64decode(content))).verify()
-        assert "at layer4, 1x1: it has no places to tell apart" in page
+        assert "at layer4, 1x1: too coarse to show a place" in page
         assert "at blocks.5.norm1, 2x2" in page
 
     def test_later_reports_and_those_of_several_runs_show_them_too(self, drawn: Path, tmp_path: Path) -> None:
@@ -137,14 +137,14 @@ class TestPage:
         assert page.count("Grad-CAM: where the models see the right class: run") == 1
 
     def test_a_run_without_pictures(self, tmp_path: Path) -> None:
-        assert grad_cam_results(read_run(write_run(tmp_path))) is None
+        assert read_grad_cam(read_run(write_run(tmp_path))) is None
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["layers", "images", "number", "label", "networks", "layer", "grid"]), inner)
+        | st.dictionaries(st.sampled_from(["layers", "images", "number", "label", "models", "layer", "grid"]), inner)
     ),
     max_leaves=12,
 )
@@ -163,7 +163,7 @@ def test_whatever_is_said_of_the_pictures(spoiled: Path, text: bytes) -> None:
     (spoiled / "grad-cam" / "grad-cam.json").write_bytes(text)
     run = read_run(spoiled)
     try:
-        rows = [] if (found := grad_cam_results(run)) is None else found.rows
+        rows = [] if (found := read_grad_cam(run)) is None else found.rows
     except UserError as error:
         rows = re.findall(r"^grad_cam: the pictures in .* are damaged \(\w+\): .*$", str(error))[1:]
     assert rows == []

@@ -13,8 +13,8 @@ from plotly.offline import get_plotlyjs
 
 from feature_gan_kd import UserError
 from feature_gan_kd.report import read_run, write_page
-from feature_gan_kd.report.page import labels_of
-from tests.report.written import change_description, read_lines, write_lines, write_run
+from feature_gan_kd.report.page import distinct_labels
+from tests.report.fake_runs import change_description, read_lines, write_lines, write_run
 
 HOSTILE = "</script><script>hacked=1</script><img src=x onerror=hacked=1>\"'"
 
@@ -74,6 +74,15 @@ def test_every_chart_has_words_and_a_table(tmp_path: Path) -> None:
     assert "Figures as a table epoch 0 cifar_resnet20 1 cifar_resnet32 ensemble 1 62 62.25 71 2 64 " in elements.text
 
 
+def test_a_run_in_which_no_model_teaches_has_no_arrow(tmp_path: Path) -> None:
+    elements = elements_of(write_run(tmp_path, method="vanilla"))
+    (drawing,) = elements.all("svg", role="img")
+    assert drawing["aria-label"] == "Topology of 2 models: no model teaches another."
+    assert elements.all("polygon") == elements.all("path") == []
+    assert "No model teaches another: each learns from the labels alone." in elements.text
+    assert "Each arrow" not in elements.text
+
+
 def test_origin_stands_at_the_end(tmp_path: Path) -> None:
     change_description(
         write_run(tmp_path),
@@ -96,10 +105,10 @@ def test_origin_stands_at_the_end(tmp_path: Path) -> None:
         assert words in end
 
 
-def test_a_run_of_an_earlier_version_has_less_to_say(tmp_path: Path) -> None:
+def test_a_run_without_command_and_data(tmp_path: Path) -> None:
     change_description(write_run(tmp_path), data=None, frozen=[])
     text = elements_of(tmp_path).text
-    assert "not recorded: the run was begun with an earlier version" in text
+    assert "Command not recorded " in text
     assert "unnamed data" in text
 
 
@@ -132,12 +141,12 @@ class TestStates:
         lines = read_lines(write_run(tmp_path, epochs=2, planned=5))
         write_lines(tmp_path, [*lines[:-1], {**lines[-1], "stopped": True}])
         assert self.notices(tmp_path) == [
-            "Ended early, after epoch 2 of 5: early stopping, or another callback, asked for it."
+            "Stopped after epoch 2 of 5: early stopping, or another callback, ended the run."
         ]
 
     def test_before_the_first_epoch(self, tmp_path: Path) -> None:
         text = elements_of(write_run(tmp_path, epochs=0)).text
-        assert "No epoch is done yet." in text
+        assert "No epoch is evaluated yet." in text
         assert "Not finished: 0 of 3 epochs, 8 updates." in text
 
     def test_before_the_first_record(self, tmp_path: Path) -> None:
@@ -147,11 +156,11 @@ class TestStates:
     def test_not_finite(self, tmp_path: Path) -> None:
         lines = read_lines(write_run(tmp_path))
         for line in lines[:4]:
-            line["metrics"] |= {"kl/0": float("nan"), "skipped": 0.25}
+            line["metrics"] |= {"train/kl/0": float("nan"), "train/skipped": 0.25}
         write_lines(tmp_path, lines)
         assert self.notices(tmp_path) == [
             "3 updates skipped: a loss or gradient was not finite.",
-            "kl/0: 3 records not finite, the first at update 4; not drawn.",
+            "train/kl/0: 3 records not finite, the first at update 4; not drawn.",
         ]
         assert not re.search(r"\b(NaN|nan|inf|Infinity)\b", page_of(tmp_path))
 
@@ -162,7 +171,7 @@ class TestSeveralRuns:
         assert "2 runs: a, b" in text
         assert "Settings that differ setting a b method afd logit adversarial_weight 1 0.0 seed 0 4 " in text
         assert "0 cifar_resnet20 a 62.00 64.00 2 b 62.00 +0.00 64.00 +0.00 2 " in text
-        assert "Changes are percentage points beyond a." in text
+        assert "Changes are percentage points above a." in text
 
     def test_the_same_settings(self, tmp_path: Path) -> None:
         text = elements_of(write_run(tmp_path / "a"), write_run(tmp_path / "b")).text
@@ -180,8 +189,8 @@ class TestSeveralRuns:
 
     def test_labels_are_as_long_as_they_have_to_be(self, tmp_path: Path) -> None:
         runs = [read_run(write_run(tmp_path / name)) for name in ("x/seed0", "y/seed0", "y/seed1")]
-        assert labels_of(runs) == ["x/seed0", "y/seed0", "y/seed1"]
-        assert labels_of(runs[1:]) == ["seed0", "seed1"]
+        assert distinct_labels(runs) == ["x/seed0", "y/seed0", "y/seed1"]
+        assert distinct_labels(runs[1:]) == ["seed0", "seed1"]
 
     def test_one_folder_named_twice(self, tmp_path: Path) -> None:
         folder = write_run(tmp_path / "a")
@@ -198,10 +207,10 @@ def test_names_are_never_markup(tmp_path: Path) -> None:
         command=HOSTILE,
         versions={HOSTILE: HOSTILE},
         device=HOSTILE,
-        config={**read_run(hostile).settings, "train_split": HOSTILE, HOSTILE: HOSTILE},
-        modules=[{"parameters": 1, "maps": [{"layer": HOSTILE, "shape": [HOSTILE]}]}] * 2,
+        config={**read_run(hostile).config.to_dict(), "train_split": HOSTILE},
+        taps=[{"parameters": 1, "maps": [{"layer": HOSTILE, "shape": [HOSTILE]}]}] * 2,
     )
-    change_description(plain, modules=[{"parameters": 1, "maps": [{"layer": "x", "shape": [1]}]}] * 2)
+    change_description(plain, taps=[{"parameters": 1, "maps": [{"layer": "x", "shape": [1]}]}] * 2)
     for folders in ((hostile,), (plain, hostile)):
         elements = elements_of(*folders)
         assert len(elements.all("script")) == 3

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from feature_gan_kd.report import read_run, table
+from feature_gan_kd.report import read_run, results_table
 from feature_gan_kd.training.history import History
-from tests.report.written import write_run
+from tests.report.fake_runs import write_run
 
 
 class TestTable:
     def test_table_agrees_with_the_history(self, real: tuple[Path, History]) -> None:
         folder, history = real
-        rows = [line.split() for line in table(read_run(folder)).splitlines()]
+        rows = [line.split() for line in results_table(read_run(folder)).splitlines()]
         for k, name in enumerate(("test_resnet", "test_vit")):
             best = history.best[k]
-            last = history.epochs[-1]["accuracy"][k]
+            last = history.epochs[-1]["metrics"][f"eval/accuracy/{k}"]
             assert rows[k + 1] == [str(k), name, f"{last:.2f}", f"{best['accuracy']:.2f}", str(best["epoch"])]
-        assert rows[3][:2] == ["ensemble", f"{history.epochs[-1]['ensemble']:.2f}"]
+        assert rows[3][:2] == ["ensemble", f"{history.epochs[-1]['metrics']['eval/accuracy/ensemble']:.2f}"]
 
     def test_exactly(self, tmp_path: Path) -> None:
-        assert table(read_run(write_run(tmp_path))).splitlines() == [
-            "model           last top-1 %  best top-1 %  in epoch",
+        assert results_table(read_run(write_run(tmp_path))).splitlines() == [
+            "model             last top-1 %  best top-1 %  in epoch",
             "0 cifar_resnet20         62.00         64.00         2",
             "1 cifar_resnet32         62.25         64.25         2",
             "ensemble                 71.00         72.00         2",
@@ -32,11 +32,11 @@ class TestTable:
 
     def test_unfinished_with_a_frozen_teacher(self, tmp_path: Path) -> None:
         run = write_run(tmp_path, epochs=1, planned=30, frozen=[0], edges=[(0, 1)])
-        lines = table(read_run(run)).splitlines()
+        lines = results_table(read_run(run)).splitlines()
         assert lines[1] == "0 cifar_resnet20 (frozen)         62.00         62.00         1"
         assert lines[-1].startswith("method afd · 1 of 30 epochs · ")
 
     def test_before_the_first_epoch_is_done(self, tmp_path: Path) -> None:
-        lines = table(read_run(write_run(tmp_path, epochs=0))).splitlines()
+        lines = results_table(read_run(write_run(tmp_path, epochs=0))).splitlines()
         assert lines[1].split() == ["0", "cifar_resnet20", "-", "-", "-"]
         assert lines[-1].endswith("batch 128 · seed 0")

@@ -48,6 +48,7 @@ MODES: dict[str, dict[str, Any]] = {
     "no momentum": {"momentum": 0.0},
     "measured": {"log_gradients": True, "log_every_steps": 3},
 }
+STATISTICS = ("gradient_", "decay_", "update_", "descent_", "shrinkage_")
 
 
 # One program, two that take turns, the parts of an update, what the update measures; the others go into the slow tier.
@@ -136,7 +137,7 @@ class OperatorRecorder:
 
 def trained(distiller: OnlineAdversarialDistiller) -> list[Tensor]:
     step = distiller.step
-    modules = [*distiller.models, *distiller.connections]
+    modules = [*distiller.models, *distiller.group.connections]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     for update in step.optimizer_groups.values():
         tensors += [v for state in update.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
@@ -145,8 +146,8 @@ def trained(distiller: OnlineAdversarialDistiller) -> list[Tensor]:
 
 def recorded(distiller: OnlineAdversarialDistiller) -> OperatorRecorder:
     recorder = OperatorRecorder(lambda: trained(distiller))
-    cuda_graphs.check(distiller.step)
-    distiller._update = CudaGraphs(distiller.step, recorder)
+    cuda_graphs.check_optimizers(distiller.step)
+    distiller.group.update = CudaGraphs(distiller.step, recorder)
     return recorder
 
 
@@ -198,7 +199,11 @@ def test_recorded_updates_are_those_of_the_step(mode: str) -> None:
     assert recorder.made >= 2
     assert recorder.replayed >= 4
     for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            # Gradient statistics come from differences of weights, in which a rounding of a weight weighs more.
+            tolerance = 1e-5 if name.startswith(STATISTICS) else 1e-6
+            assert one[name] == pytest.approx(value, rel=1e-5, abs=tolerance), name
 
 
 def test_every_kind_and_size_is_recorded_once() -> None:
@@ -222,8 +227,8 @@ def test_a_skipped_update_changes_nothing_and_is_counted() -> None:
         train(distiller, [6] * 2, start=6)
     assert recorder.replayed == 8 - WARM_UPS
     assert_same_state(graphs, plain, 1e-6)
-    assert graphs.faults() == plain.faults()
-    assert graphs.faults().skipped == 1
+    assert graphs.group.skipped_steps() == plain.group.skipped_steps()
+    assert graphs.group.skipped_steps().skipped == 1
 
 
 def test_a_first_update_that_is_skipped_does_no_harm() -> None:
@@ -235,7 +240,7 @@ def test_a_first_update_that_is_skipped_does_no_harm() -> None:
             distiller.training_step(images * torch.inf, labels)
         train(distiller, [6] * 4)
     assert_same_state(graphs, plain, 1e-6)
-    assert graphs.faults().skipped == WARM_UPS + 1
+    assert graphs.group.skipped_steps().skipped == WARM_UPS + 1
 
 
 def _other_state(distiller: OnlineAdversarialDistiller) -> None:
@@ -301,7 +306,7 @@ def test_an_evaluation_in_ones_own_loop_changes_nothing() -> None:
 
 
 def test_further_sizes_run_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "MOST", 2)
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     plain, graphs = build(), build()
     recorder = recorded(graphs)
     sizes = [4, 5, 6, 7] * 6
@@ -334,11 +339,11 @@ def test_fit_takes_its_updates_from_recordings(monkeypatch: pytest.MonkeyPatch) 
         recorders.append(OperatorRecorder(lambda: trained(holder[-1])))
         return CudaGraphs(step, recorders[-1])
 
-    monkeypatch.setattr(cuda_graphs, "for_gpu", record)
+    monkeypatch.setattr(cuda_graphs, "graphs_on_gpu", record)
     holder: list[OnlineAdversarialDistiller] = []
     for switch in (False, True):
         torch.manual_seed(0)
-        first, second = OnlineAdversarialDistiller(["cifar_resnet8"] * 2, num_classes=10, image_size=32).peers
+        first, second = OnlineAdversarialDistiller(["cifar_resnet8"] * 2, num_classes=10, image_size=32).group.peers
         trained_before = dataclasses.replace(second, normalisation=Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.1)))
         holder.append(
             OnlineAdversarialDistiller(
@@ -420,7 +425,7 @@ def test_optimisers_that_are_not_fused_are_refused() -> None:
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "world_size", lambda: 2)
     with pytest.raises(UserError, match=r"^cuda_graphs: 2 processes, expected one"):
-        cuda_graphs.for_gpu(build().step, torch.device("cuda"))
+        cuda_graphs.graphs_on_gpu(build().step, torch.device("cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

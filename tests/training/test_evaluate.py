@@ -52,7 +52,7 @@ def test_every_image_counts_once_whatever_the_batches(sizes: list[int]) -> None:
     logits = [(pictures.flatten(1) * model.factor).detach() for model in pair]
     for k, one in enumerate(logits):
         assert result.accuracy[k] == pytest.approx(100 * (one.argmax(1) == labels).double().mean().item())
-        assert result.loss[k] == pytest.approx(F.cross_entropy(one.double(), labels).item(), rel=1e-6)
+        assert result.cross_entropy[k] == pytest.approx(F.cross_entropy(one.double(), labels).item(), rel=1e-6)
         assert pair[k].seen == [size for size in sizes if size]  # models in general fail on an empty batch
     together = (logits[0] + logits[1]).argmax(1)
     assert result.ensemble == pytest.approx(100 * (together == labels).double().mean().item())
@@ -90,12 +90,12 @@ def test_sums_not_means_are_added_over_processes() -> None:
     shares: list[Tensor] = []
     parts = list(split([20, 3]))
     for part in parts:
-        evaluate(models(), [part], add_up=lambda sums: shares.append(sums) or sums)  # type: ignore[func-returns-value]
-    both = evaluate(models(), [parts[0]], add_up=lambda sums: sums + shares[1])
+        evaluate(models(), [part], all_reduce=lambda sums: shares.append(sums) or sums)  # type: ignore[func-returns-value]
+    both = evaluate(models(), [parts[0]], all_reduce=lambda sums: sums + shares[1])
     alone = evaluate(models(), split([23]))
     assert both.images == alone.images == 23
     assert both.accuracy == pytest.approx(alone.accuracy)
-    assert both.loss == pytest.approx(alone.loss)
+    assert both.cross_entropy == pytest.approx(alone.cross_entropy)
     assert both.ensemble == pytest.approx(alone.ensemble)
 
 
@@ -107,11 +107,11 @@ def test_losses_are_taken_in_full_precision_under_autocast() -> None:
     result = evaluate([linear], [(pictures, labels)], autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
     assert seen[0].dtype is torch.bfloat16
     expected = F.cross_entropy(seen[0].double(), labels).item()
-    assert result.loss[0] == pytest.approx(expected, rel=1e-6)
+    assert result.cross_entropy[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_an_image() -> None:
-    with pytest.raises(UserError, match="not one image"):
+    with pytest.raises(UserError, match="it holds no images"):
         evaluate(models(), [])
 
 

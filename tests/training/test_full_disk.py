@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from feature_gan_kd import OnlineAdversarialDistiller, UserError
+from feature_gan_kd import UserError
 from feature_gan_kd.cli import main
+from feature_gan_kd.export import trained_model
 from feature_gan_kd.training.callbacks import ProgressLine
-from feature_gan_kd.training.checkpoint import newest_good
+from feature_gan_kd.training.checkpoint import load_newest
 from tests.helpers.runs import AtStep, assert_same_run, build, records, steps_of
 
 # 13 updates an epoch. A checkpoint takes some 11 MB.
@@ -54,8 +55,8 @@ def fill(disk: Path, room: int) -> None:
     os.truncate(filler, filler.stat().st_size - room)
 
 
-def before(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, act: Callable[..., object]) -> None:
-    """Does something whenever a method is called, and then calls it."""
+def before(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, act: Callable[..., object]) -> None:
+    """Calls `act` before every call of a function or method."""
     real = getattr(owner, name)
 
     def method(*args: Any) -> Any:
@@ -100,8 +101,8 @@ def test_a_full_disk(
     folder = disk / "run"
     with monkeypatch.context() as patch:
         if written.startswith("networks"):
-            owner, name = OnlineAdversarialDistiller, "publish"
-            before(patch, owner, name, lambda self, index, *_: fill(disk, room=1 << 16) if index == 1 else None)
+            owner, name = trained_model, "save_if_changed"
+            before(patch, owner, name, lambda group, index, *_: fill(disk, room=1 << 16) if index == 1 else None)
         else:
             # Of the metrics some lines still fit into their page of the disk, and one is cut.
             at, room = (3, 0) if written == "metrics.jsonl" else (int(written.split("-")[1]), 1 << 16)
@@ -120,7 +121,7 @@ def test_a_full_disk(
 def unharmed(folder: Path, kept: list[int]) -> None:
     """The checkpoints of these steps are there, the newest loads, the metrics up to it are whole; nothing else is."""
     assert steps_of(folder) == kept
-    found = newest_good(folder / "checkpoints", None)
+    found = load_newest(folder / "checkpoints", None)
     assert (found[0].name if found else None) == (f"step-{kept[-1]}" if kept else None)
     steps = [record["step"] for record in records(folder) if record["event"] == "step"]
     assert steps == [*range(steps[0], steps[-1] + 1, steps[0])]

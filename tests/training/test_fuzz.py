@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from feature_gan_kd import DistillConfig, UserError
 from feature_gan_kd.cli.main import COMMANDS, DEMO, parse
-from feature_gan_kd.report import read_run, table
+from feature_gan_kd.report import read_run, results_table
 from feature_gan_kd.training import checkpoint
 from feature_gan_kd.training.callbacks import JsonLines, read_records
 from feature_gan_kd.training.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ STATE = Checkpoint(
         "model-0": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)},
         "optimizer-logit": {"0.momentum_buffer": torch.ones(2, 3)},
     },
-    {"step": 7, "history": {"epochs": [{"accuracy": [1.0, 2.0]}]}, "provenance": None},
+    {"step": 7, "history": {"epochs": [{"metrics": {"eval/accuracy/0": 1.0}}]}, "provenance": None},
 )
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, -1])
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
@@ -164,18 +164,16 @@ def test_a_damaged_checkpoint(folder: Path, name: str, damage: Callable[[bytes],
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "model-0.safetensors"])
 def test_every_byte_counts(folder: Path, name: str) -> None:
-    """But those of the name of the manifest's digest, without which a manifest is one of the first versions."""
     data = (folder / name).read_bytes()
     for at in range(len(data)):
         with changed(folder / name, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]):
-            loaded = whole_or_refused(folder)
-        assert not loaded or b"digest" in data[at - 5 : at + 6]
+            assert not whole_or_refused(folder)
 
 
 @fuzz(200, st.dictionaries(st.sampled_from(["format", "signature", "files", "digest", "x"]), JSON | st.just(1)) | JSON)
 def test_any_manifest(folder: Path, values: Any) -> None:
     with changed(folder / "manifest.json", json.dumps(values).encode()):
-        for read in (checkpoint.signature_of, lambda place: checkpoint.check_signature(place, SIGNATURE)):
+        for read in (checkpoint.read_signature, lambda place: checkpoint.check_signature(place, SIGNATURE)):
             with contextlib.suppress(UserError):
                 read(folder)
         try:
@@ -195,17 +193,11 @@ def test_any_bytes_for_a_manifest(folder: Path, data: bytes) -> None:
 # Records.
 
 
-RECORD = {"step": 1, "epoch": 1, "metrics": {"cross_entropy/0": 1.0}, "lr": {"logit": 0.1}, "images_per_second": 9.0}
-EPOCH = {
-    **RECORD,
-    "epochs": 2,
-    "accuracy": [1.0, 2.0],
-    "loss": [1.0, 2.0],
-    "ensemble": 3.0,
-    "images": 4,
-    "seconds": 1.0,
-    "seconds_left": 1.0,
-}
+TRAIN = {"train/cross_entropy/0": 1.0, "train/images_per_second": 9.0, "lr/logit": 0.1}
+EVAL = {"eval/accuracy/0": 1.0, "eval/accuracy/1": 2.0, "eval/accuracy/ensemble": 3.0, "eval/images": 4}
+EVAL |= {"eval/cross_entropy/0": 1.0, "eval/cross_entropy/1": 2.0, "train/epoch_images_per_second": 8.0}
+RECORD = {"step": 1, "epoch": 1, "metrics": TRAIN}
+EPOCH = {**RECORD, "metrics": TRAIN | EVAL, "epochs": 2, "seconds": 1.0, "seconds_left": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +217,7 @@ def shown_or_refused(run: Path, scratch: Path) -> None:
         assert record["event"] in ("step", "epoch")
         assert type(record["step"]) is int
     try:
-        table(read_run(run))
+        results_table(read_run(run))
     except UserError as error:
         one_line(error)
     copy = scratch / "metrics.jsonl"
@@ -236,7 +228,7 @@ def shown_or_refused(run: Path, scratch: Path) -> None:
 
 def test_unharmed_records_are_shown(run: Path) -> None:
     assert len(read_records(run / "metrics.jsonl")) == 3
-    assert "2.00" in table(read_run(run))
+    assert "2.00" in results_table(read_run(run))
 
 
 @fuzz(200, damages(), damages())

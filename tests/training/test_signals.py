@@ -18,8 +18,8 @@ import pytest
 from feature_gan_kd import Interrupted
 from feature_gan_kd.cli import command_line
 from feature_gan_kd.training import checkpoint
-from feature_gan_kd.training.checkpoint import newest_good
-from feature_gan_kd.training.signals import Stop
+from feature_gan_kd.training.checkpoint import load_newest
+from feature_gan_kd.training.signals import StopSignals
 from tests.helpers.runs import AtStep, assert_same_run, at_forward, build, records, steps_of
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +91,7 @@ def test_a_second_ctrl_c_leaves_at_once(undisturbed: Path, tmp_path: Path) -> No
     def save_file(*args: object) -> None:
         real(*args)
         if steps_of(folder) == [5]:
+            assert (folder / "checkpoints" / ".step-7.writing").exists()
             sends(signal.SIGINT)()
 
     with pytest.MonkeyPatch.context() as patch:
@@ -99,27 +100,27 @@ def test_a_second_ctrl_c_leaves_at_once(undisturbed: Path, tmp_path: Path) -> No
             build(checkpoint_every_steps=None).fit(output_dir=folder, callbacks=[AtStep(7, sends(signal.SIGINT))])
     assert not isinstance(stop.value, Interrupted)
     assert steps_of(folder) == [5]
-    assert (folder / "checkpoints" / ".step-7.writing").exists()
-    assert newest_good(folder / "checkpoints", None) is not None
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-5"]
+    assert load_newest(folder / "checkpoints", None) is not None
     build(checkpoint_every_steps=None).fit(output_dir=folder, resume=True)
     assert_same_run(folder, undisturbed)
 
 
 def test_a_second_sigterm_changes_nothing() -> None:
-    with Stop() as heard:
+    with StopSignals() as signals:
         sends(signal.SIGTERM)()
         sends(signal.SIGTERM)()
         with pytest.raises(Interrupted, match="SIGTERM"):
-            heard.check()
+            signals.check()
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     """As under nohup, or for a job that a shell put into the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Stop() as heard:
+        with StopSignals() as signals:
             sends(signal.SIGINT)()
-            heard.check()
+            signals.check()
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd import UserError
-from feature_gan_kd.training.checkpoint import newest
+from feature_gan_kd.export import trained_model
+from feature_gan_kd.training.checkpoint import list_checkpoints
+from feature_gan_kd.training.run import open_training_data
 from feature_gan_kd.training.trainer import seed_step
 from feature_gan_kd.utils import files
 from tests.helpers.runs import AtStep, assert_same_run, at_forward, build, published, records, steps_of
@@ -50,6 +53,7 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {"frozen": [0]},
     {"optimizer": "adamw", "scheduler": "cosine", "warmup_fraction": 0.2},
     {"optimizer": "lion", "clip_grad": 0.5},
+    {"optimizer": "lamb"},
     {"method": "l1"},
     {"log_gradients": True, "similarity_images": 20, "early_stopping_patience": 2},
     {
@@ -82,7 +86,7 @@ def test_resume_unpickles_nothing(undisturbed: Path, tmp_path: Path, monkeypatch
     with pytest.raises(PowerCutError):
         build().fit(output_dir=folder, callbacks=[AtStep(7, cut)])
     distiller = build()
-    distiller.open_data(None)  # the bundled images, which are no part of a run
+    open_training_data(distiller.group, None)  # the bundled images are not part of a run
 
     def forbidden(*args: object, **kwargs: object) -> None:
         raise AssertionError("unpickled")
@@ -101,7 +105,7 @@ def test_mixing_is_a_function_of_the_step(undisturbed: Path, tmp_path: Path) -> 
     """Not of what was drawn before, and it does change what is learnt."""
     build(mixup=0.0, cutmix=0.0).fit(output_dir=tmp_path / "unmixed")
     mixed, unmixed = records(undisturbed), records(tmp_path / "unmixed")
-    assert mixed[0]["metrics"]["cross_entropy/0"] != unmixed[0]["metrics"]["cross_entropy/0"]
+    assert mixed[0]["metrics"]["train/cross_entropy/0"] != unmixed[0]["metrics"]["train/cross_entropy/0"]
 
 
 @pytest.mark.parametrize("event", ["replace the folder", "publish", "record"])
@@ -112,11 +116,11 @@ def test_a_power_cut_at_the_end_of_an_epoch(
     folder, distiller = tmp_path / "run", build()
     with monkeypatch.context() as patch:
         if event == "publish":
-            patch.setattr(distiller, "publish", lambda *args: cut())
+            patch.setattr(trained_model, "save_if_changed", lambda *args: cut())
         elif event == "record":
-            patch.setattr(distiller, "evaluate_source", lambda *args: cut())
+            patch.setattr(distiller.group, "evaluate", lambda *args: cut())
         else:
-            real, replaced = files.move_into_place, []
+            real, replaced = files._replace_folder, []
 
             def cut_inside(temporary: Path, target: Path) -> None:
                 if target.exists():
@@ -125,7 +129,7 @@ def test_a_power_cut_at_the_end_of_an_epoch(
                     cut()
                 real(temporary, target)
 
-            patch.setattr("feature_gan_kd.export.timm_folder.move_into_place", cut_inside)
+            patch.setattr(files, "_replace_folder", cut_inside)
         with pytest.raises(PowerCutError):
             distiller.fit(output_dir=folder)
     build().fit(output_dir=folder, resume=True)
@@ -151,20 +155,51 @@ def test_steps_and_records(undisturbed: Path) -> None:
     assert [line["step"] for line in lines if line["event"] == "epoch"] == [5, 10, 15]
     assert [line["step"] for line in lines if line["event"] == "step"] == [2, 4, 5, 6, 8, 10, 12, 14, 15]
     last = lines[-1]
-    assert len(last["accuracy"]) == 2
-    assert last["images"] == 60
-    keys = {"cross_entropy/0", "kl/1", "adversarial/0", "discriminator/1", "real/0->1", "fake/1->0"}
-    assert keys <= last["metrics"].keys()
-    rates = [line["lr"]["logit"] for line in lines if line["event"] == "epoch"]
-    assert rates == pytest.approx([0.05, 0.005, 0.0005])  # x0.1 at steps 8 and 11 of 15
-    assert [line["lr"]["feature"] for line in lines if line["event"] == "epoch"] == pytest.approx([1e-4, 1e-5, 1e-5])
+    assert last.keys() == {"event", "step", "epoch", "epochs", "metrics"}
+    learned = {"cross_entropy", "accuracy", "kl", "adversarial", "discriminator"}
+    update = {f"train/{name}/{k}" for name in learned for k in (0, 1)} | {"train/skipped"}
+    update |= {f"train/{name}/{edge}" for name in ("real", "fake") for edge in ("0->1", "1->0")}
+    update |= {f"lr/{name}" for name in ("logit", "feature", "discriminator")}
+    evaluated = {f"eval/{name}/{k}" for name in ("accuracy", "cross_entropy") for k in (0, 1)}
+    evaluated |= {"eval/accuracy/ensemble", "eval/images"}
+    assert lines[0].keys() == {"event", "step", "epoch", "metrics"}
+    assert lines[0]["metrics"].keys() == update
+    assert last["metrics"].keys() == update | evaluated
+    assert last["metrics"]["eval/images"] == 60
+    epochs = [line["metrics"] for line in lines if line["event"] == "epoch"]
+    assert [one["lr/logit"] for one in epochs] == pytest.approx([0.05, 0.005, 0.0005])  # x0.1 at steps 8 and 11 of 15
+    assert [one["lr/feature"] for one in epochs] == pytest.approx([1e-4, 1e-5, 1e-5])
+
+
+def test_times_are_recorded(undisturbed: Path) -> None:
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["metrics"]["train/images_per_second"] > 0 for line in lines)
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    for one in epochs:  # 130 images an epoch
+        assert one["metrics"]["train/epoch_images_per_second"] == pytest.approx(5 * 32 / one["seconds"])
+    assert epochs[0]["seconds_left"] > epochs[1]["seconds_left"] > epochs[2]["seconds_left"] == 0
+
+
+def test_accuracies_are_percentages() -> None:
+    """In training and in evaluation, of an update and of a record."""
+    distiller = build(epochs=1, log_every_steps=50, log_gradients=True, mixup=0.0, cutmix=0.0)
+    metrics = distiller.training_step(torch.randn(8, 3, 8, 8), torch.arange(8))
+    assert metrics["accuracy/0"].item() in {12.5 * right for right in range(9)}
+    assert metrics["right/0->1"].item() in {6.25 * right for right in range(17)}
+    history = distiller.fit(progress=False)
+    right = 1.3 * history.last["metrics"]["train/accuracy/0"]  # of 130 images
+    assert right == pytest.approx(round(right), abs=1e-3)
+    assert right > 1
+    assert history.accuracy == [history.last["metrics"][f"eval/accuracy/{k}"] for k in (0, 1)]
+    assert history.ensemble == history.last["metrics"]["eval/accuracy/ensemble"]
+    assert (history.accuracy, history.ensemble) == tuple(distiller.evaluate()[key] for key in ("accuracy", "ensemble"))
 
 
 def test_best_is_kept_beside_last(tmp_path: Path) -> None:
     distiller = build(epochs=4, lr=0.5)
     history = distiller.fit(output_dir=tmp_path / "run")
     for index, best in enumerate(history.best):
-        accuracies = [record["accuracy"][index] for record in history.epochs]
+        accuracies = [record["metrics"][f"eval/accuracy/{index}"] for record in history.epochs]
         assert best["accuracy"] == max(accuracies)
         assert best["epoch"] == accuracies.index(max(accuracies)) + 1
     folders = sorted(path.name for path in (tmp_path / "run" / "networks").iterdir())
@@ -180,7 +215,7 @@ def test_a_broken_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -
     folder = tmp_path / "run"
     with pytest.raises(PowerCutError):
         build().fit(output_dir=folder, callbacks=[AtStep(5, cut)])
-    newest_one = newest(folder / "checkpoints")[0]
+    newest_one = list_checkpoints(folder / "checkpoints")[0]
     (newest_one / "model-0.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="trying step-3"):
         build().fit(output_dir=folder, resume=True)
@@ -238,7 +273,7 @@ def test_every_epoch_ends_with_a_checkpoint(every: int | None, steps: list[int],
 def test_the_checkpoint_of_the_best_epoch_is_kept(tmp_path: Path) -> None:
     """That of the best ensemble, the first of equals, beside the newest."""
     history = build(epochs=6, lr=0.5, keep_checkpoints=1).fit(output_dir=tmp_path / "run")
-    ensembles = [record["ensemble"] for record in history.epochs]
+    ensembles = [record["metrics"]["eval/accuracy/ensemble"] for record in history.epochs]
     best = 5 * (ensembles.index(max(ensembles)) + 1)
     assert best < 30, "the last epoch is the best: choose another learning rate"
     assert steps_of(tmp_path / "run") == [best, 30]

@@ -1,4 +1,4 @@
-"""What happens beside the training: progress, records, trackers, early stopping, and what users add."""
+"""Callbacks: progress, records, trackers, early stopping, and those of users."""
 
 from feature_gan_kd.training.callbacks.build import build_callbacks as build_callbacks
 from feature_gan_kd.training.callbacks.callback import Callback as Callback

@@ -1,4 +1,4 @@
-"""Who hears of a run, in which order."""
+"""The callbacks of a run, in the order in which they are called."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ def build_callbacks(
     running: Sequence[GeneralTracker],
     folder: Path | None,
 ) -> list[Callback]:
-    """Who hears of a run, in the order in which they are told.
+    """Builds the callbacks of a run.
+
+    The user's and early stopping come before those that show and write a record, so that the record says where one of
+    them ends the training.
 
     Args:
         config: of the run.
         own: the user's.
-        notes: lines to show before the progress; None shows neither.
+        notes: lines to print before the progress; None shows neither.
         trackers: names of trackers to start.
-        running: trackers that run already.
-        folder: of the run; None keeps no records.
+        running: trackers that the user's Accelerator runs already.
+        folder: of the run; None writes no records.
     """
-    heard = [DiscriminatorMonitor(bounded=config.loss_weights.adversarial_loss == "paper"), *own]
+    callbacks = [DiscriminatorMonitor(bounded=config.loss_weights.adversarial_loss == "paper"), *own]
     if config.early_stopping_patience is not None:
-        heard.append(EarlyStopping(config.early_stopping_patience))
+        callbacks.append(EarlyStopping(config.early_stopping_patience))
     if notes is not None:
-        heard.append(ProgressLine(notes))
+        callbacks.append(ProgressLine(notes))
     if trackers or running:
-        heard.append(Trackers(trackers, running, folder, config.to_dict()))
+        callbacks.append(Trackers(trackers, running, folder, config.to_dict()))
     if folder is not None:
-        heard.append(JsonLines(folder / "metrics.jsonl"))
-    return heard
+        callbacks.append(JsonLines(folder / "metrics.jsonl"))
+    return callbacks

@@ -1,4 +1,4 @@
-"""What hears of a run's events."""
+"""The interface of callbacks."""
 
 from __future__ import annotations
 
@@ -12,43 +12,54 @@ from feature_gan_kd.utils.errors import UserError
 
 @runtime_checkable
 class Callback(Protocol):
-    """Hears of a run's events: derive from it and define those that matter, the others do nothing.
+    """Is called on the events of a run: derive from it and define the methods that you need.
 
-    Only the main process calls it, one callback after the other as they were given. It need not remember anything
-    over a restart: `on_start` tells what the run gave before (ours).
+    Only the main process calls callbacks, one after the other in the order in which they were given. A callback need
+    not save anything for a resumed run: `on_start` gives it the history so far (ours).
     """
 
     def on_start(self, step: int, total: int, history: History) -> None:
-        """The run begins, or goes on, at update `step` of `total`; `history` is what it gave so far."""
+        """The run starts or resumes after update `step` of `total`; `history` holds the epochs evaluated so far."""
         return
 
     def on_step(self, step: int) -> None:
-        """Update number `step` (from 1) is done. No metrics: they stay on the device."""
+        """Update number `step` (from 1) is done. Its metrics are not given: they stay on the device."""
         return
 
     def on_metrics(self, record: Record) -> None:
-        """Every `log_every_steps` updates: mean metrics since the last record, learning rates, images a second."""
+        """Every `log_every_steps` updates, and before each evaluation.
+
+        Args:
+            record: `step`, `epoch` and `metrics`: `train/...` (means since the last record) and `lr/...`.
+        """
         return
 
     def on_evaluate(self, record: Record) -> bool:
-        """The models were evaluated: a record as in `History.epochs`. True ends the training after this epoch."""
+        """The models were evaluated.
+
+        Args:
+            record: as in `History.epochs`.
+
+        Returns:
+            True to end the training after this epoch.
+        """
         return False
 
     def on_checkpoint(self, folder: Path) -> None:
-        """A checkpoint is on the disk, in `folder`."""
+        """A checkpoint was written to `folder`."""
         return
 
     def on_epoch(self, epoch: int) -> None:
-        """Epoch `epoch` (from 1) is over, with its evaluation, if it had one, and its checkpoint."""
+        """Epoch `epoch` (from 1) has ended, with its evaluation, if it had one, and its checkpoint."""
         return
 
     def on_end(self) -> None:
-        """The run is over or interrupted."""
+        """The run has ended or was interrupted."""
         return
 
 
 def check_callbacks(callbacks: Sequence[object]) -> None:
-    """Raises UserError for what is no callback."""
+    """Raises UserError for an object that is no callback."""
     for one in callbacks:
         if isinstance(one, type) or not isinstance(one, Callback):
             name = one.__name__ if isinstance(one, type) else type(one).__name__

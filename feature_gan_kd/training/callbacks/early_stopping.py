@@ -1,20 +1,20 @@
-"""An end to a training in which nothing gets better any more."""
+"""Ends a training when no accuracy improves any more."""
 
 from __future__ import annotations
 
 from feature_gan_kd.training.callbacks.callback import Callback
-from feature_gan_kd.training.history import History, Record
+from feature_gan_kd.training.history import History, Record, ensemble_accuracy, model_accuracies
 
 
 class EarlyStopping(Callback):
-    """Ends a training after `patience` evaluations in a row in which no accuracy was a new best.
+    """Ends a training after `patience` evaluations in a row without a new best accuracy.
 
-    Accuracies are those of every model and of the ensemble, each against its own best: as long as one of them
-    rises, the others have something to learn from it (ours).
+    The accuracies of every model and of the ensemble are each compared with their own best: while one of them improves,
+    the others can still learn from it (ours).
 
     Args:
         patience: in evaluations, at least 1.
-        min_delta: percentage points by which a best must be surpassed to count.
+        min_delta: percentage points by which an accuracy must exceed its best to count as a new one.
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
@@ -24,14 +24,15 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_start(self, step: int, total: int, history: History) -> None:
-        """See `Callback`; hears again what the run gave before, so that a resumed run ends where it would have."""
+        """See `Callback`; replays the history, so that a resumed run ends where it would have ended."""
         self.best, self.waited = [], 0
         for record in history.epochs:
             self.on_evaluate(record)
 
     def on_evaluate(self, record: Record) -> bool:
-        """See `Callback`; whether the patience is at its end."""
-        accuracies = [*record["accuracy"], record["ensemble"]]
+        """See `Callback`; ends the training when the patience has run out."""
+        accuracies = [*model_accuracies(record), ensemble_accuracy(record)]
+        # Below zero, so that a first accuracy of 0 is a new best, too.
         best = self.best or [-1.0 - self.min_delta] * len(accuracies)
         better = [new > old + self.min_delta for new, old in zip(accuracies, best, strict=True)]
         self.best = [new if rose else old for new, old, rose in zip(accuracies, best, better, strict=True)]

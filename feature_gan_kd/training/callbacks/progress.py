@@ -1,4 +1,4 @@
-"""Progress: a live line on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: one live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from feature_gan_kd.training.callbacks.callback import Callback
-from feature_gan_kd.training.history import History, Record
+from feature_gan_kd.training.history import History, Record, ensemble_accuracy, model_accuracies
+
+_LABELS = {
+    "cross_entropy": "CE",
+    "kl": "KL",
+    "adversarial": "G",
+    "discriminator": "D",
+    "real": "real",
+    "fake": "fake",
+}
 
 
 class ProgressLine(Callback):
-    """One live line on a terminal, with the time that is left; a plain line per evaluation elsewhere.
+    """Shows one live line on a terminal, with the time left, and elsewhere prints a line per evaluation.
 
     Args:
         notes: lines to print first.
-        stream: where to write.
+        stream: where to print [standard error].
     """
 
     def __init__(self, notes: Sequence[str] = (), stream: TextIO | None = None) -> None:
@@ -27,33 +36,33 @@ class ProgressLine(Callback):
         self.bar: tqdm[Any] | None = None
 
     def on_start(self, step: int, total: int, history: History) -> None:
-        """Prints the notes and opens the line."""
+        """See `Callback`; prints the notes and opens the line."""
         for note in self.notes:
             print(note, file=self.stream)
         if step:
-            print(f"going on at step {step} of {total}", file=self.stream)
+            print(f"resuming after step {step} of {total}", file=self.stream)
         if self.live:
             self.bar = tqdm(total=total, initial=step, file=self.stream, unit="step", dynamic_ncols=True)
 
     def on_step(self, step: int) -> None:
-        """Moves the line on."""
+        """See `Callback`."""
         if self.bar is not None:
             self.bar.update()
 
     def on_metrics(self, record: Record) -> None:
-        """Shows speed, losses and the discriminators' answers."""
+        """See `Callback`; shows speed, losses and the discriminators' answers."""
         if self.bar is not None:
             self.bar.set_postfix_str(_short(record), refresh=False)
 
     def on_evaluate(self, record: Record) -> bool:
-        """Prints the line of an evaluated epoch."""
-        accuracy = "  ".join(f"{value:.2f}" for value in record["accuracy"])
+        """See `Callback`; prints the line of an evaluated epoch."""
+        accuracy = "  ".join(f"{value:.2f}" for value in model_accuracies(record))
         line = (
-            f"epoch {record['epoch']}/{record['epochs']}  top-1 % {accuracy}  ensemble {record['ensemble']:.2f}  "
-            f"{_short(record)}  left {_clock(record['seconds_left'])}"
+            f"epoch {record['epoch']}/{record['epochs']}  top-1 % {accuracy}  "
+            f"ensemble {ensemble_accuracy(record):.2f}  {_short(record)}  left {_clock(record['seconds_left'])}"
         )
         if record.get("stopped"):
-            line += "\nended early: nothing got better for as long as was to be waited for"
+            line += "\nstopped early: a callback ended the training after this epoch"
         if self.bar is not None:
             self.bar.write(line, file=self.stream)
         else:
@@ -61,23 +70,21 @@ class ProgressLine(Callback):
         return False
 
     def on_end(self) -> None:
-        """Closes the line."""
+        """See `Callback`; closes the line."""
         if self.bar is not None:
             self.bar.close()
 
 
 def _short(record: Record) -> str:
-    words = [f"{record['images_per_second']:.0f} img/s"]
-    for name, label in (("cross_entropy", "CE"), ("logit", "KL"), ("adversarial", "G"), ("discriminator", "D")):
-        values = [value for key, value in record["metrics"].items() if key.split("/")[0] == name]
+    """Speed, losses and answers of a record on one line: of each metric the values of all learners or edges."""
+    metrics = record["metrics"]
+    words = [f"{metrics['train/images_per_second']:.0f} img/s"]
+    for name, label in _LABELS.items():
+        values = [value for key, value in metrics.items() if key.startswith(f"train/{name}/")]
         if values:
             words.append(f"{label} " + "/".join(f"{value:.2f}" for value in values))
-    for name in ("real", "fake"):
-        values = [value for key, value in record["metrics"].items() if key.split("/")[0] == name]
-        if values:
-            words.append(f"{name} " + "/".join(f"{value:.2f}" for value in values))
-    if record["metrics"].get("skipped"):
-        words.append(f"{record['metrics']['skipped']:.0%} of the updates skipped: not finite")
+    if metrics.get("train/skipped"):
+        words.append(f"{metrics['train/skipped']:.0%} of the updates skipped: not finite")
     return "  ".join(words)
 
 

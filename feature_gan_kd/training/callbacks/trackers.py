@@ -1,4 +1,4 @@
-"""Experiment trackers, through Accelerate: TensorBoard, Weights & Biases and the others that it knows."""
+"""Logs to experiment trackers through Accelerate: TensorBoard, Weights & Biases and the others that it knows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.training.callbacks.callback import Callback
-from feature_gan_kd.training.history import History, Record, evaluation_figures, update_figures
+from feature_gan_kd.training.history import History, Record
 from feature_gan_kd.utils.errors import UserError, closest
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 PROJECT = "feature-gan-kd"
-# What an extra of this package installs; the others are named as their packages are.
+# Trackers that an extra of this package installs; the others have the names of their packages.
 _EXTRAS = {"tensorboard": "'feature-gan-kd[trackers]'"}
 
 
@@ -38,33 +38,34 @@ def check_trackers(names: Sequence[str], folder: Path | None) -> None:
 
 
 class Trackers(Callback):
-    """Tells trackers every figure of a run, under the names that the report uses, and its settings.
+    """Logs the settings of a run and all metrics, under the names that they have in the records.
 
-    Of TensorBoard the files are in `<folder>/trackers/feature-gan-kd`; where a run goes on, it hides what an
-    interrupted part logged after the checkpoint.
+    TensorBoard's files are in `<folder>/trackers/feature-gan-kd`. In a resumed run it hides what was logged after the
+    checkpoint.
 
     Args:
-        names: of Accelerate's trackers.
-        given: trackers that the user's Accelerator runs already; they are not ended here.
+        names: of Accelerate's trackers to start.
+        running: trackers that the user's Accelerator runs already; they are not ended here.
         folder: of the run.
         settings: of the run.
     """
 
     def __init__(
-        self, names: Sequence[str], given: Sequence[GeneralTracker], folder: Path | None, settings: Mapping[str, Any]
+        self, names: Sequence[str], running: Sequence[GeneralTracker], folder: Path | None, settings: Mapping[str, Any]
     ) -> None:
         self.names = tuple(dict.fromkeys(names))
-        self.given = given
+        self.running = running
         self.folder = folder
         self.settings = {
             name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
             for name, value in settings.items()
             if value is not None
         }
-        self.own: list[GeneralTracker] = []
+        self.started: list[GeneralTracker] = []
+        self.logged: set[str] = set()
 
     def on_start(self, step: int, total: int, history: History) -> None:
-        """Starts the trackers."""
+        """See `Callback`; starts the trackers."""
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         if self.folder is not None and self.names:
@@ -77,28 +78,30 @@ class Trackers(Callback):
             tracker = kind(PROJECT, *where, **self._arguments(name, step))
             tracker.start()
             tracker.store_init_configuration(self.settings)
-            self.own.append(tracker)
+            self.started.append(tracker)
 
     def on_metrics(self, record: Record) -> None:
-        """Logs means over updates, learning rates and speed."""
-        self._log(update_figures(record), record["step"])
+        """See `Callback`."""
+        self._log(record["metrics"], record["step"])
+        self.logged = set(record["metrics"])
 
     def on_evaluate(self, record: Record) -> bool:
-        """Logs an evaluation."""
-        self._log(evaluation_figures(record), record["step"])
+        """See `Callback`; logs what `on_metrics` has not logged at this step."""
+        new = {name: value for name, value in record["metrics"].items() if name not in self.logged}
+        self._log(new, record["step"])
         return False
 
     def on_end(self) -> None:
-        """Ends the trackers that were started here."""
-        while self.own:
-            self.own.pop().finish()
+        """See `Callback`; ends the trackers that were started here."""
+        while self.started:
+            self.started.pop().finish()
 
-    def _log(self, figures: Mapping[str, float], step: int) -> None:
-        for tracker in (*self.given, *self.own):
-            tracker.log(dict(figures), step=step)
+    def _log(self, metrics: Mapping[str, float], step: int) -> None:
+        for tracker in (*self.running, *self.started):
+            tracker.log(dict(metrics), step=step)
 
     def _arguments(self, name: str, step: int) -> dict[str, Any]:
-        """What Accelerate hands on to a tracker's own library."""
+        """Arguments that Accelerate passes to a tracker's own library."""
         if name == "tensorboard" and step:
             return {"purge_step": step + 1}
         if name == "wandb" and self.folder is not None:

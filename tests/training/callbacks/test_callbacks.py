@@ -20,18 +20,19 @@ RECORD: dict[str, Any] = {
     "step": 5,
     "epoch": 1,
     "metrics": {
-        "cross_entropy/0": 1.234,
-        "cross_entropy/1": 2.0,
-        "kl/0": 0.5,
-        "adversarial/0": 0.25,
-        "discriminator/0": 0.75,
-        "real/1->0": 0.9,
-        "fake/1->0": 0.1,
+        "train/cross_entropy/0": 1.234,
+        "train/cross_entropy/1": 2.0,
+        "train/kl/0": 0.5,
+        "train/adversarial/0": 0.25,
+        "train/discriminator/0": 0.75,
+        "train/real/1->0": 0.9,
+        "train/fake/1->0": 0.1,
+        "train/images_per_second": 1234.5,
+        "lr/logit": 0.1,
     },
-    "lr": {"logit": 0.1},
-    "images_per_second": 1234.5,
 }
-EPOCH = {**RECORD, "epochs": 3, "accuracy": [50.0, 25.5], "ensemble": 60.0, "seconds": 2.0, "seconds_left": 3725.0}
+EVALUATED = {"eval/accuracy/0": 50.0, "eval/accuracy/1": 25.5, "eval/accuracy/ensemble": 60.0}
+EPOCH = {**RECORD, "metrics": RECORD["metrics"] | EVALUATED, "epochs": 3, "seconds": 2.0, "seconds_left": 3725.0}
 
 
 class Terminal(io.StringIO):
@@ -51,12 +52,21 @@ def test_plain_lines_where_nobody_watches() -> None:
     line.on_evaluate(EPOCH)
     line.on_end()
     lines = stream.getvalue().splitlines()
-    assert lines[:2] == ["two label columns", "going on at step 2 of 15"]
+    assert lines[:2] == ["two label columns", "resuming after step 2 of 15"]
     assert lines[2] == (
         "epoch 1/3  top-1 % 50.00  25.50  ensemble 60.00  1234 img/s  CE 1.23/2.00  KL 0.50  G 0.25  D 0.75  "
         "real 0.90  fake 0.10  left 1:02:05"
     )
     assert len(lines) == 3
+
+
+def test_a_training_that_a_callback_ended_says_so() -> None:
+    stream = io.StringIO()
+    skipped = {**EPOCH, "metrics": {**EPOCH["metrics"], "train/skipped": 0.25}, "stopped": True}
+    ProgressLine(stream=stream).on_evaluate(skipped)
+    line, reason = stream.getvalue().splitlines()
+    assert "25% of the updates skipped" in line
+    assert reason.startswith("stopped early")
 
 
 def test_a_live_line_on_a_terminal() -> None:
@@ -93,7 +103,7 @@ def test_records_are_lines_and_a_resumed_run_drops_what_is_done_again(tmp_path: 
     JsonLines(path).on_start(6, 9, History())
     lines = path.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5, 6]
-    assert json.loads(lines[0])["metrics"]["real/1->0"] == 0.9
+    assert json.loads(lines[0])["metrics"]["train/real/1->0"] == 0.9
 
 
 def test_a_line_that_finds_no_room_is_not_begun(tmp_path: Path) -> None:
@@ -108,7 +118,7 @@ def test_a_line_that_finds_no_room_is_not_begun(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written \(File too large\): make room"):
             file.on_metrics(RECORD)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
-        with pytest.raises(UserError, match="lines before are unharmed"):
+        with pytest.raises(UserError, match="earlier lines are unharmed"):
             JsonLines(path).on_start(5, 9, History())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -122,12 +132,12 @@ def test_records_on_a_stream() -> None:
     stream = io.StringIO()
     printer = JsonPrinter(stream)
     printer.on_start(2, 9, History())
-    printer.on_metrics({**RECORD, "metrics": {**RECORD["metrics"], "kl/0": float("nan")}})
+    printer.on_metrics({**RECORD, "metrics": {**RECORD["metrics"], "train/kl/0": float("nan")}})
     printer.on_evaluate(EPOCH)
     printer.on_checkpoint(Path("run/checkpoints/step-5"))
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
         {"event": "start", "step": 2, "total": 9},
-        {"event": "step", **RECORD, "metrics": {**RECORD["metrics"], "kl/0": None}},
+        {"event": "step", **RECORD, "metrics": {**RECORD["metrics"], "train/kl/0": None}},
         {"event": "epoch", **EPOCH},
         {"event": "checkpoint", "folder": "run/checkpoints/step-5"},
     ]

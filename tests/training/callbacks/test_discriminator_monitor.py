@@ -21,13 +21,17 @@ def told(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for number, (real, fake) in enumerate(answers, start=1):
-            metrics = {f"real/{edge}": real, f"fake/{edge}": fake, "cross_entropy/0": 1.0}
+            metrics = {f"train/real/{edge}": real, f"train/fake/{edge}": fake, "train/cross_entropy/0": 1.0}
             watch.on_metrics({"step": number * every, "metrics": metrics})
     return [str(one.message) for one in caught]
 
 
 @pytest.mark.parametrize(
-    ("answers", "words"), [((0.97, 0.03), "wholly apart (answers 0.97 and 0.03)"), ((0.5, 0.49), "answered alike")]
+    ("answers", "words"),
+    [
+        ((0.97, 0.03), "apart almost surely (mean answers 0.97 and 0.03)"),
+        ((0.5, 0.49), "the same mean answers (0.50 and 0.49)"),
+    ],
 )
 def test_said_once_after_long(answers: tuple[float, float], words: str) -> None:
     watch = DiscriminatorMonitor()
@@ -85,7 +89,7 @@ def test_a_training_says_it_once_for_each_discriminator(monkeypatch: pytest.Monk
         distiller.fit()
     lines = sorted(str(one.message) for one in caught if "discriminator" in str(one.message))
     assert [line.split(":")[0] for line in lines] == ["discriminator 0->1", "discriminator 1->0"]
-    assert all("answered alike" in line and "raise discriminator_lr" in line for line in lines)
+    assert all("the same mean answers" in line and "raise discriminator_lr" in line for line in lines)
 
 
 def test_a_break_begins_anew() -> None:
@@ -108,4 +112,4 @@ def test_good_answers_and_other_methods_say_nothing() -> None:
     watch = DiscriminatorMonitor()
     watch.on_start(0, 1000, History())
     assert told(watch, [(0.7, 0.3)] * 20) == []
-    watch.on_metrics({"step": 5000, "metrics": {"cross_entropy/0": 1.0}})
+    watch.on_metrics({"step": 5000, "metrics": {"train/cross_entropy/0": 1.0}})

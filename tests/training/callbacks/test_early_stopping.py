@@ -24,7 +24,8 @@ def cut() -> None:
 
 
 def record(accuracy: list[float], ensemble: float) -> dict[str, Any]:
-    return {"epoch": 1, "accuracy": accuracy, "ensemble": ensemble}
+    metrics = {f"eval/accuracy/{k}": value for k, value in enumerate(accuracy)}
+    return {"epoch": 1, "metrics": {**metrics, "eval/accuracy/ensemble": ensemble, "train/accuracy/0": 99.0}}
 
 
 def ends(stopping: EarlyStopping, *seen: tuple[list[float], float]) -> list[bool]:
@@ -74,7 +75,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_ends_where_the_rule_says(undisturbed: Path) -> None:
     """And publishes its last weights as one that came to its end."""
     epochs = [line for line in lines(undisturbed) if line["event"] == "epoch"]
-    values = [[*one["accuracy"], one["ensemble"]] for one in epochs]
+    values = [[one["metrics"][f"eval/accuracy/{whose}"] for whose in (0, 1, "ensemble")] for one in epochs]
     rose = [
         k for k in range(len(values)) if any(values[k][i] > max([-1, *(v[i] for v in values[:k])]) for i in range(3))
     ]

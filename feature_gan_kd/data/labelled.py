@@ -1,0 +1,141 @@
+"""A split whose labels are known and whose images are not decoded yet: read, divided, limited and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.data.items import ImageTransform, TorchDatasetImages
+from feature_gan_kd.data.rng import permutation
+from feature_gan_kd.data.sources import Split, is_hf_dataset, is_stream
+from feature_gan_kd.data.streaming import Stream, read_stream
+from feature_gan_kd.data.table import Classes, Table, read_table
+from feature_gan_kd.data.user_loader import UserLoader
+from feature_gan_kd.utils.errors import UserError
+
+LabelledSplit = Table | Stream | TorchDatasetImages | UserLoader
+
+
+def read_split(
+    split: Split,
+    config: DistillConfig,
+    transform: ImageTransform,
+    notes: list[str],
+    num_classes: int | None,
+    known: Classes | None = None,
+) -> LabelledSplit:
+    """Finds the columns and the classes of a split.
+
+    Args:
+        split: to read.
+        config: may name the columns, and says what a stream's length is.
+        transform: size and channels of the images.
+        notes: gets a line for the user.
+        num_classes: of the models; limits the labels where neither the data nor `known` say how many classes there are.
+        known: for an evaluation split the classes that it must have, those of the training split or of the models.
+
+    Raises:
+        UserError: for data, columns or classes that cannot be used.
+    """
+    if is_hf_dataset(split.data):
+        read = read_stream if is_stream(split.data) else read_table
+        return read(split, config, notes, num_classes, known)
+    names = _declared_names(split.data)
+    if known is not None:
+        names = known.resolve_names(names, split.name)
+    count = known.count if known is not None and known.count is not None else len(names) if names else None
+    limit = count if count is not None else num_classes
+    if isinstance(split.data, DataLoader):
+        if config.skip_bad_images:
+            raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
+        notes.append(f"split {split.name!r}: batches as the DataLoader gives them; batch_size is not used")
+        return UserLoader(split.data, transform.channels, names, count, limit, split.name, split.setting)
+    kind = type(split.data).__name__
+    if not hasattr(split.data, "__len__"):
+        raise UserError(f"{split.setting}: the {kind} of split {split.name!r} has no length")
+    if len(split.data) == 0:
+        raise UserError(f"{split.setting}: split {split.name!r} is empty")
+    notes.append(f"split {split.name!r}: {len(split.data)} images of a torch {kind}")
+    positions = torch.arange(len(split.data))
+    return TorchDatasetImages(split.data, transform, names, count, limit, split.name, split.setting, positions)
+
+
+def _declared_names(data: Any) -> list[str] | None:
+    """Returns the class names that a torch data set carries, as torchvision's do, or the data set that it wraps."""
+    while not hasattr(data, "classes") and hasattr(data, "dataset"):
+        data = data.dataset
+    names = getattr(data, "classes", None)
+    return [str(name) for name in names] if names else None
+
+
+def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSplit, LabelledSplit]:
+    """Divides the training images into a part to train on and a fixed fifth to evaluate on.
+
+    The fifth holds out the same share of each class where the labels are known. It depends on nothing but the data, so
+    that runs with other seeds are evaluated on the same images.
+
+    Raises:
+        UserError: for a DataLoader or a stream, which cannot be divided, and for too few images.
+    """
+    if isinstance(train, UserLoader):
+        raise UserError("eval_data: a DataLoader has no other split: give images to evaluate on")
+    if isinstance(train, Stream):
+        raise UserError(f"eval_data: the stream has no split but {train.split!r}: give images to evaluate on")
+    order = permutation(len(train), 0, 0)
+    classes = train.labels[order] if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64)
+    chosen = [group[: (len(group) + 2) // 5] for group in (order[classes == k] for k in torch.unique(classes))]
+    held = torch.cat(chosen).sort().values
+    kept = torch.ones(len(train), dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
+    if len(held) == 0:
+        raise UserError(f"data: split {train.split!r} has {len(train)} images, too few to hold out a fifth")
+    notes.append(f"no split to evaluate on: {len(held)} of the {len(train)} images of {train.split!r} are held out")
+    return train.select(kept), train.select(held)
+
+
+def limit_images(split: LabelledSplit, limit: int | None, setting: str) -> LabelledSplit:
+    """Keeps the first `limit` images; None keeps all.
+
+    Raises:
+        UserError: naming the `setting`, for a DataLoader.
+    """
+    if limit is None or limit >= len(split) or isinstance(split, Stream):  # a stream applies its limit itself
+        return split
+    if isinstance(split, UserLoader):
+        raise UserError(f"{setting}: a DataLoader is used as it is: limit its data set instead")
+    return split.select(torch.arange(limit))
+
+
+def check_training_images(labels: torch.Tensor | None, count: int, split: str, limit: int | None = None) -> None:
+    """Checks that there are images of at least two classes to train on.
+
+    Args:
+        labels: class indices (count,); None where they are not known beforehand.
+        count: number of images.
+        split: its name.
+        limit: `max_train_samples`, for the remedy.
+
+    Raises:
+        UserError: for a single image, or a single class.
+    """
+    if count < 2:
+        raise UserError(f"data: split {split!r} has 1 image to train on, at least 2 are needed")
+    if labels is not None and len(torch.unique(labels)) == 1:
+        remedy = "" if limit is None else ": --max-train-samples takes the first, name more of them or shuffle the data"
+        raise UserError(
+            f"labels: all {count} images to train on are of class {int(labels[0])}, at least 2 classes are "
+            f"needed{remedy}"
+        )
+
+
+def note_missing_classes(train: LabelledSplit, notes: list[str]) -> None:
+    """Notes which classes have no image to train on: they are in other splits, or beyond `max_train_samples`."""
+    if not isinstance(train, Table) or train.class_names is None:
+        return
+    present = set(train.labels.tolist())
+    missing = [repr(name) for k, name in enumerate(train.class_names) if k not in present]
+    if missing:
+        shown = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
+        notes.append(f"no image to train on for {len(missing)} of the {len(train.class_names)} classes: {shown}")

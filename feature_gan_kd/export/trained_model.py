@@ -1,0 +1,169 @@
+"""Publishes trained models: collects what a model's card states, and writes it in the format that was asked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from feature_gan_kd.distributed.collectives import average_buffers
+from feature_gan_kd.export import (
+    ExportFormat,
+    ModelCardInfo,
+    RebuildError,
+    has_same_weights,
+    publish,
+    publish_bare,
+    publish_graph,
+    push,
+)
+from feature_gan_kd.models.build import PeerModel
+from feature_gan_kd.training.history import Record, Which, ensemble_accuracy, model_accuracies
+from feature_gan_kd.training.peer_group import PeerGroup
+from feature_gan_kd.training.provenance import RunProvenance
+from feature_gan_kd.utils.errors import UserError
+
+
+def save_models(
+    group: PeerGroup, directory: Path, *, which: Which, form: ExportFormat, license: str | None
+) -> list[Path]:
+    """Publishes every model of a group, see `OnlineAdversarialDistiller.save_pretrained`.
+
+    Args:
+        group: the models.
+        directory: for their folders.
+        which: which weights these are.
+        form: the format.
+        license: of the weights; None takes what `fit` was given.
+
+    Returns:
+        The folders.
+
+    Raises:
+        UserError: as `write_model`, or where another process is gone.
+    """
+    folders = [directory / f"{index}-{name}" for index, name in enumerate(group.names)]
+    average_buffers(group.models)
+    if group.accelerator.is_main_process:
+        for index, folder in enumerate(folders):
+            write_model(group.peers[index], folder, model_card_info(group, index, which, license), form)
+    group.accelerator.wait_for_everyone()
+    return folders
+
+
+def save_if_changed(group: PeerGroup, index: int, which: Which, folder: Path) -> None:
+    """Publishes one model of a group into a folder, unless the folder holds these very weights.
+
+    A resumed run calls it again for what was published before it was killed.
+
+    Args:
+        group: the models.
+        index: position of the model.
+        which: which weights these are.
+        folder: where to write.
+
+    Raises:
+        UserError: as `write_model`.
+    """
+    if not has_same_weights(folder, group.models[index]):
+        write_model(group.peers[index], folder, model_card_info(group, index, which, None))
+
+
+def push_model(
+    group: PeerGroup,
+    repo_id: str,
+    index: int,
+    *,
+    which: Which,
+    private: bool,
+    token: str | None,
+    license: str | None,
+) -> None:
+    """Publishes one model of a group on the hub, see `OnlineAdversarialDistiller.push_to_hub`.
+
+    Args:
+        group: the models.
+        repo_id: see there.
+        index: position of the model.
+        which: which weights these are.
+        private: see there.
+        token: see there.
+        license: of the weights; None takes what `fit` was given.
+
+    Raises:
+        UserError: for a position without a model, without internet access, or with a wrong token.
+    """
+    if type(index) is not int or not 0 <= index < len(group.models):
+        known = ", ".join(f"{k} ({name})" for k, name in enumerate(group.names))
+        raise UserError(f"model: {index!r} is not allowed, expected a position: {known}")
+    card_info = model_card_info(group, index, which, license)
+    if group.accelerator.is_main_process:
+        push(group.models[index], repo_id, card_info, private=private, token=token)
+    group.accelerator.wait_for_everyone()
+
+
+def model_card_info(group: PeerGroup, index: int, which: Which, license: str | None) -> ModelCardInfo:
+    """Collects what the card and the config of one model state.
+
+    Args:
+        group: the models, with the provenance of their training.
+        index: position of the model.
+        which: which weights are published; the card states their accuracy.
+        license: of the weights; None takes that of the provenance.
+    """
+    model, provenance = group.peers[index], group.provenance
+    record = None if provenance is None else _record_of(provenance, index, which)
+    normalisation = model.normalisation or (provenance.normalisation if provenance else None)
+    normalisation = normalisation or model.timm_normalisation(group.in_chans)
+    return ModelCardInfo(
+        architecture=model.architecture,
+        index=index,
+        num_classes=group.num_classes,
+        class_names=provenance.class_names if provenance else None,
+        image_size=model.image_size,
+        in_chans=group.in_chans,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        method=group.config.method,
+        peers=[name for k, name in enumerate(group.names) if k != index],
+        data=provenance.data if provenance else "nothing yet",
+        accuracy=model_accuracies(record)[index] if record else None,
+        ensemble=ensemble_accuracy(record) if record else None,
+        epochs=record["epoch"] if record else None,
+        recipe=group.config.resolved(),
+        which=which,
+        license=license or (provenance.license if provenance else None),
+        pretrained=model.pretrained,
+        model_args=model.model_args,
+    )
+
+
+def write_model(model: PeerModel, folder: Path, card_info: ModelCardInfo, form: ExportFormat = "safetensors") -> None:
+    """Publishes a model into a folder; where timm cannot rebuild it, says why and writes its bare weights.
+
+    Args:
+        model: any.
+        folder: where to write; parents are made.
+        card_info: what config and card state.
+        form: the format.
+
+    Raises:
+        UserError: where the folder holds other files or cannot be written, the logits are not finite, or a graph cannot
+            be traced or computes other values.
+    """
+    if form != "safetensors":
+        publish_graph(model.module, folder, card_info, form)
+        return
+    try:
+        publish(model.module, folder, card_info)
+    except RebuildError as error:
+        print(f"{error}; the bare weights are in {folder}", file=sys.stderr)
+        publish_bare(model.module, folder, card_info)
+
+
+def _record_of(provenance: RunProvenance, index: int, which: Which) -> Record | None:
+    """The record of the epoch whose weights are published; None before the first evaluation."""
+    history = provenance.history
+    if which == "best" and history.epochs:
+        best = history.best[index]["epoch"]
+        return next(record for record in history.epochs if record["epoch"] == best)
+    return history.epochs[-1] if history.epochs else None

@@ -1,0 +1,336 @@
+"""The models that train together: how they are connected, the step that updates them, their state and evaluation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.data import Data, ImageSource
+from feature_gan_kd.distributed import collectives
+from feature_gan_kd.distributed.launch import usable_accelerator
+from feature_gan_kd.method.build import MethodModules, build_modules, build_step
+from feature_gan_kd.method.connection import Connection
+from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
+from feature_gan_kd.models.build import PeerModel, build_models, move_to_device
+from feature_gan_kd.models.compile import Compiler
+from feature_gan_kd.models.input_adapter import Normalisation
+from feature_gan_kd.models.taps import MapShape, TappedModel
+from feature_gan_kd.optim.nonfinite import SkippedSteps
+from feature_gan_kd.training import cuda_graphs
+from feature_gan_kd.training.checkpoint import Checkpoint
+from feature_gan_kd.training.evaluate import Evaluation, evaluate
+from feature_gan_kd.training.history import History
+from feature_gan_kd.training.provenance import RunProvenance, names_of_data, title_of_data
+from feature_gan_kd.training.state import collect_state, describe_model, restore_state
+from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.memory import explain_out_of_memory
+
+EVALUATION_BATCH_SIZE = 500
+"""Images of a process in one evaluation batch."""
+
+
+def override_settings(config: DistillConfig | None, overrides: Mapping[str, Any]) -> DistillConfig:
+    """A config with some settings changed.
+
+    Args:
+        config: None takes the default of every setting.
+        overrides: settings by name.
+
+    Raises:
+        UserError: for what is no config, a setting that does not exist, or a bad value.
+    """
+    config = DistillConfig() if config is None else config
+    if not isinstance(config, DistillConfig):
+        raise UserError(f"config: {type(config).__name__} is not allowed, expected DistillConfig.from_dict of it")
+    return config.replace(**overrides)
+
+
+class PeerGroup:
+    """Several models that train together.
+
+    Args: as for `OnlineAdversarialDistiller`. The recipe `auto` becomes the one for the weights that the learners have.
+
+    Attributes:
+        peers: the models and what is known of them, in order.
+        edges: who teaches whom.
+        config: the settings in force.
+        accelerator: devices and processes.
+        modules: the models with their taps, and the connections between them.
+        step: one update of everything.
+        update: the same; with `cuda_graphs` it replays recordings.
+        provenance: what the models were last trained on; None before any training.
+        last_data: training and evaluation data of the last `fit` in this process, as they were given.
+
+    Raises:
+        UserError: for anything that cannot be connected or trained, in one line.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str | nn.Module | PeerModel],
+        *,
+        num_classes: int | None,
+        in_chans: int,
+        pretrained: bool,
+        feature_layers: Any,
+        topology: TopologyName | Sequence[Edge | tuple[int, int]],
+        frozen: Collection[int],
+        discriminator: Callable[[MapShape], nn.Module] | None,
+        config: DistillConfig,
+        accelerator: Accelerator | None,
+    ) -> None:
+        self.peers = build_models(
+            models,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            pretrained=pretrained,
+            image_size=config.image_size,
+            seed=config.seed,
+        )
+        if isinstance(frozen, int):
+            raise UserError(f"frozen: {frozen!r} is not allowed, expected a list of positions, as [{frozen}]")
+        self.frozen = tuple(sorted(frozen))
+        self.edges = build_edges(topology, len(self.peers), self.frozen)
+        self.feature_layers = feature_layers
+        self.in_chans = in_chans
+        self.image_size = max(model.image_size for model in self.peers)
+        self.accelerator = usable_accelerator(accelerator)
+        self.config = self._resolve(config, pretrained)
+        self.provenance: RunProvenance | None = None
+        self.last_data: tuple[Any, Any] | None = None
+        move_to_device(self.peers, self.accelerator.device, channels_last=self.config.channels_last)
+        for k in self.frozen:
+            self.models[k].eval()
+        self.modules: MethodModules = build_modules(
+            self.peers,
+            self.edges,
+            self.frozen,
+            feature_layers,
+            self.config,
+            in_chans=in_chans,
+            discriminator=discriminator,
+        )
+        collectives.broadcast_parameters([*self.models, *self.connections])
+        self._build_step()
+
+    def _build_step(self) -> None:
+        config, device = self.config, self.accelerator.device
+        if config.compile:
+            compiler = Compiler()
+            for model in self.tapped:
+                model.compile_forward(compiler)
+        # A method of this object would do, but the step would then refer to the group that refers to it, and the memory
+        # of both would be freed only when Python's garbage collector runs.
+        self.autocast: Callable[[], AbstractContextManager[None]] = functools.partial(
+            torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.mixed_precision == "bf16"
+        )
+        self.step = build_step(self.modules, config, self.autocast)
+        self.update: Callable[[Tensor, Tensor], dict[str, Tensor]] = self.step
+        if config.cuda_graphs:
+            self.update = cuda_graphs.graphs_on_gpu(self.step, device)
+
+    def _resolve(self, config: DistillConfig, pretrained: bool) -> DistillConfig:
+        """The settings, with a recipe for `auto`, and the precision that `accelerate launch` was given."""
+        if config.recipe == "auto":
+            learners = (model for k, model in enumerate(self.peers) if k not in self.frozen)
+            trained = pretrained or all(model.pretrained for model in learners)
+            config = config.replace(recipe="finetune" if trained else "paper")
+        return config.replace(mixed_precision="bf16") if self.accelerator.mixed_precision == "bf16" else config
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The models' own modules, in order."""
+        return [model.module for model in self.peers]
+
+    @property
+    def names(self) -> list[str]:
+        """A short name for each model."""
+        return [model.name for model in self.peers]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the models' parameters, in which they get images: data sets give float32."""
+        return next(parameter for model in self.models for parameter in model.parameters()).dtype
+
+    @property
+    def num_classes(self) -> int:
+        """The size of the logits of all models."""
+        return self.modules.num_classes
+
+    @property
+    def tapped(self) -> list[TappedModel]:
+        """The models with their taps, in order; they have no taps where the method does not look at maps."""
+        return self.modules.tapped
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Transfer layer and discriminator for each edge and tap, in the order of the edges."""
+        return self.modules.connections
+
+    def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Updates everything by one batch, see `OnlineAdversarialDistiller.training_step`.
+
+        Args:
+            images: (batch, channels, height, width), normalised; this process's share.
+            labels: (batch,) class indices, or (batch, classes) probabilities.
+
+        Raises:
+            UserError: for images of another size, where memory does not suffice, and with `check_processes` where
+                weights differ between processes.
+        """
+        if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
+            raise UserError(
+                f"images: {images.shape[-2]}x{images.shape[-1]} pixels, the distiller was built for images of "
+                f"{self.image_size}x{self.image_size}: give their size as image_size"
+            )
+        device, config = self.accelerator.device, self.config
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        images = images.to(device, self.dtype, non_blocking=True, memory_format=layout)
+        with explain_out_of_memory(images, config.grad_accum_steps, config.mixed_precision == "bf16"):
+            metrics = self.update(images, labels.to(device, non_blocking=True))
+        if config.check_processes:
+            collectives.check_ranks_equal(self.modules.trained_modules())
+        return metrics
+
+    def skipped_steps(self) -> SkippedSteps:
+        """The updates so far that changed nothing, because a loss or a gradient was not finite."""
+        return self.step.guard.report()
+
+    def evaluate(self, source: ImageSource, after_batch: Callable[[], None] = lambda: None) -> Evaluation:
+        """Evaluates all models on every image of a source; the same figures on every process.
+
+        Args:
+            source: of the images.
+            after_batch: is called after every batch.
+
+        Raises:
+            UserError: where there are no images, a model gives no logits, or another process is gone.
+        """
+        collectives.average_buffers(self.models)
+        batches = source.batches(
+            batch_size=EVALUATION_BATCH_SIZE * self.accelerator.num_processes,
+            seed=0,
+            epoch=0,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            device=self.accelerator.device,
+            train=False,
+        )
+        batches = ((images.to(self.dtype), labels) for images, labels in batches)
+        models = [nn.Sequential(model.adapter, model.module) for model in self.tapped]
+        return evaluate(
+            models, batches, all_reduce=collectives.all_reduce_sum, autocast=self.autocast, after_batch=after_batch
+        )
+
+    def same_images_everywhere(self, source: ImageSource, count: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Evaluation batches of which every process takes all.
+
+        Args:
+            source: of the images.
+            count: how many images are needed; a batch has no more.
+
+        Returns:
+            Images (batch, channels, height, width) and labels (batch,).
+
+        Raises:
+            UserError: where another process is gone.
+        """
+        collectives.average_buffers(self.models)
+        size = min(count, EVALUATION_BATCH_SIZE)
+        batches = source.batches(batch_size=size, seed=0, epoch=0, device=self.accelerator.device, train=False)
+        return ((images.to(self.dtype), labels) for images, labels in batches)
+
+    def state(self) -> Checkpoint:
+        """Everything that training changes.
+
+        Raises:
+            UserError: where another process is gone.
+        """
+        collectives.average_buffers(self.models)
+        provenance = None if self.provenance is None else self.provenance.to_dict()
+        return collect_state(self.models, self.connections, self.step, provenance)
+
+    def load_state(self, state: Checkpoint) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            UserError: where it is the state of other models or discriminators; part of it may be loaded by then.
+        """
+        provenance = restore_state(state, self.models, self.connections, self.step)
+        if provenance is not None and self.provenance is None:  # `fit` states its own before it resumes
+            self.provenance = RunProvenance.from_dict(provenance)
+            self._adapt_inputs(self.provenance.normalisation)
+
+    def description(self) -> dict[str, Any]:
+        """What is needed to build the same group again, as JSON values."""
+        return {
+            "num_classes": self.num_classes,
+            "in_chans": self.in_chans,
+            "image_size": self.image_size,
+            "feature_layers": self.feature_layers,
+            "edges": [[edge.source, edge.learner] for edge in self.edges],
+            "frozen": list(self.frozen),
+            "config": self.config.to_dict(),
+            "models": [describe_model(model) for model in self.peers],
+        }
+
+    def signature(self, fingerprint: str | None) -> dict[str, Any]:
+        """What a checkpoint and the run that resumes it must agree in; `fingerprint` is that of the training data."""
+        return {**self.description(), "config": self.config.defining(), "data": fingerprint}
+
+    def begin_training(self, train_data: Any, eval_data: Any, data: Data, license: str | None) -> History:
+        """Starts a new provenance, and adapts every model to the normalisation of the new images.
+
+        Args:
+            train_data: as given to `fit`.
+            eval_data: as given to `fit`.
+            data: the same, opened.
+            license: of the weights.
+
+        Returns:
+            The history of the training, to be filled.
+        """
+        self.last_data = (train_data, eval_data)
+        self.provenance = RunProvenance(
+            title_of_data(train_data),
+            names_of_data(train_data, eval_data),
+            data.class_names,
+            data.mean,
+            data.std,
+            license,
+            History(),
+        )
+        self._adapt_inputs(self.provenance.normalisation)
+        return self.provenance.history
+
+    def common_normalisation(self) -> Normalisation | None:
+        """The normalisation that all models were pretrained with; None where they differ, or a model has none."""
+        wanted = {model.normalisation for model in self.peers}
+        return wanted.pop() if len(wanted) == 1 else None
+
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation of the images that all models are given.
+
+        Those of the training data; before any training those that all models were pretrained with. A model that wants
+        others converts the images inside its own forward pass.
+
+        Raises:
+            UserError: where neither is known.
+        """
+        known = self.provenance.normalisation if self.provenance else self.common_normalisation()
+        if known is None:
+            raise UserError("evaluate: the mean and std of these models' images are not known yet: fit first")
+        return known
+
+    def _adapt_inputs(self, shared: Normalisation) -> None:
+        for model, tapped in zip(self.peers, self.tapped, strict=True):
+            tapped.adapter.set_normalisations(shared, model.normalisation or shared)
+            # Now, since a copy to the device in every forward pass would wait for it.
+            tapped.adapter.to(self.accelerator.device)

@@ -1,0 +1,184 @@
+"""One call of `fit`: opens the data and the run's folder, and builds the trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
+from feature_gan_kd.distributed.collectives import on_main_process
+from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
+from feature_gan_kd.optim.build import build_schedules
+from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
+from feature_gan_kd.training.history import History
+from feature_gan_kd.training.peer_group import PeerGroup
+from feature_gan_kd.training.provenance import title_of_data
+from feature_gan_kd.training.run_folder import check_run_folder, device_name, write_run_config
+from feature_gan_kd.training.trainer import MeasureSimilarity, Publish, Trainer
+from feature_gan_kd.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunServices:
+    """What a run needs from the folders above training/: the distiller provides it.
+
+    Attributes:
+        publish: writes model `index`, as its users get it, into a folder, unless it holds these very weights.
+        similarity: measures how similar the models' feature maps are, by name; empty where it is not recorded.
+        check_similarity_images: raises UserError where so many images are too few for `similarity`.
+        taps: parameters and feature maps of each model, as JSON values.
+    """
+
+    publish: Publish
+    similarity: MeasureSimilarity
+    check_similarity_images: Callable[[int], None]
+    taps: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept and shown, see `OnlineAdversarialDistiller.fit`."""
+
+    output_dir: str | Path | None
+    resume: bool
+    callbacks: Sequence[Callback]
+    log_with: str | Sequence[str]
+    progress: bool
+    license: str | None
+
+
+def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, services: RunServices) -> History:
+    """Trains the models of a group together, see `OnlineAdversarialDistiller.fit`.
+
+    Args:
+        group: the models.
+        train_data: see there.
+        eval_data: see there.
+        options: how the run is kept and shown.
+        services: what the run needs from above.
+
+    Raises:
+        UserError: for data, folders or checkpoints that cannot be used, in one line.
+        DivergedError: as `Trainer.run`.
+        Interrupted: as `Trainer.run`.
+    """
+    config, accelerator = group.config, group.accelerator
+    folder = None if options.output_dir is None else check_run_folder(Path(options.output_dir), options.resume)
+    trackers = (options.log_with,) if isinstance(options.log_with, str) else tuple(options.log_with)
+    check_trackers(trackers, folder)
+    check_callbacks(options.callbacks)
+    _check_batches(group)
+    data = open_training_data(group, train_data, eval_data)
+    if config.similarity_images:
+        services.check_similarity_images(len(data.evaluation))
+    history = group.begin_training(train_data, eval_data, data, options.license)
+    accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
+    if folder is not None:
+        about = {**group.description(), "taps": services.taps, **_circumstances(group, train_data, data)}
+        on_main_process(lambda: write_run_config(folder, about))
+    accelerator.wait_for_everyone()
+    callbacks = build_callbacks(
+        config,
+        options.callbacks,
+        notes=data.notes if options.progress else None,
+        trackers=trackers,
+        running=accelerator.trackers,
+        folder=folder,
+    )
+    optimizers = {name: own.optimizer for name, own in group.step.optimizer_groups.items()}
+    trainer = Trainer(
+        group=group,
+        data=data,
+        schedules=build_schedules(optimizers, config, data.train.steps(config.batch_size) * config.epochs),
+        callbacks=callbacks,
+        output_dir=folder,
+        history=history,
+        publish=services.publish,
+        similarity=services.similarity,
+        mixing=build_mixup_cutmix(config, group.num_classes),
+    )
+    return trainer.run(options.resume)
+
+
+def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None) -> Data:
+    """Opens training and evaluation data in the size, channels and normalisation of the models of a group.
+
+    Where all models are pretrained with one mean and standard deviation, the images have those, else the data's own.
+
+    Args:
+        group: the models.
+        train_data: see `OnlineAdversarialDistiller.fit`.
+        eval_data: see there.
+
+    Raises:
+        UserError: for data that cannot be used, or that have another number of classes.
+    """
+    common = group.common_normalisation()
+    data = open_data(
+        train_data,
+        eval_data,
+        group.config,
+        image_size=group.image_size,
+        in_chans=group.in_chans,
+        mean=common.mean if common else None,
+        std=common.std if common else None,
+        num_classes=group.num_classes,
+    )
+    if data.num_classes is not None and data.num_classes != group.num_classes:
+        raise UserError(
+            f"data: {title_of_data(train_data)} has {data.num_classes} classes, the models have {group.num_classes}: "
+            f"build them with num_classes={data.num_classes}"
+        )
+    return data
+
+
+def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
+    """Opens the images to evaluate the models of a group on.
+
+    Args:
+        group: the models.
+        data: see `OnlineAdversarialDistiller.evaluate`; None takes what the last training was evaluated on.
+
+    Raises:
+        UserError: for data that cannot be used, or that are not known any more.
+    """
+    normalisation, provenance = group.normalisation(), group.provenance
+    trained_on = False
+    if data is None:
+        train_data, data = group.last_data or (provenance.reopenable_data() if provenance else (None, None))
+        trained_on = data is None
+        data = train_data if trained_on else data
+    source, notes = open_evaluation(
+        data,
+        group.config,
+        image_size=group.image_size,
+        in_chans=group.in_chans,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        class_names=provenance.class_names if provenance else None,
+        num_classes=group.num_classes,
+        trained_on=trained_on,
+    )
+    if group.config.skip_bad_images and group.accelerator.is_main_process:
+        print(*notes, sep="\n", file=sys.stderr)
+    return source
+
+
+def _check_batches(group: PeerGroup) -> None:
+    """Raises UserError where a learner's batch normalisation would get single images."""
+    config = group.config
+    learners = [model for k, model in enumerate(group.models) if k not in group.frozen]
+    microbatches = group.accelerator.num_processes * config.grad_accum_steps
+    check_batchnorm_batches(learners, config.batch_size // microbatches, synchronised=config.sync_batchnorm)
+
+
+def _circumstances(group: PeerGroup, train_data: Any, data: Data) -> dict[str, Any]:
+    """What `config.json` states besides models and settings, as JSON values."""
+    return {
+        "data": {"name": title_of_data(train_data), **data.description()},
+        "device": device_name(group.accelerator.device),
+        "processes": group.accelerator.num_processes,
+    }
