@@ -432,6 +432,7 @@ def test_a_quiet_run_says_nothing(
     assert "already holds a run" in refused(capsys, *command, "--output-dir", "run", "--quiet")
 
 
+@pytest.mark.slow
 def test_a_quiet_program_says_nothing_either(here: Path) -> None:
     """Nor do the libraries, which read the data for the first time here."""
     options = ("--epochs", "1", "--max-train-samples", "64", "--max-eval-samples", "20", "--output-dir", "run")

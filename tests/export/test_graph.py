@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import feature_gan_kd
+from feature_gan_kd.cli import main
 from feature_gan_kd.export import GRAPH_FILES, ModelCardInfo, publish_graph
 from feature_gan_kd.utils.errors import UserError
 
 Describe = Callable[..., ModelCardInfo]
+Shelf = Callable[[str, str], Path]
 DIGITS = Path(feature_gan_kd.__file__).parent / "data" / "bundled" / "digits.parquet"
 
 
@@ -77,26 +79,31 @@ def models() -> dict[str, tuple[nn.Module, dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, describe: Describe) -> Path:
-    """Every model in every format."""
-    folder = tmp_path_factory.mktemp("graphs")
-    for name, (model, changes) in models().items():
-        for each in GRAPH_FILES:
-            publish_graph(model, folder / f"{name}-{each}", describe(name, **changes), each)
-    return folder
+def shelf(tmp_path_factory: pytest.TempPathFactory, describe: Describe) -> Shelf:
+    """The folder of a model in a format, made when it is first asked for."""
+    root = tmp_path_factory.mktemp("graphs")
+
+    def published(name: str, format: str) -> Path:
+        folder = root / f"{name}-{format}"
+        if not folder.exists():
+            model, changes = models()[name]
+            publish_graph(model, folder, describe(name, **changes), format)
+        return folder
+
+    return published
 
 
-@pytest.mark.parametrize("name", ["test_vit", "Own"])
+@pytest.mark.parametrize("name", ["Own", pytest.param("test_vit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("count", [1, 2, 17])
-def test_logits_are_those_of_the_model(name: str, count: int, shelf: Path, describe: Describe) -> None:
+def test_logits_are_those_of_the_model(name: str, count: int, shelf: Shelf, describe: Describe) -> None:
     """For batches of any size, read with each format's own runtime."""
     model, changes = models()[name]
     about = describe(name, **changes)
     images = digits(count, about.image_size, about.in_chans, about.mean, about.std)
     with torch.no_grad():
         expected = model.eval()(images)
-        program = torch.export.load(shelf / f"{name}-torch-export" / "model.pt2").module()(images)
-    session = onnxruntime.InferenceSession(shelf / f"{name}-onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+        program = torch.export.load(shelf(name, "torch-export") / "model.pt2").module()(images)
+    session = onnxruntime.InferenceSession(shelf(name, "onnx") / "model.onnx", providers=["CPUExecutionProvider"])
     (onnx,) = session.run(["logits"], {"images": images.numpy()})
     for found in (torch.from_numpy(onnx), program):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -104,8 +111,8 @@ def test_logits_are_those_of_the_model(name: str, count: int, shelf: Path, descr
 
 
 @pytest.mark.parametrize("format", GRAPH_FILES)
-def test_labels_and_preprocessing_travel_along(format: str, shelf: Path, describe: Describe) -> None:
-    folder, about = shelf / f"Own-{format}", describe("Own", **models()["Own"][1])
+def test_labels_and_preprocessing_travel_along(format: str, shelf: Shelf, describe: Describe) -> None:
+    folder, about = shelf("Own", format), describe("Own", **models()["Own"][1])
     names = {"onnx": "model.onnx", "torch-export": "model.pt2"}
     assert {path.name for path in folder.iterdir()} == {names[format], "config.json", "README.md"}
     config = json.loads((folder / "config.json").read_text())
@@ -145,28 +152,21 @@ def test_a_folder_of_another_format_is_left_alone(tmp_path: Path, describe: Desc
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
 
 
-def test_the_extra_is_named_where_it_is_missing(shelf: Path, tmp_path: Path) -> None:
+def test_the_extra_is_named_where_it_is_missing(
+    shelf: Shelf,
+    tmp_path: Path,
+    describe: Describe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """In writing and in reading."""
-    code = f"""
-import sys
-sys.modules["onnxruntime"] = None
-from pathlib import Path
-from torch import nn
-from feature_gan_kd.cli import main
-from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.export import ModelCardInfo, publish_graph
-about = ModelCardInfo("mine", 0, 2, None, 8, 3, (0, 0, 0), (1, 1, 1), "afd", [], "data", None, None, None, {{}})
-model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-try:
-    publish_graph(model, Path("out"), about, "onnx")
-except UserError as error:
-    print(error)
-main(["predict", {str(shelf / "Own-onnx")!r}, "image.png"])
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=200)
-    assert result.stdout == "export: onnxruntime is not installed: pip install 'feature-gan-kd[onnx]'\n"
-    assert result.stderr == (
-        "feature-gan-kd: error: onnx: onnxruntime is not installed: pip install 'feature-gan-kd[onnx]'\n"
-    )
-    assert result.returncode == 2
+    folder, about = shelf("Own", "onnx"), describe("Own", **models()["Own"][1])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    line = "onnxruntime is not installed: pip install 'feature-gan-kd[onnx]'"
+    with pytest.raises(UserError, match=f"^{re.escape(f'export: {line}')}$"):
+        publish_graph(Own(), tmp_path / "out", about, "onnx")
     assert list(tmp_path.iterdir()) == []
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", str(folder), "image.png"])
+    assert capsys.readouterr() == ("", f"feature-gan-kd: error: onnx: {line}\n")

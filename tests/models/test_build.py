@@ -245,6 +245,7 @@ def test_encoders_are_refused(classes: int | None, remedy: str) -> None:
     assert remedy in message
 
 
+@pytest.mark.slow
 def test_a_memory_order_that_ends_the_process_is_not_used() -> None:
     """A strided 1x1 convolution of few channels, trained in channels-last on CPU, corrupts memory in torch 2.15."""
     code = """
@@ -263,6 +264,9 @@ print("trained")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout == "trained\n", (result.returncode, result.stderr)
+
+
+def test_convolutions_that_keep_their_memory_order() -> None:
     safe, unsafe = nn.Conv2d(16, 4, 1, stride=2), nn.Conv2d(3, 4, 1, stride=2)
     cpu = torch.device("cpu")
     assert safe_memory_format(safe, cpu, True) is torch.channels_last

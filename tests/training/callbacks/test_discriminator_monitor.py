@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,14 @@ class Undecided(nn.Module):
         return torch.sigmoid(self.line(feature_map.mean((2, 3)))[:, 0])
 
 
-def test_a_training_says_it_once_for_each_discriminator() -> None:
+def test_a_training_says_it_once_for_each_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_start = DiscriminatorMonitor.on_start
+
+    def sooner(monitor: DiscriminatorMonitor, *args: Any) -> None:
+        on_start(monitor, *args)
+        monitor.patience = 40
+
+    monkeypatch.setattr(DiscriminatorMonitor, "on_start", sooner)
     distiller = OnlineAdversarialDistiller(
         [GroupNormModel(4, classes=10), GroupNormModel(6, classes=10)],
         image_size=8,
@@ -72,8 +80,9 @@ def test_a_training_says_it_once_for_each_discriminator() -> None:
         max_train_samples=40,
         max_eval_samples=10,
         batch_size=2,
-        epochs=35,
-        evaluate_every_epochs=35,
+        epochs=5,
+        evaluate_every_epochs=5,
+        log_every_steps=5,
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
