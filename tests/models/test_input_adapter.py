@@ -86,7 +86,7 @@ def test_a_restored_distiller_adapts_likewise(tmp_path: Path) -> None:
     distiller.save_checkpoint(tmp_path / "saved")
     restored = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved")
     assert restored.evaluate(data) == distiller.evaluate(data)
-    assert [model.image_size for model in restored.peers] == [64, 32]
+    assert [model.image_size for model in restored.group.peers] == [64, 32]
 
 
 @pytest.mark.parametrize("size", [None, 64])

@@ -21,6 +21,7 @@ from feature_gan_kd.cli import main
 from feature_gan_kd.report import read_run
 from feature_gan_kd.report.gradcam import read_grad_cam
 from feature_gan_kd.training.history import History
+from feature_gan_kd.training.run import open_evaluation_images
 from tests.report.fake_runs import write_run
 
 
@@ -53,7 +54,7 @@ class TestDrawing:
 
     def test_the_image_is_the_one_of_that_number(self, drawn: Path, real: tuple[Path, History]) -> None:
         distiller = OnlineAdversarialDistiller.from_checkpoint(sorted((real[0] / "checkpoints").iterdir())[-1])
-        images, labels = next(iter(distiller.evaluation_images().batches(
+        images, labels = next(iter(open_evaluation_images(distiller.group).batches(
             batch_size=40, seed=0, epoch=0, device="cpu", train=False
         )))  # fmt: skip
         mean, std = distiller.group.normalisation().mean[0], distiller.group.normalisation().std[0]
