@@ -47,7 +47,7 @@ def test_own_loop(output: list[str]) -> None:
 def test_own_discriminator(output: list[str]) -> None:
     text = "\n".join(output)
     assert text.count("PatchDiscriminator(") == 2
-    answers = {name: float(value) for name, value in re.findall(r"'((?:real|fake)/\S+)': ([\d.]+)", output[-1])}
+    answers = {name: float(value) for name, value in re.findall(r"'train/((?:real|fake)/\S+)': ([\d.]+)", output[-1])}
     assert sorted(answers) == ["fake/0->1", "fake/1->0", "real/0->1", "real/1->0"]
     assert all(0 < value < 1 for value in answers.values())
 
