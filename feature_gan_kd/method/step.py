@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
@@ -231,18 +232,19 @@ class AdversarialStep:
         Raises:
             UserError: where another process is gone.
         """
-        last, compares_maps, feature_group = batch.is_last, self.compares_maps, self.feature_group
+        compares_maps, feature_group = self.compares_maps, self.feature_group
+        backward_of_batch = functools.partial(backward, reduce=batch.is_last, is_dummy=batch.count == 0)
         feature_groups = [] if feature_group is None else [feature_group]
         if self.discriminator_group is not None and self.steps_discriminators:
             own = [self.discriminator_group]
-            backward(batch.weigh(losses.discriminator), own, retain_graph=True, reduce=last)
+            backward_of_batch(batch.weigh(losses.discriminator), own, retain_graph=True)
         if compares_maps and self.joint_backward:
             loss = losses.logit + losses.feature
-            backward(batch.weigh(loss), [self.logit_group, *feature_groups], reduce=last)
+            backward_of_batch(batch.weigh(loss), [self.logit_group, *feature_groups])
             return
-        backward(batch.weigh(losses.logit), [self.logit_group], retain_graph=compares_maps, reduce=last)
+        backward_of_batch(batch.weigh(losses.logit), [self.logit_group], retain_graph=compares_maps)
         if compares_maps and feature_groups:
-            backward(batch.weigh(losses.feature), feature_groups, reduce=last)
+            backward_of_batch(batch.weigh(losses.feature), feature_groups)
         elif self.acts and feature_group is not None:
             feature_group.fill_zeros()
 

@@ -70,8 +70,9 @@ class OptimizerGroup:
         """
         if world_size() == 1:
             return
-        self._finish_presence = any_rank_async([gradient is not None for gradient in self.gradients])
-        pairs = zip(self.parameters, self.gradients, strict=True)
+        own = self.gradients or [None] * len(self.parameters)
+        self._finish_presence = any_rank_async([gradient is not None for gradient in own])
+        pairs = zip(self.parameters, own, strict=True)
         self.gradients = [torch.zeros_like(p) if gradient is None else gradient for p, gradient in pairs]
         self._finish_reduction = all_reduce_async(self.gradients)
 
@@ -104,7 +105,14 @@ class OptimizerGroup:
         self._finish_reduction = self._finish_presence = None
 
 
-def backward(loss: Tensor, groups: Sequence[OptimizerGroup], *, retain_graph: bool = False, reduce: bool) -> None:
+def backward(
+    loss: Tensor,
+    groups: Sequence[OptimizerGroup],
+    *,
+    retain_graph: bool = False,
+    reduce: bool,
+    is_dummy: bool = False,
+) -> None:
     """Adds the gradient of a loss to groups of parameters, and to nothing else.
 
     `inputs` keeps everything outside the groups fixed: a discriminator while its learner is taught, and the reverse.
@@ -114,15 +122,20 @@ def backward(loss: Tensor, groups: Sequence[OptimizerGroup], *, retain_graph: bo
         groups: whose parameters the gradient is taken of, in one pass; no parameter is in two of them.
         retain_graph: another loss of the same forward pass follows.
         reduce: this is the last microbatch: start to sum the gradients over all processes.
+        is_dummy: the loss is that of a dummy batch. Its gradients are zero, and dropped: a parameter that the dummy
+            images alone reach has no gradient. The pass runs for what it exchanges with other processes.
 
     Raises:
         UserError: where another process is gone.
     """
+    before = [group.gradients for group in groups]
     with ExitStack() as stack:
         for group in groups:
             stack.enter_context(group.attached())
         inputs = [parameter for group in groups for parameter in group.parameters]
         torch.autograd.backward(loss, inputs=inputs, retain_graph=retain_graph)
+    for group, gradients in zip(groups, before, strict=True) if is_dummy else ():
+        group.gradients = gradients
     for group in groups if reduce else ():
         group.start_reduction()
 
