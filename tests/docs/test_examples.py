@@ -33,7 +33,7 @@ def output(
 def test_three_lines(output: list[str]) -> None:
     assert output[-2:] == ["distilled/0-test_resnet", "distilled/1-test_vit"]
     assert timm.create_model(f"local-dir:{output[-1]}", pretrained=True).num_classes == 10
-    assert read_run(Path("runs/three-lines")).epochs[-1]["images"] == 359
+    assert read_run(Path("runs/three-lines")).epochs[-1]["metrics"]["eval/images"] == 359
 
 
 @pytest.mark.slow

@@ -44,7 +44,6 @@ MODES: dict[str, dict[str, Any]] = {
     "two taps": {"feature_layers": ["block1", "block2"]},
     "three models": {"widths": (4, 6, 4)},
     "bf16": {"mixed_precision": "bf16"},
-    "spectral norm": {"discriminator_spectral_norm": True},
     "no momentum": {"momentum": 0.0},
     "measured": {"log_gradients": True, "log_every_steps": 3},
 }
