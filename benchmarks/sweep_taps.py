@@ -29,8 +29,8 @@ from benchmarks.sweep_timm import CLASSES, input_of, smallest_of_each_class, wri
 from feature_gan_kd import UserError
 from feature_gan_kd.models.build import safe_memory_format
 from feature_gan_kd.models.compile import Compiler
-from feature_gan_kd.models.discovery import find_taps
-from feature_gan_kd.models.taps import TappedModel
+from feature_gan_kd.models.find_taps import find_taps
+from feature_gan_kd.models.tapped_model import TappedModel
 
 # bf16 has 8 bits of mantissa, and a deep model may add up its rounding to more than this tolerance: then its map must
 # be, bit for bit, what timm's own `forward_features` gives under autocast.

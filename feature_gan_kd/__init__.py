@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
 from feature_gan_kd.utils.version import __version__

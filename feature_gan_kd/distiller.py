@@ -12,20 +12,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from feature_gan_kd.analysis import similarity
-from feature_gan_kd.analysis.summary import describe_taps, summarize
-from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.export import trained_model
+from feature_gan_kd.analysis.model_tables import describe_taps, summarize
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.export import save_models
 from feature_gan_kd.export.card import ExportFormat
 from feature_gan_kd.method.topology import Edge, TopologyName
 from feature_gan_kd.models.build import PeerModel
-from feature_gan_kd.models.taps import Layer, MapShape
+from feature_gan_kd.models.tapped_model import Layer, MapShape
 from feature_gan_kd.models.weights import load_weights
-from feature_gan_kd.training import checkpoint, run
+from feature_gan_kd.training import checkpoint_files, run
 from feature_gan_kd.training.callbacks import Callback
-from feature_gan_kd.training.checkpoint import Checkpoint
+from feature_gan_kd.training.checkpoint_contents import checkpointed_arguments
+from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.history import History, Which
 from feature_gan_kd.training.peer_group import PeerGroup, override_settings
-from feature_gan_kd.training.state import checkpointed_arguments
 
 
 class OnlineAdversarialDistiller:
@@ -40,9 +40,9 @@ class OnlineAdversarialDistiller:
             or a mapping from a model's position to either. None finds the last map before pooling.
         topology: who teaches whom: `cycle` (the paper's), `complete`, `star`, or edges `(source, learner)`.
         frozen: positions of models that only teach.
-        discriminator: makes a discriminator of your own for maps of a shape (channels, height, width): a module that
-            returns one answer per map, shape (batch,), or one per patch, (batch, patches). Answers are in (0, 1) for
-            the adversarial_loss `paper`, and any number for the others. None makes the paper's.
+        discriminator: a function that takes the shape of a map (channels, height, width) and returns a discriminator
+            of your own: a module that gives one answer per map, (batch,), or per patch, (batch, patches). Answers are
+            in (0, 1) for the adversarial_loss `paper`, and any number for the others. None makes the paper's.
         config: every other setting.
         accelerator: devices and processes; None makes one.
         **overrides: single settings of `config`, by name.
@@ -165,7 +165,7 @@ class OnlineAdversarialDistiller:
         self.config = self.config.replace(**{name: value for name, value in changes.items() if value is not None})
         options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license)
         services = run.RunServices(
-            publish=functools.partial(trained_model.save_if_changed, self.group),
+            publish=functools.partial(save_models.save_if_changed, self.group),
             similarity=functools.partial(similarity.measure_group, self.group),
             check_similarity_images=similarity.check_image_count,
             taps=describe_taps(self.group.tapped),
@@ -199,7 +199,7 @@ class OnlineAdversarialDistiller:
 
         Args:
             directory: for the folders `<index>-<name>`.
-            which: which weights the card says these are; those that the models have now are written.
+            which: what the card calls these weights. The models' present weights are written in any case.
             format: `safetensors`, which timm loads, or a graph that runs without timm: `onnx`, `torch-export`.
             license: of the weights; None takes what `fit` was given, else that of pretrained weights.
 
@@ -210,7 +210,7 @@ class OnlineAdversarialDistiller:
             UserError: where a folder cannot be written, timm would build another model from it, or a graph cannot be
                 traced or computes other values.
         """
-        return trained_model.save_models(self.group, Path(directory), which=which, form=format, license=license)
+        return save_models.save_models(self.group, Path(directory), which=which, form=format, license=license)
 
     def push_to_hub(
         self,
@@ -235,7 +235,7 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: for a position without a model, without internet access, or with a wrong token.
         """
-        trained_model.push_model(self.group, repo_id, model, which=which, private=private, token=token, license=license)
+        save_models.push_model(self.group, repo_id, model, which=which, private=private, token=token, license=license)
 
     def save_checkpoint(self, directory: str | Path) -> None:
         """Writes everything that training changes (models, discriminators, transfers, optimisers) into one folder.
@@ -248,7 +248,7 @@ class OnlineAdversarialDistiller:
         """
         state = self.state()
         if self.accelerator.is_main_process:
-            checkpoint.save(state, Path(directory), self.group.signature(None))
+            checkpoint_files.save(state, Path(directory), self.group.signature(None))
         self.accelerator.wait_for_everyone()
 
     @classmethod
@@ -271,10 +271,10 @@ class OnlineAdversarialDistiller:
             UserError: where the checkpoint is damaged, or is one of other models.
         """
         folder = Path(directory)
-        state = checkpoint.load(folder, None)
-        about = checkpoint.read_signature(folder)
+        state = checkpoint_files.load(folder, None)
+        about = checkpoint_files.read_signature(folder)
         distiller = cls(**checkpointed_arguments(about, models), discriminator=discriminator, accelerator=accelerator)
-        checkpoint.check_signature(folder, distiller.group.signature(about["data"]))
+        checkpoint_files.check_signature(folder, distiller.group.signature(about["data"]))
         distiller.load_state(state)
         return distiller
 
@@ -295,5 +295,5 @@ class OnlineAdversarialDistiller:
         return self.group.state()
 
     def load_state(self, state: Checkpoint) -> None:
-        """The inverse of `state`. Raises UserError for that of other models, of which part may be loaded by then."""
+        """Loads what `state` gave. Raises UserError for the state of other models; a part may be loaded by then."""
         self.group.load_state(state)

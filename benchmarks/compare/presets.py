@@ -26,6 +26,11 @@ METHODS: dict[str, Options] = {
     "afd-no-decay": {"method": "afd", "adversarial-weight-decay": "0"},
     "afd-weak-decay": {"method": "afd", "adversarial-weight-decay": "0.01"},
     "zero-gradient-weak-decay": {"method": "zero-gradient", "adversarial-weight-decay": "0.01"},
+    # Logits alone, with more weight decay than the paper's 1e-4: does the second optimiser's decay do more than that?
+    "logit-decay-2.5e-4": {"method": "logit", "weight-decay": "2.5e-4"},
+    "logit-decay-5e-4": {"method": "logit", "weight-decay": "5e-4"},
+    "logit-decay-1e-3": {"method": "logit", "weight-decay": "1e-3"},
+    "vanilla-decay-5e-4": {"method": "vanilla", "weight-decay": "5e-4"},
     # AFD's cheaper modes.
     "afd-interval-4": {"method": "afd", "adversarial-interval": "4"},
     "afd-joint-backward": {"method": "afd", "joint-backward": ()},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.utils.errors import UserError
 
 DATA = ("fingerprint", "train_images", "evaluation_images")  # what tells one data set from another

@@ -9,7 +9,7 @@ import torch
 from benchmarks.speed.clock import now, timed
 from benchmarks.speed.rows import CLASSES, Case, distiller
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.data.augment import CropFlip
+from feature_gan_kd.data.batch_transforms import CropFlip
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.training.callbacks import Callback
 

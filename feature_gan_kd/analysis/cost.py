@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from feature_gan_kd.analysis.summary import align_columns
+from feature_gan_kd.analysis.model_tables import align_columns
 from feature_gan_kd.method.connection import Connection
-from feature_gan_kd.models.taps import TappedModel, evaluating
+from feature_gan_kd.models.tapped_model import TappedModel, evaluating
 
 # Float32 numbers that each trained parameter needs besides itself: the gradient of the logit loss and SGD's momentum;
 # in an extractor also the gradient of the feature loss and Adam's two averages.

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from feature_gan_kd.analysis.gradcam import GradCamHeatmaps, grad_cam, overlay, to_rgb
 from feature_gan_kd.data import ImageSource
-from feature_gan_kd.models.discovery import find_taps, layers_of
+from feature_gan_kd.models.find_taps import find_taps, layers_of
 from feature_gan_kd.models.input_adapter import Normalisation
-from feature_gan_kd.models.taps import TappedModel
+from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.files import atomic_folder
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from feature_gan_kd.analysis.cost import cost_table
-from feature_gan_kd.analysis.summary import summarize
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.analysis.model_tables import summarize
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from feature_gan_kd.data import ImageSource
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.taps import TappedModel, evaluating
+from feature_gan_kd.models.tapped_model import TappedModel, evaluating
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.utils.errors import UserError
 

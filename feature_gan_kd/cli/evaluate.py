@@ -5,7 +5,7 @@ from __future__ import annotations
 from json import dumps
 from pathlib import Path
 
-from feature_gan_kd.cli.options import restored
+from feature_gan_kd.cli.model_options import restored
 
 
 def evaluate(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from feature_gan_kd.cli.options import ModelOptions, layers, peers
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.cli.model_options import ModelOptions, layers, peers
+from feature_gan_kd.config.distill_config import DistillConfig
 
 # The settings that decide what is built or what it costs, and where the number of classes is found.
 USED = (

@@ -19,12 +19,12 @@ from feature_gan_kd.cli.arguments import Parser, option
 from feature_gan_kd.cli.evaluate import evaluate
 from feature_gan_kd.cli.export import export
 from feature_gan_kd.cli.inspect import inspect
-from feature_gan_kd.cli.options import ModelOptions
+from feature_gan_kd.cli.model_options import ModelOptions
 from feature_gan_kd.cli.predict import predict
 from feature_gan_kd.cli.report import report
 from feature_gan_kd.cli.schema import schema
 from feature_gan_kd.cli.train import DEMO, Run, train
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
 
 COMMANDS: dict[str, Callable[..., None]] = {

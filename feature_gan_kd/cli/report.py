@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 
-from feature_gan_kd.cli.options import restored
+from feature_gan_kd.cli.model_options import restored
 from feature_gan_kd.utils.errors import UserError
 
 

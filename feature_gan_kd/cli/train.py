@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feature_gan_kd.cli.command_line import own_command
-from feature_gan_kd.cli.options import ModelOptions, build
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.cli.model_options import ModelOptions, build
+from feature_gan_kd.config.distill_config import DistillConfig
 
 if TYPE_CHECKING:
     from feature_gan_kd.training.history import History

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from feature_gan_kd.config.sections import SECTIONS, field_docs
-from feature_gan_kd.config.settings import setting_types
+from feature_gan_kd.config.distill_config import setting_types
+from feature_gan_kd.config.settings import SECTIONS, field_docs
 from feature_gan_kd.config.validation import ValueType
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}

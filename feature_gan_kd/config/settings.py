@@ -1,131 +1,251 @@
-"""`DistillConfig`: every setting of a run, validated, with the presets of its method and recipe applied."""
+"""The sections of the settings: every setting is declared here, once, with its default, bounds and help text.
+
+The docstring below a setting is its help text on the command line, in the JSON schema and in the documentation. A help
+text names the default itself where the default is None; elsewhere the command line appends it.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import json
-import typing
-from collections.abc import Mapping
+import inspect
+import itertools
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from feature_gan_kd.config import sections
-from feature_gan_kd.config.methods import METHODS
-from feature_gan_kd.config.recipes import RECIPES
-from feature_gan_kd.config.validation import ValueType, check_value, show
-from feature_gan_kd.utils.errors import UserError, closest
+from feature_gan_kd.config.methods import MethodName
+from feature_gan_kd.config.recipes import RecipeName
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
+SchedulerName = Literal["multistep", "cosine", "poly", "tanh"]
+Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
 
 
-@cache
-def setting_types() -> dict[str, ValueType]:
-    """The type of every setting, by name."""
-    hints = {name: hint for section in sections.SECTIONS for name, hint in typing.get_type_hints(section).items()}
-    return {name: ValueType.from_hint(hint) for name, hint in hints.items()}
+def bounded(
+    default: Any, *, at_least: float | None = None, above: float | None = None, at_most: float | None = None
+) -> Any:
+    """A dataclass field whose number, or each of whose numbers, must lie within the bounds."""
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
+    return dataclasses.field(default=default, metadata={key: one for key, one in bounds.items() if one is not None})
 
 
-class RemembersGiven:
-    """Remembers which settings the user gave, so that no preset replaces them, not even after `replace`.
-
-    It is a base class so that the signature of `DistillConfig` stays the dataclass's own.
-    """
-
-    def __new__(cls, /, **given: Any) -> Self:
-        """Raises UserError for a setting that does not exist."""
-        known = list(setting_types())
-        for name in given:
-            if name not in known:
-                near = closest(name, known)
-                raise UserError(f"config: there is no setting {show(name)}{near and f', the closest are {near}'}")
-        config = super().__new__(cls)
-        config.__dict__["_given"] = given
-        return config
-
-
-# Dataclasses collect the fields of their last base first.
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(
-    sections.TrackingSettings,
-    sections.RuntimeSettings,
-    sections.DataSettings,
-    sections.DiscriminatorSettings,
-    sections.OptimSettings,
-    sections.LossSettings,
-    sections.TrainingSettings,
-    RemembersGiven,
-):
-    """Every setting of a run, by name.
+class TrainingSettings:
+    """Training: its length, batches and arithmetic."""
 
-    A setting that is not given has the value that the method or the recipe presets for it, else its default.
+    epochs: int = bounded(300, at_least=1)
+    """Passes over the training images."""
+    batch_size: int = bounded(128, at_least=2)
+    """Images in one update, summed over all processes and accumulation steps."""
+    seed: int = bounded(0, at_least=0, at_most=2**31 - 1)
+    """Seed of the initial weights, the order of the images, their augmentation and dropout."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Precision of the forward and backward passes: bf16 autocasts them to bfloat16."""
+    grad_accum_steps: int = bounded(1, at_least=1)
+    """Parts into which each process divides its share of a batch, to save memory."""
+    evaluate_every_epochs: int = bounded(1, at_least=1)
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    early_stopping_patience: int | None = bounded(None, at_least=1)
+    """Stop the run after this many evaluations in a row without a new best accuracy of any model or of the ensemble
+    (default: never)."""
+    sync_batchnorm: bool = False
+    """Compute the batch normalisation statistics of the models over all processes; without it, each process uses its
+    own share of the batch."""
+    channels_last: bool = True
+    """Keep images and convolution weights in channels-last memory order."""
 
-    Raises:
-        UserError: at construction, for an unknown setting, and for a value of the wrong type or outside its bounds.
-    """
 
-    def __post_init__(self) -> None:
-        expected = setting_types()
-        for spec in dataclasses.fields(self):
-            value = check_value(spec.name, getattr(self, spec.name), expected[spec.name], spec.metadata)
-            object.__setattr__(self, spec.name, value)
-        for name, value in {**METHODS[self.method], **RECIPES[self.recipe]}.items():
-            if name not in self.__dict__["_given"]:
-                object.__setattr__(self, name, value)
-        self._check_combinations()
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Losses: the method and the weights of its terms. Cross-entropy always has weight 1."""
 
-    def _check_combinations(self) -> None:
-        """What depends on several settings, or on several numbers of one."""
-        for name in ("milestones", "adversarial_milestones"):
-            value = getattr(self, name)
-            if list(value) != sorted(set(value)):
-                raise UserError(f"{name}: {show(value)} is not allowed, expected rising fractions of the run")
-        if self.grad_accum_steps > self.batch_size:
-            raise UserError(
-                f"grad_accum_steps: {self.grad_accum_steps} parts of a batch of {self.batch_size} images: "
-                "at most one part per image"
-            )
-        if self.joint_backward and self.decay_only_update:
-            raise UserError(
-                "joint_backward: decay_only_update (of method zero-gradient) needs a second optimiser: leave one of "
-                "them out"
-            )
-        if self.sync_batchnorm and self.compile:
-            raise UserError("sync_batchnorm: cannot be combined with compile: leave one of them out")
+    method: MethodName = "afd"
+    """Preset of the weights below. afd: KL of the logits and adversarial feature maps (the paper); logit: KL only; dml:
+    KL only, with temperature 1; vanilla: no distillation; feature: adversarial feature maps only; l1, l2: KL and the L1
+    or L2 difference of the feature maps; l1-only, l2-only: that difference only; zero-gradient: KL, and extractors that
+    move by weight decay only (a control for afd)."""
+    kl_weight: float = bounded(1.0, at_least=0)
+    """Weight of the logit term: T^2 times the KL divergence between the softened outputs of source and learner."""
+    temperature: float = bounded(3.0, above=0)
+    """T, which softens the outputs in the logit term."""
+    adversarial_weight: float = bounded(1.0, at_least=0)
+    """Weight of the learner's adversarial term on its feature maps."""
+    adversarial_loss: AdversarialLoss = "paper"
+    """Objective of discriminators and learners. paper: least squares of outputs in (0, 1); least-squares: of unbounded
+    outputs; hinge; relativistic: compares the outputs for the two feature maps of one image."""
+    adversarial_interval: int = bounded(1, at_least=1)
+    """Compare feature maps, and step extractors and discriminators, in every N-th update only: faster, but no longer
+    the paper's algorithm."""
+    l1_weight: float = bounded(0.0, at_least=0)
+    """Weight of the mean absolute difference of the feature maps."""
+    l2_weight: float = bounded(0.0, at_least=0)
+    """Weight of the mean squared difference of the feature maps."""
+    decay_only_update: bool = False
+    """Step the extractors' adversarial optimiser even without a feature loss, so that only its weight decay acts."""
 
     @property
-    def loss_weights(self) -> sections.LossSettings:
-        """The settings of the losses."""
-        return self
+    def has_feature_loss(self) -> bool:
+        """Whether any term compares feature maps."""
+        return self.adversarial_weight > 0 or self.l1_weight > 0 or self.l2_weight > 0
 
-    def replace(self, /, **changes: Any) -> DistillConfig:
-        """A copy with some settings changed; another method or recipe brings its presets along.
+    @property
+    def updates_extractors(self) -> bool:
+        """Whether the extractors have a second optimiser, besides that of the logit loss."""
+        return self.has_feature_loss or self.decay_only_update
 
-        Raises:
-            UserError: for a setting that does not exist (the closest names are given) or a bad value.
-        """
-        return type(self)(**{**self.__dict__["_given"], **changes})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every setting in force, as JSON values."""
-        return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(self))))
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """Optimisation: optimisers and their schedules. All times are fractions of the run."""
 
-    def defining(self) -> dict[str, Any]:
-        """The settings that decide the weights of a run; a resumed run must have the same."""
-        free = {spec.name for section in sections.MAY_CHANGE_ON_RESUME for spec in dataclasses.fields(section)}
-        return {name: value for name, value in self.to_dict().items() if name not in free}
+    recipe: RecipeName = "auto"
+    """Preset of the settings below. paper: training from scratch, as in the paper; finetune: small steps from
+    pretrained weights; auto: finetune where all learners start from pretrained weights, else paper."""
+    lr: float = bounded(0.1, above=0)
+    """Learning rate of the logit optimiser, which trains every parameter of the models."""
+    optimizer: str = "momentum"
+    """timm's name of the logit optimiser; momentum is SGD with momentum."""
+    weight_decay: float = bounded(1e-4, at_least=0)
+    """Weight decay of the logit optimiser, on every parameter."""
+    momentum: float = bounded(0.9, at_least=0, at_most=1)
+    """Momentum of the logit optimiser."""
+    scheduler: SchedulerName = "multistep"
+    """Learning rate schedule of the logit optimiser."""
+    milestones: tuple[float, ...] = bounded((0.5, 0.75), above=0, at_most=1)
+    """Fractions of the run at which the multistep schedule multiplies the learning rate by 0.1."""
+    warmup_fraction: float = bounded(0.0, at_least=0, at_most=0.9)
+    """Fraction of the run over which the learning rate rises from zero."""
+    clip_grad: float | None = bounded(None, above=0)
+    """Largest norm of a model's logit gradient (default: no clipping)."""
+    adversarial_lr: float = bounded(2e-5, above=0)
+    """Learning rate of the adversarial optimiser of the extractors."""
+    discriminator_lr: float = bounded(2e-5, above=0)
+    """Learning rate of the discriminators."""
+    adversarial_weight_decay: float = bounded(0.1, at_least=0)
+    """Weight decay of the adversarial optimiser of the extractors."""
+    discriminator_weight_decay: float = bounded(0.1, at_least=0)
+    """Weight decay of the discriminators."""
+    adversarial_optimizer: Literal["adam", "adamw"] = "adam"
+    """Optimiser of extractors and discriminators; adam couples the weight decay (L2), adamw decouples it."""
+    adversarial_milestones: tuple[float, ...] = bounded((0.25, 0.5), above=0, at_most=1)
+    """Fractions of the run at which the learning rates of extractors and discriminators are multiplied by 0.1."""
+    adversarial_warmup_fraction: float = bounded(0.0, at_least=0, at_most=0.9)
+    """Fraction of the run over which adversarial_lr rises from zero; the discriminators have no warmup."""
+    scale_adversarial_lr: bool = False
+    """Multiply the learning rates of extractors and discriminators by 117,300 / the number of adversarial updates of
+    this run. Adam moves a weight by at most its learning rate in an update, so without this option the adversarial term
+    hardly acts in a run much shorter than the paper's 117,300 updates."""
+    joint_backward: bool = False
+    """Add the feature loss to the logit loss, with one backward pass and one optimiser for both: faster, but no longer
+    the paper's algorithm. adversarial_weight then sets the strength of the adversarial term."""
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
-        """The inverse of `to_dict`.
 
-        Args:
-            values: settings by name, all of which count as given: no preset replaces them.
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorSettings:
+    """Feature maps and discriminators."""
 
-        Raises:
-            UserError: if `values` is no mapping, for an unknown setting and for a bad value.
-        """
-        if not isinstance(values, Mapping):
-            raise UserError(f"config: {show(values)} holds no settings, expected their names and values")
-        return cls(**{str(name): value for name, value in values.items()})
+    discriminator_width: int = bounded(128, at_least=1)
+    """Largest number of channels inside a discriminator."""
+    discriminator_norm: Literal["batch", "group", "none"] = "batch"
+    """Normalisation inside a discriminator; the paper's is batch."""
+    discriminator_interval: int = bounded(1, at_least=1)
+    """Step the discriminators in every N-th of the updates that compare feature maps."""
+    vectors_as_maps: bool = False
+    """Accept a named layer that outputs a vector, as a feature map of 1x1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Data: columns, splits, image size and augmentation."""
+
+    image_size: int | None = bounded(None, at_least=8)
+    """Height and width of the images in pixels (default: the largest that the models are made for)."""
+    label_column: str | None = None
+    """Column of the labels (default: found by its type)."""
+    image_column: str | None = None
+    """Column of the images (default: found by its type)."""
+    train_split: str | None = None
+    """Split to train on (default: train)."""
+    eval_split: str | None = None
+    """Split to evaluate on (default: test, else validation, else a fifth of the training split)."""
+    max_train_samples: int | None = bounded(None, at_least=2)
+    """Use only the first N training images; of a stream, the first N in each epoch (default: all)."""
+    max_eval_samples: int | None = bounded(None, at_least=1)
+    """Use only the first N evaluation images (default: all)."""
+    augmentation: Augmentation = "auto"
+    """Training augmentation. auto: crop-flip up to 96 pixels (padding 1/8 of the side), resized-crop with flip above,
+    and crop for the bundled digits, which a flip would change."""
+    mixup: float = bounded(0.0, at_least=0)
+    """Alpha of mixup, which blends two images of a batch and their labels; 0 is off. Training accuracy counts the label
+    with the larger share."""
+    cutmix: float = bounded(0.0, at_least=0)
+    """Alpha of CutMix, which pastes a rectangle of one image into another; 0 is off. With mixup, each update uses one
+    of the two."""
+    streaming: bool = False
+    """Read a hub data set, folder or file image by image from front to back, instead of fetching it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """Runtime: speed, safety and checkpoints. A resumed run may change these."""
+
+    compile: bool = False
+    """Compile the models with torch.compile."""
+    cuda_graphs: bool = False
+    """Record whole updates as CUDA graphs and replay them: for small models on one GPU, where launching the kernels
+    takes longer than running them."""
+    num_workers: int = bounded(0, at_least=0)
+    """Processes that decode images, where the data set is not held in memory."""
+    skip_bad_images: bool = False
+    """Skip images that cannot be decoded, and report how many they are."""
+    max_nonfinite_steps: int = bounded(20, at_least=1)
+    """Stop the run after this many updates in a row that were skipped because a loss or a gradient was not finite."""
+    check_processes: bool = False
+    """Check after every update that all processes hold the same weights, and stop the run if they do not."""
+    checkpoint_every_steps: int | None = bounded(None, at_least=1)
+    """Write a checkpoint every N updates as well (default: only at the end of each epoch)."""
+    keep_checkpoints: int = bounded(2, at_least=1)
+    """Number of newest checkpoints to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """Tracking: which figures are recorded. A resumed run may change these."""
+
+    log_every_steps: int = bounded(50, at_least=1)
+    """Updates between two records of the metrics."""
+    similarity_images: int | None = bounded(None, at_least=4)
+    """Record at each evaluation how similar the feature maps of source and learner are on the first N evaluation images
+    (default: not recorded)."""
+    log_gradients: bool = False
+    """With each record of the metrics, log the norms of gradients, weight decay and updates, how far they agree, and
+    how often the discriminators are right."""
+
+
+# In the order in which they are listed; no two of them have a setting of the same name.
+SECTIONS = (
+    TrainingSettings,
+    LossSettings,
+    OptimSettings,
+    DiscriminatorSettings,
+    DataSettings,
+    RuntimeSettings,
+    TrackingSettings,
+)
+# All other sections decide the weights of a run, so a run is resumed only with the same values.
+MAY_CHANGE_ON_RESUME = (RuntimeSettings, TrackingSettings)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, on one line, by the name of the field."""
+    (definition,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+        and isinstance(doc.value.value, str)
+    }

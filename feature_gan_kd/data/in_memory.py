@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
+from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_bounds, count_steps, rank_slice
 from feature_gan_kd.data.decode import channel_statistics, hash_images
 from feature_gan_kd.data.rng import permutation

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.data.items import ImageTransform, TorchDatasetImages
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.image_transforms import ImageTransform
+from feature_gan_kd.data.items import TorchDatasetImages
 from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.data.sources import Split, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream

@@ -6,7 +6,7 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.batches import Batch
 from feature_gan_kd.data.rng import MIX, item_seeds, seeded
 

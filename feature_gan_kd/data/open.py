@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
 from feature_gan_kd.data.batches import ImageSource
 from feature_gan_kd.data.decode import decode_images, skipped_images_note
+from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.in_memory import MemoryImages
-from feature_gan_kd.data.items import ImageTransform, TableImages, TorchDatasetImages
+from feature_gan_kd.data.items import TableImages, TorchDatasetImages
 from feature_gan_kd.data.labelled import (
     LabelledSplit,
     check_training_images,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.utils.data
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.utils.errors import UserError, reason
 from feature_gan_kd.utils.offline import offline_without_internet
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.data.augment import CropFlip
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.batch_transforms import CropFlip
 from feature_gan_kd.data.batches import Batch, batch_bounds, rank_slice
-from feature_gan_kd.data.items import ImageTransform, TableImages
+from feature_gan_kd.data.image_transforms import ImageTransform
+from feature_gan_kd.data.items import TableImages
 from feature_gan_kd.data.lazy import ItemReader, OnDemandImages, collate
 from feature_gan_kd.data.rng import item_seeds
 from feature_gan_kd.data.sources import Split

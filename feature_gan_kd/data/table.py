@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.sources import Split
 from feature_gan_kd.utils.errors import UserError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from feature_gan_kd.data.augment import PixelNormaliser
+from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import Batch, rank_slice
 from feature_gan_kd.data.decode import channel_statistics, hash_images
 from feature_gan_kd.data.rng import item_seeds, seeded

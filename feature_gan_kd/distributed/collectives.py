@@ -59,32 +59,6 @@ def explain_lost_process() -> Iterator[None]:
         ) from error
 
 
-def microbatches(images: int, parts: int, device: torch.device) -> list[slice]:
-    """Divides a batch into microbatches, and returns which images of this rank's share belong to each.
-
-    Microbatch k holds the images k, k + parts, k + 2 * parts, ... of the whole batch, counted through the shares of all
-    ranks. It holds the same images whatever the world size. All ranks return equally many slices, of which some may be
-    empty.
-
-    Args:
-        images: number of images in this rank's share of the batch.
-        parts: number of microbatches; a batch with fewer images is divided into single images.
-        device: on which the ranks exchange the sizes of their shares. Waits for the device.
-
-    Raises:
-        UserError: if another process is gone.
-    """
-    if parts == 1:
-        return [slice(None)]
-    shares = [images]
-    if world_size() > 1:
-        sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
-        sizes[rank()] = images
-        shares = all_reduce_sum(sizes).tolist()
-    before, parts = sum(shares[: rank()]), min(parts, sum(shares))
-    return [slice((part - before) % parts, None, parts) for part in range(parts)]
-
-
 def all_reduce_async(gradients: Sequence[Tensor | None]) -> Callable[[], None]:
     """Starts to sum gradients of any shape over all processes, without waiting for the result.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import open_evaluation
 from feature_gan_kd.export.card import ModelCardInfo, model_card
 from feature_gan_kd.export.timm_folder import (

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.connection import Connection, build_connections, check_taps
 from feature_gan_kd.method.discriminator import Discriminator
 from feature_gan_kd.method.step import AdversarialStep
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.build import PeerModel, safe_memory_format
-from feature_gan_kd.models.discovery import DryRun, dry_run, find_taps, layers_of
+from feature_gan_kd.models.find_taps import DryRun, dry_run, find_taps, layers_of
 from feature_gan_kd.models.input_adapter import InputAdapter
-from feature_gan_kd.models.taps import Layer, MapShape, TappedModel
+from feature_gan_kd.models.tapped_model import Layer, MapShape, TappedModel
 from feature_gan_kd.optim.build import build_optimizer
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup

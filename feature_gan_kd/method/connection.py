@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminator
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.taps import MapShape
+from feature_gan_kd.models.tapped_model import MapShape
 from feature_gan_kd.utils.errors import UserError
 
 

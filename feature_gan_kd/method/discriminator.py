@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.distributed.sync_batchnorm import synchronised_batch_norm
 from feature_gan_kd.method.losses import at_least_float32
-from feature_gan_kd.models.taps import MapShape
+from feature_gan_kd.models.tapped_model import MapShape
 
 
 class Discriminator(nn.Module):

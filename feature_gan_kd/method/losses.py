@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feature_gan_kd.config.sections import AdversarialLoss
+from feature_gan_kd.config.settings import AdversarialLoss
 
 
 def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.distributed.collectives import all_reduce_sum
-from feature_gan_kd.distributed.collectives import microbatches as microbatch_slices
+from feature_gan_kd.distributed.collectives import all_reduce_sum, rank, world_size
 from feature_gan_kd.distributed.sync_batchnorm import with_dummy_batch
 
 
@@ -72,3 +71,29 @@ def _shown(
 ) -> Iterator[Microbatch]:
     with with_dummy_batch(images, labels, models, synchronised=sync_batchnorm) as (shown_images, shown_labels):
         yield Microbatch(shown_images, shown_labels, len(images), total, is_last)
+
+
+def microbatch_slices(images: int, parts: int, device: torch.device) -> list[slice]:
+    """Divides a batch into microbatches, and returns which images of this rank's share belong to each.
+
+    Microbatch k holds the images k, k + parts, k + 2 * parts, ... of the whole batch, counted through the shares of all
+    ranks. It holds the same images whatever the world size. All ranks return equally many slices, of which some may be
+    empty.
+
+    Args:
+        images: number of images in this rank's share of the batch.
+        parts: number of microbatches; a batch with fewer images is divided into single images.
+        device: on which the ranks exchange the sizes of their shares. Waits for the device.
+
+    Raises:
+        UserError: if another process is gone.
+    """
+    if parts == 1:
+        return [slice(None)]
+    shares = [images]
+    if world_size() > 1:
+        sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
+        sizes[rank()] = images
+        shares = all_reduce_sum(sizes).tolist()
+    before, parts = sum(shares[: rank()]), min(parts, sum(shares))
+    return [slice((part - before) % parts, None, parts) for part in range(parts)]

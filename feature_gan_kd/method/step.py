@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from feature_gan_kd.config.sections import LossSettings
+from feature_gan_kd.config.settings import LossSettings
 from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
 from feature_gan_kd.method.topology import Edge, sources_of
-from feature_gan_kd.models.taps import TappedModel
+from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup, backward
 from feature_gan_kd.optim.nonfinite import BufferSnapshot, NonFiniteGuard
@@ -65,14 +65,14 @@ class AdversarialStep:
         logit_group: all learners' parameters, with the optimiser of the logit loss.
         feature_group: all extractors' and transfer layers' parameters with theirs, or None.
         discriminator_group: all discriminators' parameters with theirs, or None.
-        adversarial_interval: compare feature maps in every so-many-th update only (ours).
-        discriminator_interval: step the discriminators in every so-many-th of those only (ours).
+        adversarial_interval: compare feature maps only in every N-th update (ours).
+        discriminator_interval: step the discriminators only in every N-th of those (ours).
         joint_backward: one backward pass for the sum of logit and feature loss; `feature_group` then has the transfer
             layers alone, or is None (ours).
         grad_accum_steps: microbatches of one update.
         sync_batchnorm: batch normalisation in the models takes its statistics over all processes.
         autocast: makes the context in which forward passes run.
-        gradient_stats: measures what moves the weights, in some updates [in none].
+        gradient_stats: measures what moves the weights, in some updates; None measures in none.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class AdversarialStep:
         self.number = 0  # of updates done
         self._trainable = [p.requires_grad for k in self.learners for p in self.models[k].parameters()]
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
-        self._of_learner = Counter(one.edge.learner for one in self.connections)
-        self._of_edge = Counter(one.edge for one in self.connections)
+        self._connections_of_learner = Counter(one.edge.learner for one in self.connections)
+        self._connections_of_edge = Counter(one.edge for one in self.connections)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Metrics:
         """Updates everything by one batch.
@@ -206,7 +206,7 @@ class AdversarialStep:
             for c in self.connections if compare_maps else ():
                 k, s = c.edge.learner, c.edge.source
                 fake, real = c.maps(maps[k][c.tap], maps[s][c.tap])
-                share = 1 / self._of_learner[k]
+                share = 1 / self._connections_of_learner[k]
                 if weights.l1_weight:
                     loss.add("feature", f"l1/{k}", terms.l1(fake, real), weights.l1_weight, share)
                 if weights.l2_weight:
@@ -245,7 +245,7 @@ class AdversarialStep:
         backward_of_batch(batch.weigh(losses.logit), [self.logit_group], retain_graph=compares_maps)
         if compares_maps and feature_groups:
             backward_of_batch(batch.weigh(losses.feature), feature_groups)
-        elif self.acts and feature_group is not None:
+        elif self.steps_features and feature_group is not None:
             feature_group.fill_zeros()
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
@@ -273,14 +273,14 @@ class AdversarialStep:
         return {group.name: group for group in groups if group is not None}
 
     @property
-    def acts(self) -> bool:
+    def steps_features(self) -> bool:
         """Whether the feature group steps in the next update."""
         return self.number % self.adversarial_interval == 0
 
     @property
     def compares_maps(self) -> bool:
         """Whether the next update compares feature maps."""
-        return self.acts and self.loss_weights.has_feature_loss
+        return self.steps_features and self.loss_weights.has_feature_loss
 
     @property
     def steps_discriminators(self) -> bool:
@@ -288,12 +288,12 @@ class AdversarialStep:
         return self.compares_maps and self.number // self.adversarial_interval % self.discriminator_interval == 0
 
     @property
-    def kind(self) -> tuple[bool, bool]:
+    def graph_key(self) -> tuple[bool, bool]:
         """What the next update does besides the logit loss: a CUDA graph is recorded for each kind."""
-        return self.acts, self.steps_discriminators
+        return self.steps_features, self.steps_discriminators
 
     @property
-    def measures(self) -> bool:
+    def measures_gradients(self) -> bool:
         """Whether the next update measures what moves the weights."""
         return self.gradient_stats.due(self.number)
 
@@ -312,10 +312,10 @@ class AdversarialStep:
         )
 
     def _log_answers(self, loss: Losses, edge: Edge, d_real: Tensor, d_fake: Tensor) -> None:
-        share = 1 / self._of_edge[edge]
+        share = 1 / self._connections_of_edge[edge]
         loss.log(f"real/{edge}", d_real.mean(), share)
         loss.log(f"fake/{edge}", d_fake.mean(), share)
-        if self.measures:
+        if self.measures_gradients:
             loss.log(
                 f"right/{edge}", terms.discriminator_accuracy(d_real, d_fake, self.loss_weights.adversarial_loss), share
             )

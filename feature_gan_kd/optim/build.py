@@ -12,8 +12,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.config.recipes import PAPER_STEPS
-from feature_gan_kd.config.settings import DistillConfig
 from feature_gan_kd.utils.errors import UserError, closest
 
 

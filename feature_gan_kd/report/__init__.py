@@ -3,6 +3,6 @@
 from feature_gan_kd.report.curves import curves_figure, write_curves
 from feature_gan_kd.report.page import write_page
 from feature_gan_kd.report.records import RecordedRun, collect_series, read_run
-from feature_gan_kd.report.table import results_table
+from feature_gan_kd.report.text_table import results_table
 
 __all__ = ["RecordedRun", "collect_series", "curves_figure", "read_run", "results_table", "write_curves", "write_page"]

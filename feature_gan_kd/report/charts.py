@@ -8,7 +8,7 @@ from typing import Any
 
 from feature_gan_kd.report.panels import PANELS, Panel, select_series, split_name
 from feature_gan_kd.report.records import RecordedRun, Series, collect_series, index_of_max
-from feature_gan_kd.report.table import shorten
+from feature_gan_kd.report.text_table import shorten
 
 COLOR_COUNT = 8  # of the style sheet, which has one set of colours for light and one for dark
 # With more lines of edges than this a chart is hard to read: each learner gets a chart of its own.

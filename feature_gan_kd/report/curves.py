@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.report.panels import PANELS, Panel, select_series, split_name
 from feature_gan_kd.report.records import RecordedRun, Series, collect_series, index_of_max
-from feature_gan_kd.report.table import run_facts, run_title, shorten
+from feature_gan_kd.report.text_table import run_facts, run_title, shorten
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.files import atomic_file
 

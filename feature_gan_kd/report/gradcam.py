@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from feature_gan_kd.report.charts import COLOR_COUNT
 from feature_gan_kd.report.records import RecordedRun
-from feature_gan_kd.report.table import shorten
+from feature_gan_kd.report.text_table import shorten
 from feature_gan_kd.utils.errors import UserError
 
 

@@ -7,17 +7,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.report.charts import COLOR_COUNT, build_charts
-from feature_gan_kd.report.compare import (
+from feature_gan_kd.report.accuracy_table import (
     accuracy_rows,
     compare_accuracies,
-    differing_settings,
-    format_value,
-    list_settings,
 )
+from feature_gan_kd.report.charts import COLOR_COUNT, build_charts
 from feature_gan_kd.report.gradcam import read_grad_cam
 from feature_gan_kd.report.records import RecordedRun, count_nonfinite, count_skipped_updates
-from feature_gan_kd.report.table import images_per_second, run_facts, run_title, total_seconds
+from feature_gan_kd.report.settings_table import differing_settings, format_value, list_settings
+from feature_gan_kd.report.text_table import images_per_second, run_facts, run_title, total_seconds
 from feature_gan_kd.report.topology_drawing import (
     describe_edges,
     describe_loss_terms,

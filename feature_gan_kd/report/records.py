@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.training.callbacks import read_records
 from feature_gan_kd.training.history import Record
 from feature_gan_kd.utils.errors import UserError

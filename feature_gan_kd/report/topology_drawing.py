@@ -9,7 +9,7 @@ from typing import Any
 
 from feature_gan_kd.report.charts import COLOR_COUNT
 from feature_gan_kd.report.records import RecordedRun
-from feature_gan_kd.report.table import shorten
+from feature_gan_kd.report.text_table import shorten
 
 WIDTH = 360
 RADIUS = 25  # of a model's circle

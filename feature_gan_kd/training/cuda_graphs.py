@@ -145,9 +145,9 @@ class CudaGraphs:
             # Other memory or another mode may mean other kernels, whose libraries prepare themselves again.
             self._warm_ups.clear()
         inputs = [images, labels]
-        kind = self.step.kind, *((x.shape, x.dtype, x.stride()) for x in inputs)
+        kind = self.step.graph_key, *((x.shape, x.dtype, x.stride()) for x in inputs)
         # Updates that measure gradient statistics are rare and launch other kernels: not worth a recording.
-        if self.step.measures or not (kind in self.recordings or self._can_record(kind)):
+        if self.step.measures_gradients or not (kind in self.recordings or self._can_record(kind)):
             self._warm_ups[kind] += 1
             with self._recorder.warming_up():
                 metrics = self.step(images, labels)

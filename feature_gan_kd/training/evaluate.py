@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feature_gan_kd.models.taps import evaluating, logits_of
+from feature_gan_kd.models.tapped_model import evaluating, logits_of
 from feature_gan_kd.utils.errors import UserError
 
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import Data, ImageSource
 from feature_gan_kd.distributed import collectives
 from feature_gan_kd.distributed.launch import usable_accelerator
@@ -21,14 +21,14 @@ from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import PeerModel, build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.input_adapter import Normalisation
-from feature_gan_kd.models.taps import MapShape, TappedModel
+from feature_gan_kd.models.tapped_model import MapShape, TappedModel
 from feature_gan_kd.optim.nonfinite import SkippedSteps
 from feature_gan_kd.training import cuda_graphs
-from feature_gan_kd.training.checkpoint import Checkpoint
+from feature_gan_kd.training.checkpoint_contents import collect_state, describe_model, restore_state
+from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.evaluate import Evaluation, evaluate
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.provenance import RunProvenance, names_of_data, title_of_data
-from feature_gan_kd.training.state import collect_state, describe_model, restore_state
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.memory import explain_out_of_memory
 

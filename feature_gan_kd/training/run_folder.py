@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from feature_gan_kd.training.checkpoint import list_checkpoints
+from feature_gan_kd.training.checkpoint_files import list_checkpoints
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.files import atomic_file
 from feature_gan_kd.utils.version import __version__

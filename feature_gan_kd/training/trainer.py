@@ -17,7 +17,7 @@ from torch import Tensor
 
 from feature_gan_kd.data import Data, ImageSource, MixupCutmix
 from feature_gan_kd.distributed.collectives import all_ranks_equal, all_reduce_sum, on_main_process
-from feature_gan_kd.training import checkpoint
+from feature_gan_kd.training import checkpoint_files
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.history import History, Record, Which
 from feature_gan_kd.training.metrics import MetricAverager
@@ -213,9 +213,9 @@ class Trainer:
         parent = self.output_dir / "checkpoints"
 
         def write() -> None:
-            checkpoint.save(state, parent / f"step-{self.step}", self.signature)
+            checkpoint_files.save(state, parent / f"step-{self.step}", self.signature)
             best = self.history.best_epoch
-            checkpoint.prune(parent, self.config.keep_checkpoints, spare=None if best is None else best["step"])
+            checkpoint_files.prune(parent, self.config.keep_checkpoints, spare=None if best is None else best["step"])
 
         on_main_process(write)
         self.saved = moment
@@ -231,7 +231,7 @@ class Trainer:
             return
         for name in ("checkpoints", "networks"):
             on_main_process(functools.partial(remove_leftovers, self.output_dir / name))
-        found = checkpoint.load_newest(self.output_dir / "checkpoints", self.signature)
+        found = checkpoint_files.load_newest(self.output_dir / "checkpoints", self.signature)
         step = -1 if found is None else found[1].meta["step"]
         if not all(all_ranks_equal(torch.tensor([step], device=self.accelerator.device))):
             raise UserError(
@@ -264,7 +264,7 @@ class Trainer:
         found = self.group.skipped_steps()
         if found.longest < self.config.max_nonfinite_steps:
             return
-        saved = checkpoint.list_checkpoints(self.output_dir / "checkpoints") if self.output_dir else []
+        saved = checkpoint_files.list_checkpoints(self.output_dir / "checkpoints") if self.output_dir else []
         raise DivergedError(
             f"training: {found.longest} updates in a row up to step {self.step} had a loss or a gradient that is not "
             f"finite ({', '.join(found.where[:2])}), and changed nothing: lower the learning rate, or set clip_grad; "

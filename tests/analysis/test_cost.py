@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from feature_gan_kd import UserError
 from feature_gan_kd.analysis.cost import connection_cost, model_cost
 from feature_gan_kd.analysis.inspect import inspect_models
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.taps import TappedModel
+from feature_gan_kd.models.tapped_model import TappedModel
 
 
 class OneConvolution(nn.Module):

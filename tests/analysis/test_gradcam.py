@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd import UserError
 from feature_gan_kd.analysis.gradcam import MIN_SIDE, GradCamHeatmaps, grad_cam, last_effective_tap, overlay, to_rgb
-from feature_gan_kd.models.taps import Layout, Tap, TapKind, TappedModel
+from feature_gan_kd.models.tapped_model import Layout, Tap, TapKind, TappedModel
 from tests.method.test_build import wired
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))

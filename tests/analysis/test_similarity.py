@@ -20,7 +20,7 @@ from feature_gan_kd.analysis.similarity import (
     measure_group,
     measure_similarity,
 )
-from feature_gan_kd.models.taps import TappedModel
+from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.training.run import open_training_data
 from tests.helpers.runs import AtStep, assert_same_run, build, final_state, records
 from tests.helpers.small_models import GroupNormModel

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 
 METRICS = {
     "train/cross_entropy/0": 1.23456,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.config.methods import METHODS
-from feature_gan_kd.config.settings import DistillConfig
 
 NONE = {"kl_weight": 0, "adversarial_weight": 0, "l1_weight": 0, "l2_weight": 0, "decay_only_update": False}
 

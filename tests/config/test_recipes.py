@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.config.recipes import PAPER_STEPS
-from feature_gan_kd.config.settings import DistillConfig
 
 
 def test_the_papers_recipe() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
+from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
 from feature_gan_kd.data.batches import batch_bounds, count_steps, rank_slice
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.rng import permutation

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from feature_gan_kd.config.settings import DistillConfig
-from feature_gan_kd.data.augment import CropFlip, PixelNormaliser
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
 from feature_gan_kd.data.decode import channel_statistics
-from feature_gan_kd.data.items import ImageTransform, TableImages, TorchDatasetImages
+from feature_gan_kd.data.image_transforms import ImageTransform
+from feature_gan_kd.data.items import TableImages, TorchDatasetImages
 from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.data.sources import Split

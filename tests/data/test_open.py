@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import Data, ImageSource, count_classes, open_data, open_evaluation
-from feature_gan_kd.data.augment import CropFlip
+from feature_gan_kd.data.batch_transforms import CropFlip
 from feature_gan_kd.data.decode import channel_statistics
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.lazy import LazyImages

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.sources import choose_evaluation, choose_splits
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import make, random_images

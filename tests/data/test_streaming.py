@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd import UserError
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import count_classes, open_data
-from feature_gan_kd.data.augment import CropFlip
-from feature_gan_kd.data.items import ImageTransform
+from feature_gan_kd.data.batch_transforms import CropFlip
+from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.sources import BUNDLED_DIGITS, Split
 from feature_gan_kd.data.streaming import IterableImages, read_stream
 from feature_gan_kd.data.table import Classes

@@ -6,7 +6,7 @@ import datasets
 import pytest
 import torch
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.decode import decode_images
 from feature_gan_kd.data.sources import Split
 from feature_gan_kd.data.table import Classes, Table, read_table

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
-from feature_gan_kd.data.augment import PixelNormaliser
+from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.decode import channel_statistics
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import time
@@ -23,10 +22,9 @@ from feature_gan_kd.distributed.collectives import (
     all_ranks_equal,
     check_ranks_equal,
     explain_lost_process,
-    microbatches,
 )
 from feature_gan_kd.distributed.launch import usable_accelerator
-from feature_gan_kd.training.checkpoint import list_checkpoints
+from feature_gan_kd.training.checkpoint_files import list_checkpoints
 from tests.helpers.launching import launch
 from tests.helpers.worker import CASES, run
 
@@ -211,15 +209,6 @@ def test_a_failed_exchange_is_one_line() -> None:
     with pytest.raises(UserError, match=gone) as said, explain_lost_process():
         raise RuntimeError("Connection closed\nby peer. More")
     assert "\n" not in str(said.value)
-
-
-@pytest.mark.parametrize("images", [1, 2, 3, 7])
-@pytest.mark.parametrize("parts", [1, 2, 3, 5])
-def test_parts_of_a_batch_hold_every_image_once(images: int, parts: int) -> None:
-    chosen = [list(range(images))[part] for part in microbatches(images, parts, torch.device("cpu"))]
-    assert sorted(itertools.chain(*chosen)) == list(range(images))
-    assert len(chosen) == min(parts, images)
-    assert max(map(len, chosen)) - min(map(len, chosen)) <= 1
 
 
 def test_one_process_agrees_with_itself() -> None:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from feature_gan_kd.cli import main
-from feature_gan_kd.training.checkpoint import list_checkpoints
+from feature_gan_kd.training.checkpoint_files import list_checkpoints
 from tests.export.hub_stand_in import running, typed
 from tests.helpers.pages import COMMAND, PAGES, ROOT, Block, blocks, commands
 from tests.helpers.stand_ins import CIFAR, cifar100

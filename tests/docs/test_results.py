@@ -12,7 +12,7 @@ import pytest
 from benchmarks.compare.differences import paired_difference
 from benchmarks.compare.results import collect
 from benchmarks.compare.tables import markdown
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from feature_gan_kd import Callback, OnlineAdversarialDistiller
-from feature_gan_kd.training.checkpoint import list_checkpoints
+from feature_gan_kd.training.checkpoint_files import list_checkpoints
 
 TIMED = ("seconds", "seconds_left")
 TIMED_METRICS = ("train/images_per_second", "train/epoch_images_per_second")

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.distributed.collectives import rank, world_size
-from feature_gan_kd.training.checkpoint import list_checkpoints
+from feature_gan_kd.training.checkpoint_files import list_checkpoints
 from tests.helpers import norm_worker, stopping
 
 

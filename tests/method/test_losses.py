@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from feature_gan_kd.config.sections import AdversarialLoss
+from feature_gan_kd.config.settings import AdversarialLoss
 from feature_gan_kd.method import losses
 from tests.helpers import reference
 

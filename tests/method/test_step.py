@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.training import checkpoint
+from feature_gan_kd.training import checkpoint_files
 from tests.helpers.reference import (
     Gradients,
     Key,
@@ -542,9 +542,9 @@ def test_restored_optimisers_go_on_as_if_never_stopped(channels_last: bool) -> N
     second.load_state(first.state())
     for kind, update in first.step.optimizer_groups.items():
         # As they come from disk: contiguous.
-        tensors, groups = checkpoint.optimizer_state(update.optimizer)
+        tensors, groups = checkpoint_files.optimizer_state(update.optimizer)
         tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-        checkpoint.load_optimizer_state(second.step.optimizer_groups[kind].optimizer, tensors, groups)
+        checkpoint_files.load_optimizer_state(second.step.optimizer_groups[kind].optimizer, tensors, groups)
     for number in (1, 2):
         first.training_step(*batch(number))
         second.training_step(*batch(number))

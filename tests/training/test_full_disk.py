@@ -16,9 +16,9 @@ import pytest
 
 from feature_gan_kd import UserError
 from feature_gan_kd.cli import main
-from feature_gan_kd.export import trained_model
+from feature_gan_kd.export import save_models
 from feature_gan_kd.training.callbacks import ProgressLine
-from feature_gan_kd.training.checkpoint import load_newest
+from feature_gan_kd.training.checkpoint_files import load_newest
 from tests.helpers.runs import AtStep, assert_same_run, build, records, steps_of
 
 # 13 updates an epoch. A checkpoint takes some 11 MB.
@@ -101,7 +101,7 @@ def test_a_full_disk(
     folder = disk / "run"
     with monkeypatch.context() as patch:
         if written.startswith("networks"):
-            owner, name = trained_model, "save_if_changed"
+            owner, name = save_models, "save_if_changed"
             before(patch, owner, name, lambda group, index, *_: fill(disk, room=1 << 16) if index == 1 else None)
         else:
             # Of the metrics some lines still fit into their page of the disk, and one is cut.

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from feature_gan_kd import DistillConfig, UserError
 from feature_gan_kd.cli.main import COMMANDS, DEMO, parse
 from feature_gan_kd.report import read_run, results_table
-from feature_gan_kd.training import checkpoint
+from feature_gan_kd.training import checkpoint_files
 from feature_gan_kd.training.callbacks import JsonLines, read_records
-from feature_gan_kd.training.checkpoint import Checkpoint
+from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.history import History
 
 SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_classes": 3, "config": {"lr": 0.1}}
@@ -114,7 +114,7 @@ def test_settings(values: Any) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("fuzz") / "step-7"
-    checkpoint.save(STATE, place, SIGNATURE)
+    checkpoint_files.save(STATE, place, SIGNATURE)
     return place
 
 
@@ -133,7 +133,7 @@ def whole_or_refused(folder: Path) -> bool:
     """Loads what was written, or refuses it in one line; says which."""
     for signature in (None, SIGNATURE):
         try:
-            loaded = checkpoint.load(folder, signature)
+            loaded = checkpoint_files.load(folder, signature)
         except UserError as error:
             one_line(error)
             return False
@@ -173,11 +173,11 @@ def test_every_byte_counts(folder: Path, name: str) -> None:
 @fuzz(200, st.dictionaries(st.sampled_from(["format", "signature", "files", "digest", "x"]), JSON | st.just(1)) | JSON)
 def test_any_manifest(folder: Path, values: Any) -> None:
     with changed(folder / "manifest.json", json.dumps(values).encode()):
-        for read in (checkpoint.read_signature, lambda place: checkpoint.check_signature(place, SIGNATURE)):
+        for read in (checkpoint_files.read_signature, lambda place: checkpoint_files.check_signature(place, SIGNATURE)):
             with contextlib.suppress(UserError):
                 read(folder)
         try:
-            loaded = checkpoint.load(folder, None)
+            loaded = checkpoint_files.load(folder, None)
         except UserError as error:
             one_line(error)
         else:  # one that names fewer files

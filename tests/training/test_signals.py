@@ -17,8 +17,8 @@ import pytest
 
 from feature_gan_kd import Interrupted
 from feature_gan_kd.cli import command_line
-from feature_gan_kd.training import checkpoint
-from feature_gan_kd.training.checkpoint import load_newest
+from feature_gan_kd.training import checkpoint_files
+from feature_gan_kd.training.checkpoint_files import load_newest
 from feature_gan_kd.training.signals import StopSignals
 from tests.helpers.runs import AtStep, assert_same_run, at_forward, build, records, steps_of
 
@@ -86,7 +86,7 @@ def test_a_signal_in_an_evaluation(undisturbed: Path, tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_leaves_at_once(undisturbed: Path, tmp_path: Path) -> None:
     """Here while the checkpoint of the first one is written: the one before stays good."""
-    folder, real = tmp_path / "run", checkpoint.save_file
+    folder, real = tmp_path / "run", checkpoint_files.save_file
 
     def save_file(*args: object) -> None:
         real(*args)
@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_leaves_at_once(undisturbed: Path, tmp_path: Path) -> No
             sends(signal.SIGINT)()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", save_file)
+        patch.setattr(checkpoint_files, "save_file", save_file)
         with pytest.raises(KeyboardInterrupt) as stop:
             build(checkpoint_every_steps=None).fit(output_dir=folder, callbacks=[AtStep(7, sends(signal.SIGINT))])
     assert not isinstance(stop.value, Interrupted)

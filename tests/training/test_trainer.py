@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd import UserError
-from feature_gan_kd.export import trained_model
-from feature_gan_kd.training.checkpoint import list_checkpoints
+from feature_gan_kd.export import save_models
+from feature_gan_kd.training.checkpoint_files import list_checkpoints
 from feature_gan_kd.training.run import open_training_data
 from feature_gan_kd.training.trainer import seed_step
 from feature_gan_kd.utils import files
@@ -113,7 +113,7 @@ def test_a_power_cut_at_the_end_of_an_epoch(
     folder, distiller = tmp_path / "run", build()
     with monkeypatch.context() as patch:
         if event == "publish":
-            patch.setattr(trained_model, "save_if_changed", lambda *args: cut())
+            patch.setattr(save_models, "save_if_changed", lambda *args: cut())
         elif event == "record":
             patch.setattr(distiller.group, "evaluate", lambda *args: cut())
         else:

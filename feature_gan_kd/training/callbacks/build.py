@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.training.callbacks.callback import Callback
 from feature_gan_kd.training.callbacks.discriminator_monitor import DiscriminatorMonitor
 from feature_gan_kd.training.callbacks.early_stopping import EarlyStopping

@@ -16,8 +16,8 @@ from torch import nn
 
 from feature_gan_kd import UserError
 from feature_gan_kd.models.weights import load_weights
-from feature_gan_kd.training import checkpoint
-from feature_gan_kd.training.checkpoint import Checkpoint
+from feature_gan_kd.training import checkpoint_files
+from feature_gan_kd.training.checkpoint_files import Checkpoint
 
 SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_classes": 3, "config": {"lr": 0.1}}
 
@@ -25,12 +25,12 @@ SIGNATURE = {"models": [{"architecture": "a"}, {"architecture": "b"}], "num_clas
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     state = Checkpoint({"model-0": {"w": torch.arange(6.0).view(2, 3).t(), "n": torch.tensor(3)}}, {"step": 7})
-    checkpoint.save(state, tmp_path / "step-7", SIGNATURE)
+    checkpoint_files.save(state, tmp_path / "step-7", SIGNATURE)
     return tmp_path / "step-7"
 
 
 def test_round_trip(folder: Path) -> None:
-    state = checkpoint.load(folder, SIGNATURE)
+    state = checkpoint_files.load(folder, SIGNATURE)
     assert state.meta == {"step": 7}
     assert torch.equal(state.tensors["model-0"]["w"], torch.arange(6.0).view(2, 3).t())
     assert state.tensors["model-0"]["n"].dtype is torch.int64
@@ -44,7 +44,7 @@ def test_nothing_in_it_is_a_pickle(folder: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, forbidden)
     monkeypatch.setattr(torch, "load", forbidden)
-    assert checkpoint.load(folder, SIGNATURE).meta == {"step": 7}
+    assert checkpoint_files.load(folder, SIGNATURE).meta == {"step": 7}
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
 
 
@@ -55,15 +55,15 @@ def test_a_planted_pickle_is_not_run(folder: Path) -> None:
 
     (folder / "model-0.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(UserError, match="differs from what was written"):
-        checkpoint.load(folder, SIGNATURE)
+        checkpoint_files.load(folder, SIGNATURE)
     # with a hash that agrees, too
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["model-0.safetensors"] = checkpoint._hash(folder / "model-0.safetensors")
+    manifest["files"]["model-0.safetensors"] = checkpoint_files._hash(folder / "model-0.safetensors")
     del manifest["digest"]
-    manifest["digest"] = checkpoint._digest(manifest)
+    manifest["digest"] = checkpoint_files._digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is no safetensors file"):
-        checkpoint.load(folder, SIGNATURE)
+        checkpoint_files.load(folder, SIGNATURE)
     assert not (folder.parent / "boom").exists()
 
 
@@ -93,7 +93,7 @@ def damage(folder: Path, kind: str) -> None:
     elif kind == "outside":
         parts = {**json.loads(manifest.read_text()), "files": {"../x": "0"}}
         del parts["digest"]
-        manifest.write_text(json.dumps({**parts, "digest": checkpoint._digest(parts)}))
+        manifest.write_text(json.dumps({**parts, "digest": checkpoint_files._digest(parts)}))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def damage(folder: Path, kind: str) -> None:
 def test_damage_is_recognised(folder: Path, kind: str, message: str) -> None:
     damage(folder, kind)
     with pytest.raises(UserError, match=message) as error:
-        checkpoint.load(folder, SIGNATURE)
+        checkpoint_files.load(folder, SIGNATURE)
     assert "\n" not in str(error.value)
 
 
@@ -129,18 +129,18 @@ def test_damage_is_recognised(folder: Path, kind: str, message: str) -> None:
 )
 def test_other_models_are_refused(folder: Path, other: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        checkpoint.load(folder, other)
+        checkpoint_files.load(folder, other)
 
 
 def test_a_write_that_fails_leaves_the_one_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint_files, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(Checkpoint({"model-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
-    assert checkpoint.list_checkpoints(folder.parent) == [folder]
-    assert checkpoint.load(folder, SIGNATURE).meta == {"step": 7}
+        checkpoint_files.save(Checkpoint({"model-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
+    assert checkpoint_files.list_checkpoints(folder.parent) == [folder]
+    assert checkpoint_files.load(folder, SIGNATURE).meta == {"step": 7}
     assert [path.name for path in folder.parent.iterdir()] == ["step-7"]
 
 
@@ -148,15 +148,15 @@ def test_prune_keeps_the_newest(folder: Path) -> None:
     for step in (9, 10, 100):
         shutil.copytree(folder, folder.parent / f"step-{step}")
     (folder.parent / ".step-200.writing").mkdir()
-    checkpoint.prune(folder.parent, 2)
+    checkpoint_files.prune(folder.parent, 2)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["step-10", "step-100"]
-    assert checkpoint.list_checkpoints(folder.parent)[0].name == "step-100"
+    assert checkpoint_files.list_checkpoints(folder.parent)[0].name == "step-100"
 
 
 def test_prune_spares_one(folder: Path) -> None:
     for step in (9, 10, 100):
         shutil.copytree(folder, folder.parent / f"step-{step}")
-    checkpoint.prune(folder.parent, 1, spare=9)
+    checkpoint_files.prune(folder.parent, 1, spare=9)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["step-100", "step-9"]
 
 
@@ -174,16 +174,16 @@ def test_everything_is_on_the_disk_before_the_name_is(folder: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "rename", move)
-    checkpoint.save(Checkpoint({"model-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
+    checkpoint_files.save(Checkpoint({"model-0": {}}, {}), folder.parent / "step-9", SIGNATURE)
     assert set(events[:-2]) == {"manifest.json", "model-0.safetensors", "state.json", ".step-9.writing"}
     assert events[-2:] == [".step-9.writing to step-9", folder.parent.name]
 
 
 def test_a_setting_that_only_one_side_has_is_a_difference(folder: Path) -> None:
-    with pytest.raises(checkpoint.MismatchError, match=r"config mixup null, this run has 0.5"):
-        checkpoint.check_signature(folder, {**SIGNATURE, "config": {"lr": 0.1, "mixup": 0.5}})
-    with pytest.raises(checkpoint.MismatchError, match=r"config lr 0.1, this run has null"):
-        checkpoint.check_signature(folder, {**SIGNATURE, "config": {}})
+    with pytest.raises(checkpoint_files.MismatchError, match=r"config mixup null, this run has 0.5"):
+        checkpoint_files.check_signature(folder, {**SIGNATURE, "config": {"lr": 0.1, "mixup": 0.5}})
+    with pytest.raises(checkpoint_files.MismatchError, match=r"config lr 0.1, this run has null"):
+        checkpoint_files.check_signature(folder, {**SIGNATURE, "config": {}})
 
 
 def test_optimiser_state_goes_on_where_it_was() -> None:
@@ -193,10 +193,10 @@ def test_optimiser_state_goes_on_where_it_was() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
         for step in range(steps):
             if step == restart:
-                saved = checkpoint.optimizer_state(optimizer)
+                saved = checkpoint_files.optimizer_state(optimizer)
                 contiguous = {key: value.contiguous() for key, value in saved[0].items()}
                 optimizer = torch.optim.Adam(model.parameters(), lr=9.0, fused=True)
-                checkpoint.load_optimizer_state(optimizer, contiguous, json.loads(json.dumps(saved[1])))
+                checkpoint_files.load_optimizer_state(optimizer, contiguous, json.loads(json.dumps(saved[1])))
             torch.manual_seed(step)
             optimizer.zero_grad()
             model(torch.randn(2, 3, 5, 5)).square().sum().backward()
@@ -213,10 +213,10 @@ def trained(name: str, restart: int | None) -> torch.Tensor:
     optimizer = create_optimizer_v2(list(model.parameters()), opt=name, lr=0.01, filter_bias_and_bn=False)
     for step in range(5):
         if step == restart:
-            tensors, rest = checkpoint.optimizer_state(optimizer)
+            tensors, rest = checkpoint_files.optimizer_state(optimizer)
             tensors = {key: value.clone() for key, value in tensors.items()}
             optimizer = create_optimizer_v2(list(model.parameters()), opt=name, lr=0.5, filter_bias_and_bn=False)
-            checkpoint.load_optimizer_state(optimizer, tensors, json.loads(json.dumps(rest)))
+            checkpoint_files.load_optimizer_state(optimizer, tensors, json.loads(json.dumps(rest)))
         torch.manual_seed(step)
         optimizer.zero_grad()
         model(torch.randn(2, 3, 5, 5)).square().sum().backward()
@@ -235,7 +235,7 @@ def test_an_optimiser_with_another_state_is_one_line() -> None:
     optimizer = torch.optim.SGD(model.parameters())
     optimizer.state[model.weight]["factors"] = [torch.ones(2), torch.ones(2)]  # as timm's Kron does
     with pytest.raises(UserError, match=r"^optimizer: a checkpoint cannot hold 'factors' of SGD's state"):
-        checkpoint.optimizer_state(optimizer)
+        checkpoint_files.optimizer_state(optimizer)
 
 
 def test_load_weights_all_or_nothing(folder: Path) -> None:

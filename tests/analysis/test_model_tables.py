@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from feature_gan_kd import DistillConfig, Edge
-from feature_gan_kd.analysis.summary import summarize
+from feature_gan_kd.analysis.model_tables import summarize
 from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.models.build import PeerModel
 

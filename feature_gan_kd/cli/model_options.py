@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from feature_gan_kd.config.settings import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.topology import TopologyName
 from feature_gan_kd.utils.errors import UserError
 
@@ -99,7 +99,7 @@ def restored(run: Path) -> OnlineAdversarialDistiller:
         UserError: where there is none.
     """
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
-    from feature_gan_kd.training.checkpoint import load_newest
+    from feature_gan_kd.training.checkpoint_files import load_newest
 
     found = load_newest(run / "checkpoints", None)
     if found is None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import feature_gan_kd.models  # noqa: F401  registers the CIFAR models
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.models.discovery import dry_run, find_taps, layers_of, upstream_parameters
-from feature_gan_kd.models.taps import Layer, Layout, Tap, TapKind, TappedModel, logits_of, tensors_of
+from feature_gan_kd.models.find_taps import dry_run, find_taps, layers_of, upstream_parameters
+from feature_gan_kd.models.tapped_model import Layer, Layout, Tap, TapKind, TappedModel, logits_of, tensors_of
 from feature_gan_kd.utils.errors import UserError
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.taps import TappedModel
+from feature_gan_kd.models.tapped_model import TappedModel
 
 
 def summarize(

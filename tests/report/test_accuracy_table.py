@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from feature_gan_kd.report import read_run
-from feature_gan_kd.report.compare import (
+from feature_gan_kd.report.accuracy_table import (
     AccuracyRow,
     accuracy_rows,
     compare_accuracies,
-    differing_settings,
-    list_settings,
 )
+from feature_gan_kd.report.settings_table import differing_settings, list_settings
 from tests.report.fake_runs import change_description, read_lines, write_lines, write_run
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.models.taps import (
+from feature_gan_kd.models.tapped_model import (
     Layer,
     Layout,
     MapShape,

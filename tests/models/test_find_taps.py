@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
 from feature_gan_kd import UserError
-from feature_gan_kd.models.discovery import dry_run, find_taps, layers_of
-from feature_gan_kd.models.taps import Layout, Tap, TapKind, TappedModel
+from feature_gan_kd.models.find_taps import dry_run, find_taps, layers_of
+from feature_gan_kd.models.tapped_model import Layout, Tap, TapKind, TappedModel
 
 
 def model_of(name: str, **kwargs: Any) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.training.state import collect_state, describe_model, rebuild_models, restore_state
+from feature_gan_kd.training.checkpoint_contents import collect_state, describe_model, rebuild_models, restore_state
 from tests.helpers.small_models import GroupNormModel
 
 

@@ -1,0 +1,131 @@
+"""`DistillConfig`: every setting of a run, validated, with the presets of its method and recipe applied."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from feature_gan_kd.config import settings
+from feature_gan_kd.config.methods import METHODS
+from feature_gan_kd.config.recipes import RECIPES
+from feature_gan_kd.config.validation import ValueType, check_value, show
+from feature_gan_kd.utils.errors import UserError, closest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@cache
+def setting_types() -> dict[str, ValueType]:
+    """The type of every setting, by name."""
+    hints = {name: hint for section in settings.SECTIONS for name, hint in typing.get_type_hints(section).items()}
+    return {name: ValueType.from_hint(hint) for name, hint in hints.items()}
+
+
+class RemembersGiven:
+    """Remembers which settings the user gave, so that no preset replaces them, not even after `replace`.
+
+    It is a base class so that the signature of `DistillConfig` stays the dataclass's own.
+    """
+
+    def __new__(cls, /, **given: Any) -> Self:
+        """Raises UserError for a setting that does not exist."""
+        known = list(setting_types())
+        for name in given:
+            if name not in known:
+                near = closest(name, known)
+                raise UserError(f"config: there is no setting {show(name)}{near and f', the closest are {near}'}")
+        config = super().__new__(cls)
+        config.__dict__["_given"] = given
+        return config
+
+
+# Dataclasses collect the fields of their last base first.
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(
+    settings.TrackingSettings,
+    settings.RuntimeSettings,
+    settings.DataSettings,
+    settings.DiscriminatorSettings,
+    settings.OptimSettings,
+    settings.LossSettings,
+    settings.TrainingSettings,
+    RemembersGiven,
+):
+    """Every setting of a run, by name.
+
+    A setting that is not given has the value that the method or the recipe presets for it, else its default.
+
+    Raises:
+        UserError: at construction, for an unknown setting, and for a value of the wrong type or outside its bounds.
+    """
+
+    def __post_init__(self) -> None:
+        expected = setting_types()
+        for spec in dataclasses.fields(self):
+            value = check_value(spec.name, getattr(self, spec.name), expected[spec.name], spec.metadata)
+            object.__setattr__(self, spec.name, value)
+        for name, value in {**METHODS[self.method], **RECIPES[self.recipe]}.items():
+            if name not in self.__dict__["_given"]:
+                object.__setattr__(self, name, value)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """What depends on several settings, or on several numbers of one."""
+        for name in ("milestones", "adversarial_milestones"):
+            value = getattr(self, name)
+            if list(value) != sorted(set(value)):
+                raise UserError(f"{name}: {show(value)} is not allowed, expected rising fractions of the run")
+        if self.grad_accum_steps > self.batch_size:
+            raise UserError(
+                f"grad_accum_steps: {self.grad_accum_steps} parts of a batch of {self.batch_size} images: "
+                "at most one part per image"
+            )
+        if self.joint_backward and self.decay_only_update:
+            raise UserError(
+                "joint_backward: decay_only_update (of method zero-gradient) needs a second optimiser: leave one of "
+                "them out"
+            )
+        if self.sync_batchnorm and self.compile:
+            raise UserError("sync_batchnorm: cannot be combined with compile: leave one of them out")
+
+    @property
+    def loss_weights(self) -> settings.LossSettings:
+        """The settings of the losses."""
+        return self
+
+    def replace(self, /, **changes: Any) -> DistillConfig:
+        """A copy with some settings changed; another method or recipe brings its presets along.
+
+        Raises:
+            UserError: for a setting that does not exist (the closest names are given) or a bad value.
+        """
+        return type(self)(**{**self.__dict__["_given"], **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting in force, as JSON values."""
+        return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(self))))
+
+    def defining(self) -> dict[str, Any]:
+        """The settings that decide the weights of a run; a resumed run must have the same."""
+        free = {spec.name for section in settings.MAY_CHANGE_ON_RESUME for spec in dataclasses.fields(section)}
+        return {name: value for name, value in self.to_dict().items() if name not in free}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
+        """The inverse of `to_dict`.
+
+        Args:
+            values: settings by name, all of which count as given: no preset replaces them.
+
+        Raises:
+            UserError: if `values` is no mapping, for an unknown setting and for a bad value.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"config: {show(values)} holds no settings, expected their names and values")
+        return cls(**{str(name): value for name, value in values.items()})
