@@ -151,6 +151,16 @@ def tests_of_lines(root: Path, workers: str) -> dict[tuple[str, int], list[str]]
     return reached
 
 
+def tests_of_file(root: Path, path: str) -> list[str]:
+    """The test files that are named after a file or its folder, for lines that run in processes of their own alone.
+
+    Coverage does not follow the processes that a test launches.
+    """
+    source = Path(path)
+    named = {*root.glob(f"tests/**/test_{source.stem}.py"), *root.glob(f"tests/{source.parent.name}/test_*.py")}
+    return [str(file.relative_to(root)) for file in sorted(named)]
+
+
 def killed(root: Path, path: str, source: str, tests: list[str], cap: float) -> str:
     """What becomes of a mutant: "killed", "survived", or "timeout"; a test that never ends fails too."""
     original = (root / path).read_text()
@@ -188,11 +198,11 @@ def main() -> None:
         key = f"{path}:{line}: {what}"
         if key in results:
             continue
-        tests = reached.get((path, line), [])
-        results[key] = killed(copied, path, source, tests, args.cap) if tests else "not reached"
+        tests = reached.get((path, line)) or tests_of_file(copied, path)
+        results[key] = killed(copied, path, source, tests, args.cap) if tests else "survived"
         print(f"{results[key]:12}{key}  ({len(set(tests))} tests)", flush=True)
         args.json.write_text(json.dumps(results, indent=1))
-    survived = sum(result in ("survived", "not reached") for result in results.values())
+    survived = sum(result == "survived" for result in results.values())
     print(f"{len(results) - survived} of {len(results)} mutants killed, {survived} survived")
 
 

@@ -13,19 +13,18 @@ from torch import Tensor, nn
 
 from feature_gan_kd.analysis import similarity
 from feature_gan_kd.analysis.model_tables import describe_taps, summarize
-from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.distill_config import DistillConfig, override_settings
 from feature_gan_kd.export import save_models
 from feature_gan_kd.export.card import ExportFormat
 from feature_gan_kd.method.topology import Edge, TopologyName
 from feature_gan_kd.models.build import PeerModel
+from feature_gan_kd.models.normalisation import stated_normalisation
 from feature_gan_kd.models.tapped_model import Layer, MapShape
-from feature_gan_kd.models.weights import load_weights
 from feature_gan_kd.training import checkpoint_files, run
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.checkpoint_contents import checkpointed_arguments
-from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.history import History, Which
-from feature_gan_kd.training.peer_group import PeerGroup, override_settings
+from feature_gan_kd.training.peer_group import PeerGroup
 
 
 class OnlineAdversarialDistiller:
@@ -35,7 +34,7 @@ class OnlineAdversarialDistiller:
         models: at least two: timm names (also `hf-hub:` and `local-dir:` names), or torch modules.
         num_classes: of models built by name; None keeps each one's own number.
         in_chans: input channels of models built by name.
-        pretrained: load trained weights into models built by name.
+        pretrained: load trained weights into models built by name; modules have trained weights, too.
         feature_layers: where feature maps are taken: a layer's name or the index of a timm stage, a list of several,
             or a mapping from a model's position to either. None finds the last map before pooling.
         topology: who teaches whom: `cycle` (the paper's), `complete`, `star`, or edges `(source, learner)`.
@@ -54,7 +53,7 @@ class OnlineAdversarialDistiller:
         discriminators: one for each edge and tap; empty where the method has no adversarial term.
         transfers: transfer layers, one for each edge and tap; identity where the channels match.
         config: the settings in force.
-        image_size: side in pixels of the images that the distiller was built for.
+        image_size: side in pixels of the images.
 
     Raises:
         UserError: for arguments that cannot be used, in one line.
@@ -89,9 +88,7 @@ class OnlineAdversarialDistiller:
         )
         self.models, self.names, self.edges = group.models, group.names, group.edges
         self.image_size, self.step, self.accelerator = group.image_size, group.step, group.accelerator
-        discriminators = (connection.discriminator for connection in group.connections)
-        self.discriminators = nn.ModuleList([one for one in discriminators if one is not None])
-        self.transfers = nn.ModuleList([connection.transfer for connection in group.connections])
+        self.discriminators, self.transfers = group.discriminators, group.transfers
 
     @property
     def config(self) -> DistillConfig:
@@ -105,24 +102,25 @@ class OnlineAdversarialDistiller:
 
     def summary(self) -> str:
         """Tables of the models (taps, map shapes, parameters) and of who teaches whom through what."""
-        group, logits = self.group, self.config.loss_weights.kl_weight > 0
+        group, logits = self.group, self.config.kl_weight > 0
         return summarize(self.names, group.tapped, group.connections, self.edges, group.frozen, logits=logits)
 
     def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Updates every model, discriminator and transfer layer by one batch, without copies to the host.
 
         Args:
-            images: (batch, channels, height, width), normalised; each process gives its share of the batch.
+            images: float (batch, channels, height, width), this process's share of the batch; normalised with the
+                config's mean and std, after `fit` as its data were, and else taken as they are by every model.
             labels: (batch,) class indices, or (batch, classes) probabilities.
 
         Returns:
             Detached scalars on the device, by name. The page "Watching a run" explains each name.
 
         Raises:
-            UserError: for images of another size, where memory does not suffice, and with `check_processes` where
-                weights differ between processes.
+            UserError: for images and labels that it cannot learn from, where memory does not suffice, and with
+                `check_processes` where weights differ between processes.
         """
-        return self.group.training_step(images, labels)
+        return self.group.training_step(*self.group.check_batch(images, labels))
 
     def fit(
         self,
@@ -131,6 +129,8 @@ class OnlineAdversarialDistiller:
         *,
         epochs: int | None = None,
         batch_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         output_dir: str | Path | None = None,
         resume: bool = False,
         callbacks: Sequence[Callback] = (),
@@ -141,11 +141,13 @@ class OnlineAdversarialDistiller:
         """Trains all models together.
 
         Args:
-            train_data: a hub name, a local folder or file, a `datasets.Dataset` or `DatasetDict`, a torch `Dataset` or
-                a `DataLoader`; None is the bundled digits.
+            train_data: a hub name, a folder or file, a `Dataset` or `DatasetDict` of `datasets`, a torch `Dataset` or
+                `DataLoader`; None is the bundled digits.
             eval_data: likewise; None takes the evaluation split of `train_data`, or holds a fifth of it out.
             epochs: passes over the training images; None as in the config.
             batch_size: images of one update over all processes; None as in the config.
+            mean: per channel, of pixels in [0, 1]; None as in the config.
+            std: likewise.
             output_dir: for `config.json`, `metrics.jsonl`, `checkpoints/` and `networks/`; None writes nothing.
             resume: go on from the newest checkpoint in `output_dir`, if there is one.
             callbacks: called in this order, before progress, trackers and records.
@@ -161,7 +163,7 @@ class OnlineAdversarialDistiller:
             DivergedError: where `max_nonfinite_steps` updates in a row had a loss or a gradient that is not finite.
             Interrupted: a `KeyboardInterrupt`, where Ctrl-C or SIGTERM stopped the training, after a checkpoint.
         """
-        changes = {"epochs": epochs, "batch_size": batch_size}
+        changes = {"epochs": epochs, "batch_size": batch_size, "mean": mean, "std": std}
         self.config = self.config.replace(**{name: value for name, value in changes.items() if value is not None})
         options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license)
         services = run.RunServices(
@@ -194,6 +196,8 @@ class OnlineAdversarialDistiller:
         which: Which = "last",
         format: ExportFormat = "safetensors",
         license: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> list[Path]:
         """Publishes every model into a folder of its own, with labels and preprocessing.
 
@@ -202,15 +206,20 @@ class OnlineAdversarialDistiller:
             which: what the card calls these weights. The models' present weights are written in any case.
             format: `safetensors`, which timm loads, or a graph that runs without timm: `onnx`, `torch-export`.
             license: of the weights; None takes what `fit` was given, else that of pretrained weights.
+            mean: that the images of your own loop were normalised with, where the distiller was not told.
+            std: likewise.
 
         Returns:
             The folders.
 
         Raises:
-            UserError: where a folder cannot be written, timm would build another model from it, or a graph cannot be
-                traced or computes other values.
+            UserError: where a folder cannot be written, the normalisation of the images is not known, timm would build
+                another model from it, or a graph cannot be traced or computes other values.
         """
-        return save_models.save_models(self.group, Path(directory), which=which, form=format, license=license)
+        stated = stated_normalisation(mean, std, self.group.in_chans)
+        return save_models.save_models(
+            self.group, Path(directory), which=which, form=format, license=license, stated=stated
+        )
 
     def push_to_hub(
         self,
@@ -221,6 +230,8 @@ class OnlineAdversarialDistiller:
         private: bool = False,
         token: str | None = None,
         license: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         """Publishes one model on the Hugging Face hub.
 
@@ -231,11 +242,15 @@ class OnlineAdversarialDistiller:
             private: make a new repository private.
             token: of the hub; None takes that of the login on this machine.
             license: as for `save_pretrained`.
+            mean: as for `save_pretrained`.
+            std: likewise.
 
         Raises:
             UserError: for a position without a model, without internet access, or with a wrong token.
         """
-        save_models.push_model(self.group, repo_id, model, which=which, private=private, token=token, license=license)
+        stated = stated_normalisation(mean, std, self.group.in_chans)
+        card_info = save_models.model_card_info(self.group, model, which, license, stated)
+        save_models.push_model(self.group, repo_id, model, card_info, private=private, token=token)
 
     def save_checkpoint(self, directory: str | Path) -> None:
         """Writes everything that training changes (models, discriminators, transfers, optimisers) into one folder.
@@ -246,10 +261,7 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: where it cannot be written.
         """
-        state = self.state()
-        if self.accelerator.is_main_process:
-            checkpoint_files.save(state, Path(directory), self.group.signature(None))
-        self.accelerator.wait_for_everyone()
+        self.group.save_checkpoint(Path(directory))
 
     @classmethod
     def from_checkpoint(
@@ -271,11 +283,10 @@ class OnlineAdversarialDistiller:
             UserError: where the checkpoint is damaged, or is one of other models.
         """
         folder = Path(directory)
-        state = checkpoint_files.load(folder, None)
-        about = checkpoint_files.read_signature(folder)
+        state, about = checkpoint_files.load(folder, None), checkpoint_files.read_signature(folder)
         distiller = cls(**checkpointed_arguments(about, models), discriminator=discriminator, accelerator=accelerator)
         checkpoint_files.check_signature(folder, distiller.group.signature(about["data"]))
-        distiller.load_state(state)
+        distiller.group.load_state(state)
         return distiller
 
     def load_best(self, run: str | Path) -> None:
@@ -287,13 +298,4 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: where they are not there, or are those of other models.
         """
-        for index, (name, module) in enumerate(zip(self.names, self.models, strict=True)):
-            load_weights(module, Path(run) / "networks" / f"{index}-{name}-best")
-
-    def state(self) -> Checkpoint:
-        """Everything that training changes. Raises UserError where another process is gone."""
-        return self.group.state()
-
-    def load_state(self, state: Checkpoint) -> None:
-        """Loads what `state` gave. Raises UserError for the state of other models; a part may be loaded by then."""
-        self.group.load_state(state)
+        self.group.load_best(Path(run))

@@ -174,8 +174,9 @@ def test_only_a_model_that_is_there_is_pushed(model: Any) -> None:
 
 def test_a_model_timm_cannot_rebuild_is_saved_bare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     distiller = OnlineAdversarialDistiller([GroupNormModel(4), GroupNormModel(6)], image_size=8)
-    folder = distiller.save_pretrained(tmp_path)[0]
+    folder = distiller.save_pretrained(tmp_path, mean=[0.5], std=[0.25])[0]
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.safetensors"]
+    assert "minus [0.5, 0.5, 0.5], divided by [0.25, 0.25, 0.25]" in (folder / "README.md").read_text()
     assert "timm cannot rebuild GroupNormModel" in capsys.readouterr().err
 
 
@@ -238,8 +239,9 @@ def test_data_of_another_class_count() -> None:
 
 
 def test_evaluating_before_training_needs_a_normalisation() -> None:
-    with pytest.raises(UserError, match="fit first"):
+    with pytest.raises(UserError, match="not known: give mean and std"):
         tiny().evaluate(image_dataset())
+    assert tiny(mean=(0.5,), std=(0.25,)).evaluate(image_dataset())["images"] == len(image_dataset())
 
 
 def test_images_smaller_than_the_wiring() -> None:

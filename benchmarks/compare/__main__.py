@@ -24,9 +24,9 @@ from benchmarks.compare.presets import PRESETS
 from benchmarks.compare.result_file import computed
 from benchmarks.compare.results import collect
 from benchmarks.compare.runs import Machine, Run, list_runs
-from benchmarks.processor import fast_precision, processor_name
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.files import atomic_file
+from feature_gan_kd.utils.processor import fast_precision, processor_name
 
 
 class _Parser(argparse.ArgumentParser):

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, Options
-from benchmarks.processor import fast_precision, mixed_precision, processor_name
 from feature_gan_kd.utils.files import atomic_file
+from feature_gan_kd.utils.processor import fast_precision, mixed_precision, processor_name
 
 
 @dataclass(frozen=True)

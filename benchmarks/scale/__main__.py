@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.processor import fast_precision, instructions, processor_name
 from benchmarks.scale.model import prediction
 from benchmarks.scale.worker import BATCH, measure_models
 from feature_gan_kd.utils.memory import keep_freed_memory
+from feature_gan_kd.utils.processor import fast_precision, instructions, processor_name
 
 COUNTS = (2, 3, 4, 6, 8)
 

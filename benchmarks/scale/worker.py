@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.processor import fast_precision, mixed_precision
 from benchmarks.speed.rows import feature_losses
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.distributed.collectives import all_reduce_async, all_reduce_sum, rank, world_size
 from feature_gan_kd.utils.memory import keep_freed_memory
+from feature_gan_kd.utils.processor import fast_precision, mixed_precision
 
 BATCH = 96
 UPDATES = 4

@@ -23,13 +23,13 @@ from typing import Any
 import timm
 import torch
 
-from benchmarks.processor import Precision, fast_precision, instructions, processor_name
 from benchmarks.speed.around import fit_and_bare, input_rate
 from benchmarks.speed.clock import roof, timed
 from benchmarks.speed.memory import measure_apart, peak_memory
 from benchmarks.speed.rows import COMPILED, GRAPHS, ROWS, Case, warm_ups
 from benchmarks.speed.table import table
 from feature_gan_kd.utils.memory import keep_freed_memory
+from feature_gan_kd.utils.processor import Precision, fast_precision, instructions, processor_name
 
 PAIRS: dict[str, dict[str, tuple[tuple[str, str], int, int]]] = {
     "cpu": {

@@ -12,10 +12,10 @@ from benchmarks.peers.floor import Floor
 from benchmarks.peers.mutual import MutualLearning
 from benchmarks.peers.plain import PlainTraining
 from benchmarks.peers.textbook import TextbookLoop
-from benchmarks.processor import Precision, mixed_precision
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.method import losses
 from feature_gan_kd.method.step import AdversarialStep
+from feature_gan_kd.utils.processor import Precision, mixed_precision
 
 CLASSES = 100
 Step = Callable[[Tensor, Tensor], object]

@@ -14,7 +14,7 @@ from torch import Tensor
 from feature_gan_kd.analysis.gradcam import GradCamHeatmaps, grad_cam, overlay, to_rgb
 from feature_gan_kd.data import ImageSource
 from feature_gan_kd.models.find_taps import find_taps, layers_of
-from feature_gan_kd.models.input_adapter import Normalisation
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.files import atomic_folder
@@ -26,7 +26,7 @@ def draw_grad_cam(
     numbers: Sequence[int],
     folder: Path,
     *,
-    normalisation: Normalisation,
+    normalisation: Normalisation | None,
     class_names: Sequence[str] | None,
     device: torch.device,
 ) -> None:
@@ -37,7 +37,8 @@ def draw_grad_cam(
         source: of the images.
         numbers: of the images, from 0 in the order of evaluation.
         folder: of the pictures and of `grad-cam.json`, which describes them.
-        normalisation: of the images that the source gives.
+        normalisation: of the images that the source gives; None, where it is not known, shows them as if it were mean 0
+            and std 1.
         class_names: by class index; None writes the indices.
         device: of the models.
 
@@ -47,7 +48,8 @@ def draw_grad_cam(
     numbers = list(dict.fromkeys(numbers))
     images, labels = _select_images(source, numbers, device)
     heatmaps = [grad_cam(model, images, labels) for model in models]
-    mean, std = (images.new_tensor(one)[:, None, None] for one in (normalisation.mean, normalisation.std))
+    known = normalisation or Normalisation((0.0,), (1.0,))
+    mean, std = (images.new_tensor(one)[:, None, None] for one in (known.mean, known.std))
     try:
         _write_pictures(folder, numbers, images * std + mean, labels, heatmaps, class_names)
     except OSError as error:

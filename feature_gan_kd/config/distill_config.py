@@ -129,3 +129,19 @@ class DistillConfig(
         if not isinstance(values, Mapping):
             raise UserError(f"config: {show(values)} holds no settings, expected their names and values")
         return cls(**{str(name): value for name, value in values.items()})
+
+
+def override_settings(config: DistillConfig | None, overrides: Mapping[str, Any]) -> DistillConfig:
+    """A config with some settings changed.
+
+    Args:
+        config: None takes the default of every setting.
+        overrides: settings by name.
+
+    Raises:
+        UserError: for what is no config, a setting that does not exist, or a bad value.
+    """
+    config = DistillConfig() if config is None else config
+    if not isinstance(config, DistillConfig):
+        raise UserError(f"config: {type(config).__name__} is not allowed, expected DistillConfig.from_dict of it")
+    return config.replace(**overrides)

@@ -160,6 +160,12 @@ class DataSettings:
 
     image_size: int | None = bounded(None, at_least=8)
     """Height and width of the images in pixels (default: the largest that the models are made for)."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, of pixels in [0, 1], that the images are normalised with. Tensors of floats must come
+    normalised with it (default: that of the models' trained weights if all have the same, else that of the training
+    images; tensors of floats are taken as they are)."""
+    std: tuple[float, ...] | None = bounded(None, above=0)
+    """Standard deviation of each channel, like the mean."""
     label_column: str | None = None
     """Column of the labels (default: found by its type)."""
     image_column: str | None = None
@@ -221,6 +227,16 @@ class TrackingSettings:
     """With each record of the metrics, log the norms of gradients, weight decay and updates, how far they agree, and
     how often the discriminators are right."""
 
+
+UPDATE_SETTINGS = frozenset(
+    (
+        *(spec.name for section in (LossSettings, DiscriminatorSettings) for spec in dataclasses.fields(section)),
+        *("lr", "optimizer", "weight_decay", "momentum", "clip_grad", "adversarial_lr", "discriminator_lr"),
+        *("adversarial_weight_decay", "discriminator_weight_decay", "adversarial_optimizer", "joint_backward"),
+        *("seed", "mixed_precision", "grad_accum_steps", "sync_batchnorm", "mean", "std"),
+    )
+)
+"""The settings that a single update uses; all others act in `fit` alone."""
 
 # In the order in which they are listed; no two of them have a setting of the same name.
 SECTIONS = (

@@ -18,6 +18,10 @@ class ImageSource(Protocol):
         """Number of images."""
         ...
 
+    def holds_floats(self) -> bool:
+        """Whether its images are floats, which are used as they are; others are pixels, which `normalise` scales."""
+        ...
+
     def steps(self, batch_size: int, *, train: bool = True) -> int:
         """Number of batches that `batches` yields for a whole epoch; `batch_size` is at least 2 in training."""
         ...

@@ -38,6 +38,10 @@ class MemoryImages:
         """See `ImageSource`."""
         return count_steps(len(self), batch_size, train=train)
 
+    def holds_floats(self) -> bool:
+        """See `ImageSource`."""
+        return False
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Computes mean and standard deviation of all images, see `channel_statistics`."""
         return channel_statistics(self.pixels)

@@ -113,16 +113,17 @@ class OnDemandImages:
         """See `ImageSource`."""
         return count_steps(len(self), batch_size, train=train)
 
+    def holds_floats(self) -> bool:
+        """See `ImageSource`; looks at the first image."""
+        return self._sample(1)[0].is_floating_point()
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Computes mean and std of a sample of the images; 0 and 1 for images that are normalised already.
+        """Computes mean and std of a sample of the images, which must not be floats.
 
         Raises:
             UserError: for an image that cannot be read.
         """
-        images, _ = self._sample(STATISTICS_SAMPLE)
-        if images.is_floating_point():
-            return (0.0,) * self.transform.channels, (1.0,) * self.transform.channels
-        return channel_statistics(images)
+        return channel_statistics(self._sample(STATISTICS_SAMPLE)[0])
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the number of images and of a few of them.
@@ -134,7 +135,7 @@ class OnDemandImages:
         return hash_images(images, torch.cat([labels, torch.tensor([len(self)])]))
 
     def augment_and_normalise(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
-        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats are normalised already and stay."""
+        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats stay as they are."""
         if not len(images):
             return images.new_empty((0, self.transform.channels, self.transform.size, self.transform.size))
         if images.is_floating_point():

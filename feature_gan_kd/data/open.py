@@ -27,6 +27,7 @@ from feature_gan_kd.data.sources import choose_evaluation, choose_splits
 from feature_gan_kd.data.streaming import IterableImages, Stream
 from feature_gan_kd.data.table import Classes, Table
 from feature_gan_kd.data.user_loader import UserLoader
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.utils.errors import UserError
 
 # Decoded images of one split are held in memory up to this many bytes.
@@ -46,8 +47,7 @@ class Data:
         evaluation: evaluation images.
         class_names: by class index; None where the data have none.
         num_classes: number of classes; None where the data do not say.
-        mean: per channel, of pixels in [0, 1]: what the images are normalised with.
-        std: likewise.
+        normalisation: what the images are normalised with; None for floats of which the user does not state it.
         skipped_images: number of images left out of both because they cannot be decoded. Does not count images that
             are decoded while the run reads them: which of these are bad is not known beforehand.
         notes: lines that tell the user what was chosen.
@@ -58,8 +58,7 @@ class Data:
     evaluation: ImageSource
     class_names: list[str] | None
     num_classes: int | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalisation: Normalisation | None
     skipped_images: int
     notes: list[str]
     fingerprint: str
@@ -71,8 +70,8 @@ class Data:
             "train_images": len(self.train),
             "evaluation_images": len(self.evaluation),
             "skipped_images": self.skipped_images,
-            "mean": self.mean,
-            "std": self.std,
+            "mean": self.normalisation and self.normalisation.mean,
+            "std": self.normalisation and self.normalisation.std,
         }
 
 
@@ -100,8 +99,8 @@ def open_data(
     *,
     image_size: int,
     in_chans: int,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    stated: Normalisation | None = None,
+    common: Normalisation | None = None,
     num_classes: int | None = None,
 ) -> Data:
     """Opens the training and the evaluation images.
@@ -115,8 +114,9 @@ def open_data(
         config: names columns and splits, the augmentation, the limits and the workers.
         image_size: side of the square images in pixels.
         in_chans: 3 (RGB) or 1 (grey).
-        mean: per channel, of pixels in [0, 1]; None for the training images' own.
-        std: likewise.
+        stated: what the user says that the images are normalised with.
+        common: what pixels are normalised with where the user does not say: that of all models' trained weights; None
+            for the training images' own.
         num_classes: of the models; limits the labels where the data do not say how many classes they have.
 
     Raises:
@@ -128,22 +128,48 @@ def open_data(
     train_source, eval_source = _build_source(train, options, notes), _build_source(evaluation, options, notes)
     labels = train_source.labels if isinstance(train_source, MemoryImages) else None
     check_training_images(labels, len(train_source), train.split)  # once more: bad images may have been left out
-    own = train_source.statistics() if mean is None or std is None else (mean, std)
-    if own == ((0.0,) * in_chans, (1.0,) * in_chans):
-        notes.append("the images are floats, taken as normalised already; mean 0 and std 1 are recorded for them")
-    normalise = PixelNormaliser(mean or own[0], std or own[1], config.channels_last)
-    train_source.normalise = eval_source.normalise = normalise
+    normalisation = _choose_normalisation(train_source, eval_source, stated, common, notes)
+    if normalisation is not None:
+        normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
+        train_source.normalise = eval_source.normalise = normalise
     return Data(
         train=train_source,
         evaluation=eval_source,
         class_names=train.class_names,
         num_classes=train.num_classes,
-        mean=normalise.mean,
-        std=normalise.std,
+        normalisation=normalisation,
         skipped_images=len(train) - len(train_source) + len(evaluation) - len(eval_source),
         notes=notes,
         fingerprint=train_source.fingerprint(),
     )
+
+
+def _choose_normalisation(
+    train: Source, evaluation: Source, stated: Normalisation | None, common: Normalisation | None, notes: list[str]
+) -> Normalisation | None:
+    """What the images of both sources are normalised with, see `open_data`; None for floats of which it is not known.
+
+    Raises:
+        UserError: where only one of the sources holds floats, and the user does not state their normalisation.
+    """
+    floats = train.holds_floats()
+    kind = "tensors of floats" if floats else "pixels"
+    if stated is not None:
+        notes.append(f"{kind}, normalised with the given {stated}")
+        return stated
+    if floats != evaluation.holds_floats():
+        other = "pixels" if floats else "tensors of floats"
+        raise UserError(
+            f"eval_data: its images are {other}, those to train on are {kind}: give mean and std, which the tensors of "
+            "floats were normalised with (0 and 1 for pixels / 255)"
+        )
+    if floats:
+        notes.append("tensors of floats, given to every model as they are (mean and std state their normalisation)")
+        return None
+    chosen = common or Normalisation(*train.statistics())
+    owner = "that of all models' trained weights" if common else "the training images' own"
+    notes.append(f"pixels normalised with {chosen}: {owner}")
+    return chosen
 
 
 def _read_both(
@@ -178,8 +204,8 @@ def open_evaluation(
     *,
     image_size: int,
     in_chans: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalisation: Normalisation | None,
+    takes_floats: bool = True,
     class_names: list[str] | None = None,
     num_classes: int | None = None,
     trained_on: bool = False,
@@ -191,8 +217,8 @@ def open_evaluation(
         config: as for `open_data`.
         image_size: side in pixels.
         in_chans: 3 or 1.
-        mean: what the models' images are normalised with, per channel, of pixels in [0, 1].
-        std: likewise.
+        normalisation: of the images that the models take; None where it is not known.
+        takes_floats: whether tensors of floats are known to have that normalisation.
         class_names: of the models, by class index; None where they are not known.
         num_classes: of the models.
         trained_on: whether the models were trained on `eval_data`: if these have no split for evaluation, takes the
@@ -217,7 +243,19 @@ def open_evaluation(
         evaluation = read_split(split, config, options.transform, notes, num_classes, known)
     evaluation = limit_images(evaluation, config.max_eval_samples, "max_eval_samples")
     source = _build_source(evaluation, options, notes)
-    source.normalise = PixelNormaliser(mean, std, config.channels_last)
+    if source.holds_floats():
+        if not takes_floats:
+            raise UserError(
+                "evaluate: the images are tensors of floats, those that the models were trained on were pixels: give "
+                "mean and std to the distiller, which the floats were normalised with"
+            )
+    elif normalisation is None:
+        raise UserError(
+            "evaluate: the images are pixels, and what the models' images are normalised with is not known: give mean "
+            "and std to the distiller (0 and 1 for pixels / 255)"
+        )
+    else:
+        source.normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
     return source, notes
 
 

@@ -23,7 +23,7 @@ class UserLoader:
     seeded from (seed, epoch, batch). All processes then see the same order, and a resumed epoch continues it.
 
     Args:
-        loader: yields pairs of images (uint8, or float that is normalised already) and labels.
+        loader: yields pairs of images (uint8 pixels, or floats, which are used as they are) and labels.
         channels: of the images.
         class_names: by class index; None where its data set has none.
         num_classes: None where its data set does not say.
@@ -72,15 +72,21 @@ class UserLoader:
         ends_in_one = train and size is not None and len(self) % size == 1
         return self._num_batches - 1 if ends_in_one else self._num_batches
 
+    def holds_floats(self) -> bool:
+        """See `ImageSource`; looks at the first batch.
+
+        Raises:
+            UserError: for a batch that is not a pair of images and labels.
+        """
+        return self._check_batch(next(self._read_batches(0)), 0)[0].is_floating_point()
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Computes mean and std of the first batch; 0 and 1 for images that are normalised already.
+        """Computes mean and std of the first batch, whose images must not be floats.
 
         Raises:
             UserError: for a batch that is not a pair of images and labels.
         """
         images, _ = self._check_batch(next(self._read_batches(0)), 0)
-        if images.is_floating_point():
-            return (0.0,) * self.channels, (1.0,) * self.channels
         return channel_statistics(images.permute(0, 2, 3, 1))
 
     def fingerprint(self) -> str:

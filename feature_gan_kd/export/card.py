@@ -39,11 +39,12 @@ class ModelCardInfo:
         std: likewise.
         method: by which the models learned from each other.
         peers: names of the other models of the run.
-        data: name of the training data, as the user gave it.
+        data: name of the training data, as the user gave it; None where the user's own loop gave them.
         accuracy: top-1 accuracy of this model on the evaluation images, in %.
         ensemble: top-1 accuracy of the mean of all models' logits, in %.
-        epochs: passes over the training images that these weights have seen.
-        recipe: every setting of the run, with the values that method and recipe chose; the card leaves out None.
+        epochs: passes over the training images that these weights have seen; None where they are not known.
+        updates: updates that these weights have had; 0 for those that were not trained here.
+        recipe: the settings in force, with the values that method and recipe chose; the card leaves out None.
         which: weights of the last epoch or of the best.
         license: as the user stated it.
         pretrained: whether the model started from pretrained weights, whose licence it inherits.
@@ -63,10 +64,11 @@ class ModelCardInfo:
     std: tuple[float, ...]
     method: MethodName
     peers: list[str]
-    data: str
+    data: str | None
     accuracy: float | None
     ensemble: float | None
     epochs: int | None
+    updates: int
     recipe: dict[str, Any]
     which: Literal["last", "best"] = "last"
     license: str | None = None
@@ -106,7 +108,7 @@ def model_card(
         library_name="timm" if for_timm else "onnx" if format == "onnx" else None,
         pipeline_tag="image-classification",
         tags=[tag for tag in TAGS if for_timm or tag != "timm"],
-        datasets=[card_info.data] if _is_hub_id(card_info.data) else None,
+        datasets=[card_info.data] if card_info.data and _is_hub_id(card_info.data) else None,
         base_model=_pretrained_source(model, card_info).get("hf_hub_id") or None,
     )
     sections = [
@@ -115,7 +117,7 @@ def model_card(
         f"A classifier of images of {card_info.image_size} x {card_info.image_size} pixels and "
         f"{card_info.in_chans} channel{'s' * (card_info.in_chans > 1)} into {card_info.num_classes} classes"
         f"{_class_list(card_info.class_names)}: model {card_info.index + 1} of the {len(card_info.peers) + 1} in "
-        f"its run, with the weights of its {card_info.which} epoch{_epoch_count(card_info)}.",
+        f"its run, {_which_weights(card_info)}.",
         _results_section(card_info),
         _method_section(card_info),
         _usage_section(model, card_info, format, rebuildable),
@@ -123,7 +125,7 @@ def model_card(
         _license_section(model, card_info),
         f"## Citation\n\n```bibtex\n{_DML if card_info.method == 'dml' else _AFD}\n```",
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _class_list(classes: list[str] | None) -> str:
@@ -135,10 +137,19 @@ def _class_list(classes: list[str] | None) -> str:
 def _epoch_count(card_info: ModelCardInfo) -> str:
     """Number of the epoch, and of all epochs of the run, in parentheses; empty where it is unknown."""
     done, planned = card_info.epochs, card_info.recipe.get("epochs")
-    return "" if done is None else f" ({done} of {planned})" if planned else f" ({done})"
+    return f" ({done} of {planned})" if planned else f" ({done})"
+
+
+def _which_weights(card_info: ModelCardInfo) -> str:
+    if card_info.epochs is not None:
+        return f"with the weights of its {card_info.which} epoch{_epoch_count(card_info)}"
+    return f"after {card_info.updates} updates" if card_info.updates else "before any training in it"
 
 
 def _results_section(card_info: ModelCardInfo) -> str:
+    """The accuracies; empty where none was measured."""
+    if card_info.accuracy is None:
+        return ""
     rows = {"this model": card_info.accuracy, "ensemble (mean of all logits)": card_info.ensemble}
     cells = "\n".join(f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in rows.items())
     table = f"## Results\n\n| on the evaluation images | top-1 accuracy, % |\n|---|---|\n{cells}"
@@ -149,9 +160,12 @@ def _results_section(card_info: ModelCardInfo) -> str:
 
 def _method_section(card_info: ModelCardInfo) -> str:
     peers = ", ".join(f"`{peer}`" for peer in card_info.peers) or "none"
+    if not card_info.updates:
+        return f"## Method\n\nThe model was not trained in this run.\n\n- Other models of the run: {peers}"
+    data = "given by a training loop of the publisher's own" if card_info.data is None else _public_name(card_info.data)
     return (
         f"## Method\n\n`{card_info.method}`: {_DESCRIPTIONS[card_info.method]}\n\n"
-        f"- Other models of the run: {peers}\n- Data: {_public_name(card_info.data)}"
+        f"- Other models of the run: {peers}\n- Data: {data}"
     )
 
 
@@ -219,6 +233,8 @@ Input: {size} x {size} pixels in [0, 1], minus {list(card_info.mean)}, divided b
 
 def _settings_section(card_info: ModelCardInfo) -> str:
     settings = {key: value for key, value in card_info.recipe.items() if value is not None}
+    if not settings:
+        return ""
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in settings.items())
     return f"## Settings\n\n| setting | value |\n|---|---|\n{rows}"
 

@@ -22,6 +22,7 @@ from feature_gan_kd.export.timm_folder import (
     export_folder,
     pretrained_cfg,
 )
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.utils.errors import UserError, not_installed
 
 GraphFormat = Literal["onnx", "torch-export"]
@@ -153,8 +154,7 @@ def _real_images(card_info: ModelCardInfo) -> Tensor:
         DistillConfig(max_eval_samples=max(_TRACED_BATCH, *_CHECKED_BATCHES)),
         image_size=card_info.image_size,
         in_chans=card_info.in_chans,
-        mean=card_info.mean,
-        std=card_info.std,
+        normalisation=Normalisation(card_info.mean, card_info.std),
     )
     images, _ = next(iter(source.batches(batch_size=len(source), seed=0, epoch=0, device="cpu", train=False)))
     return images.contiguous()

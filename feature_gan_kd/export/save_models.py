@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from feature_gan_kd.config.settings import UPDATE_SETTINGS
 from feature_gan_kd.distributed.collectives import average_buffers
 from feature_gan_kd.export import (
     ExportFormat,
@@ -17,6 +18,7 @@ from feature_gan_kd.export import (
     push,
 )
 from feature_gan_kd.models.build import PeerModel
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.training.history import Record, Which, ensemble_accuracy, model_accuracies
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import RunProvenance
@@ -24,7 +26,13 @@ from feature_gan_kd.utils.errors import UserError
 
 
 def save_models(
-    group: PeerGroup, directory: Path, *, which: Which, form: ExportFormat, license: str | None
+    group: PeerGroup,
+    directory: Path,
+    *,
+    which: Which,
+    form: ExportFormat,
+    license: str | None,
+    stated: Normalisation | None,
 ) -> list[Path]:
     """Publishes every model of a group, see `OnlineAdversarialDistiller.save_pretrained`.
 
@@ -34,18 +42,20 @@ def save_models(
         which: which weights these are.
         form: the format.
         license: of the weights; None takes what `fit` was given.
+        stated: what the images were normalised with, where the group does not know it.
 
     Returns:
         The folders.
 
     Raises:
-        UserError: as `write_model`, or where another process is gone.
+        UserError: as `write_model`, for a normalisation that is not known, or where another process is gone.
     """
     folders = [directory / f"{index}-{name}" for index, name in enumerate(group.names)]
+    cards = [model_card_info(group, index, which, license, stated) for index in range(len(folders))]
     average_buffers(group.models)
     if group.accelerator.is_main_process:
-        for index, folder in enumerate(folders):
-            write_model(group.peers[index], folder, model_card_info(group, index, which, license), form)
+        for model, folder, card in zip(group.peers, folders, cards, strict=True):
+            write_model(model, folder, card, form)
     group.accelerator.wait_for_everyone()
     return folders
 
@@ -72,11 +82,10 @@ def push_model(
     group: PeerGroup,
     repo_id: str,
     index: int,
+    card_info: ModelCardInfo,
     *,
-    which: Which,
     private: bool,
     token: str | None,
-    license: str | None,
 ) -> None:
     """Publishes one model of a group on the hub, see `OnlineAdversarialDistiller.push_to_hub`.
 
@@ -84,24 +93,21 @@ def push_model(
         group: the models.
         repo_id: see there.
         index: position of the model.
-        which: which weights these are.
+        card_info: what its card states.
         private: see there.
         token: see there.
-        license: of the weights; None takes what `fit` was given.
 
     Raises:
-        UserError: for a position without a model, without internet access, or with a wrong token.
+        UserError: without internet access, or with a wrong token.
     """
-    if type(index) is not int or not 0 <= index < len(group.models):
-        known = ", ".join(f"{k} ({name})" for k, name in enumerate(group.names))
-        raise UserError(f"model: {index!r} is not allowed, expected a position: {known}")
-    card_info = model_card_info(group, index, which, license)
     if group.accelerator.is_main_process:
         push(group.models[index], repo_id, card_info, private=private, token=token)
     group.accelerator.wait_for_everyone()
 
 
-def model_card_info(group: PeerGroup, index: int, which: Which, license: str | None) -> ModelCardInfo:
+def model_card_info(
+    group: PeerGroup, index: int, which: Which, license: str | None, stated: Normalisation | None = None
+) -> ModelCardInfo:
     """Collects what the card and the config of one model state.
 
     Args:
@@ -109,11 +115,20 @@ def model_card_info(group: PeerGroup, index: int, which: Which, license: str | N
         index: position of the model.
         which: which weights are published; the card states their accuracy.
         license: of the weights; None takes that of the provenance.
+        stated: what the images were normalised with, where the group does not know it.
+
+    Raises:
+        UserError: for a position without a model, and where that is not known at all.
     """
+    if type(index) is not int or not 0 <= index < len(group.models):
+        known = ", ".join(f"{k} ({name})" for k, name in enumerate(group.names))
+        raise UserError(f"model: {index!r} is not allowed, expected a position: {known}")
     model, provenance = group.peers[index], group.provenance
     record = None if provenance is None else _record_of(provenance, index, which)
-    normalisation = model.normalisation or (provenance.normalisation if provenance else None)
-    normalisation = normalisation or model.timm_normalisation(group.in_chans)
+    normalisation, updates = published_normalisation(group, index, stated), group.step.number
+    settings = group.config.to_dict()
+    if provenance is None:  # nobody called `fit`: what only `fit` uses says nothing about these weights
+        settings = {name: value for name, value in settings.items() if name in UPDATE_SETTINGS} if updates else {}
     return ModelCardInfo(
         architecture=model.architecture,
         index=index,
@@ -125,16 +140,43 @@ def model_card_info(group: PeerGroup, index: int, which: Which, license: str | N
         std=normalisation.std,
         method=group.config.method,
         peers=[name for k, name in enumerate(group.names) if k != index],
-        data=provenance.data if provenance else "nothing yet",
+        data=provenance.data if provenance else None,
         accuracy=model_accuracies(record)[index] if record else None,
         ensemble=ensemble_accuracy(record) if record else None,
         epochs=record["epoch"] if record else None,
-        recipe=group.config.to_dict(),
+        updates=updates,
+        recipe=settings,
         which=which,
         license=license or (provenance.license if provenance else None),
         pretrained=model.pretrained,
         model_args=model.model_args,
     )
+
+
+def published_normalisation(group: PeerGroup, index: int, stated: Normalisation | None) -> Normalisation:
+    """Mean and standard deviation of the images that a model learned from.
+
+    Args:
+        group: the models.
+        index: position of the model.
+        stated: what the user says, after the training, that the images were normalised with.
+
+    Raises:
+        UserError: where they are not known, or `stated` contradicts what is known.
+    """
+    model, shared = group.peers[index], group.shared
+    if stated is not None and shared is not None and stated != shared:
+        raise UserError(f"mean: the images were normalised with {shared}, not with {stated}: leave it out")
+    if shared is not None:
+        return model.normalisation or shared
+    trained = group.step.number > 0
+    seen = stated if trained else model.normalisation or model.stated_normalisation(group.in_chans) or stated
+    if seen is None:
+        raise UserError(
+            f"{model.name}: what its images were normalised with is not known, so it cannot be published: give mean "
+            "and std (0 and 1 for pixels / 255)"
+        )
+    return seen
 
 
 def write_model(model: PeerModel, folder: Path, card_info: ModelCardInfo, form: ExportFormat = "safetensors") -> None:

@@ -24,14 +24,11 @@ from feature_gan_kd.utils.files import atomic_folder
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # Images of up to this side are evaluated whole; larger ones as timm does, on the centre of an even larger image.
 _MAX_UNCROPPED_SIDE = 96
-_REMEDY = (
-    "the model was changed after timm built it, or model_args lacks arguments that it was built with; publish_bare "
-    "writes its weights alone"
-)
+_REMEDY = "the model was changed after timm built it, or model_args lacks arguments that it was built with"
 
 
 class RebuildError(UserError):
-    """timm cannot rebuild a model from its published form; `publish_bare` can still write its weights."""
+    """timm cannot rebuild a model from its published form; its bare weights can still be written."""
 
 
 def publish(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> None:
@@ -51,7 +48,7 @@ def publish(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> None:
     """
     obstacle = rebuild_obstacle(model)
     if obstacle is not None:
-        raise RebuildError(f"{folder}: {obstacle}; publish_bare writes its weights alone")
+        raise RebuildError(f"{folder}: {obstacle}")
     with export_folder(folder, WEIGHTS) as temporary, torch.random.fork_rng(devices=[]):
         twin = exportable_copy(model, card_info)
         try:

@@ -102,7 +102,13 @@ def build_modules(
         check_taps(edges, shapes)
     connections: list[Connection] = []
     if config.loss_weights.has_feature_loss:
-        connections = build_connections(edges, shapes, config.seed, _discriminator_factory(discriminator, config))
+        connections = build_connections(
+            edges,
+            shapes,
+            config.seed,
+            _discriminator_factory(discriminator, config),
+            bounded=config.loss_weights.adversarial_loss == "paper",
+        )
         for connection in connections:
             connection.to(device=first.device, dtype=first.dtype)
     return MethodModules(edges, tuple(frozen), tapped, extractors, connections, classes[0])

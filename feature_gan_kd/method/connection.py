@@ -19,6 +19,8 @@ def build_connections(
     shapes: Sequence[Sequence[MapShape]],
     seed: int,
     discriminator: Callable[[MapShape], nn.Module] | None,
+    *,
+    bounded: bool = True,
 ) -> list[Connection]:
     """Builds a connection for each edge and tap.
 
@@ -27,10 +29,11 @@ def build_connections(
         shapes: for each model the shapes of its maps, tap by tap.
         seed: of the initial weights.
         discriminator: makes a discriminator for maps of a shape; None makes none.
+        bounded: whether the loss takes answers in (0, 1) only.
 
     Raises:
-        UserError: if source and learner have different numbers of taps, or a discriminator is not a module or gives
-            neither one answer for each map nor one for each patch.
+        UserError: if source and learner have different numbers of taps, or a discriminator is not a module, gives
+            neither one answer for each map nor one for each patch, or gives answers that the loss does not take.
     """
     check_taps(edges, shapes)
     connections = []
@@ -38,7 +41,7 @@ def build_connections(
         torch.manual_seed(seed)
         for edge in edges:
             for tap, (own, other) in enumerate(zip(shapes[edge.learner], shapes[edge.source], strict=True)):
-                connections.append(Connection(edge, tap, own, other, discriminator))
+                connections.append(Connection(edge, tap, own, other, discriminator, bounded=bounded))
     return connections
 
 
@@ -61,8 +64,8 @@ def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> N
             )
 
 
-def _checked_discriminator(make: Callable[[MapShape], nn.Module], shape: MapShape) -> nn.Module:
-    """Makes a discriminator, and checks on two maps that it gives one answer for each map, or one for each patch."""
+def _checked_discriminator(make: Callable[[MapShape], nn.Module], shape: MapShape, bounded: bool) -> nn.Module:
+    """Makes a discriminator, and checks its answers: one for each map or each patch, and in (0, 1) if `bounded`."""
     discriminator = make(shape)
     if not isinstance(discriminator, nn.Module):
         raise UserError(f"discriminator: made a {type(discriminator).__name__} for maps {shape}, expected a module")
@@ -73,7 +76,28 @@ def _checked_discriminator(make: Callable[[MapShape], nn.Module], shape: MapShap
         raise UserError(
             f"discriminator: gives {given} for 2 maps {shape}, expected one answer each: shape (2,), or (2, patches)"
         )
+    if bounded:
+        _check_bounds(discriminator, shape)
     return discriminator
+
+
+def _check_bounds(discriminator: nn.Module, shape: MapShape) -> None:
+    """Raises UserError where answers to large random maps leave [0, 1]; changes neither buffers nor generators."""
+    maps = 100 * torch.randn(8, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    dtype = next((parameter.dtype for parameter in discriminator.parameters()), torch.get_default_dtype())
+    was_training = discriminator.training
+    discriminator.eval()
+    with torch.no_grad():
+        answers = discriminator(maps.to(dtype))
+    discriminator.train(was_training)
+    if answers.is_meta:  # `inspect` computes shapes alone
+        return
+    low, high = float(answers.min()), float(answers.max())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"discriminator: gives answers from {low:.3g} to {high:.3g}, the adversarial_loss 'paper' takes answers in "
+            "(0, 1): end it with a sigmoid, or choose least-squares, hinge or relativistic"
+        )
 
 
 def build_transfer(learner: MapShape, source: MapShape) -> nn.Module:
@@ -96,10 +120,11 @@ class Connection(nn.Module):
         learner: shape of the learner's map.
         source: shape of the source's map.
         discriminator: makes the discriminator for maps of a shape; None makes none (direct alignment).
+        bounded: whether the loss takes answers in (0, 1) only.
 
     Raises:
-        UserError: if the discriminator is not a module, or gives neither one answer for each map nor one for each
-            patch.
+        UserError: if the discriminator is not a module, gives neither one answer for each map nor one for each patch,
+            or gives answers that the loss does not take.
     """
 
     def __init__(
@@ -109,6 +134,8 @@ class Connection(nn.Module):
         learner: MapShape,
         source: MapShape,
         discriminator: Callable[[MapShape], nn.Module] | None = Discriminator,
+        *,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         self.edge = edge
@@ -118,9 +145,8 @@ class Connection(nn.Module):
         # Maps on different grids are compared on the smaller one (ours): pooling loses detail, upsampling invents it.
         self.grid = (min(learner[1], source[1]), min(learner[2], source[2]))
         self.transfer = build_transfer(learner, source)
-        self.discriminator = (
-            None if discriminator is None else _checked_discriminator(discriminator, (source[0], *self.grid))
-        )
+        shape = source[0], *self.grid
+        self.discriminator = None if discriminator is None else _checked_discriminator(discriminator, shape, bounded)
 
     def maps(self, learner_map: Tensor, source_map: Tensor) -> tuple[Tensor, Tensor]:
         """Projects the learner's map into the source's space, and brings both maps to one grid.

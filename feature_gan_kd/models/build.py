@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
-from feature_gan_kd.models.input_adapter import Normalisation
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.models.weights import tensor_with_nan
 from feature_gan_kd.utils.errors import UserError, closest, reason
 from feature_gan_kd.utils.offline import offline_without_internet
@@ -53,13 +53,15 @@ class PeerModel:
         cfg = getattr(self.module, "pretrained_cfg", None)
         return dict(cfg) if isinstance(cfg, dict) else {}
 
-    def timm_normalisation(self, channels: int = 3) -> Normalisation:
-        """Returns the normalisation in `timm_cfg`, or none (mean 0, std 1) where it states none.
+    def stated_normalisation(self, channels: int) -> Normalisation | None:
+        """Returns the normalisation in `timm_cfg`; None where it states none.
 
         For another number of channels, timm averages or repeats the weights of the first layer; so each channel gets
         the average of the stated values.
         """
-        own = (tuple(self.timm_cfg.get(key, (none,) * channels)) for key, none in (("mean", 0.0), ("std", 1.0)))
+        if not {"mean", "std"} <= self.timm_cfg.keys():
+            return None
+        own = (tuple(self.timm_cfg[key]) for key in ("mean", "std"))
         return Normalisation(*(one if len(one) == channels else (sum(one) / len(one),) * channels for one in own))
 
     @property
@@ -110,6 +112,7 @@ def build_models(
     pretrained: bool,
     image_size: int | None,
     seed: int,
+    frozen: Collection[int] = (),
 ) -> list[PeerModel]:
     """Builds the models that are named, and takes the modules that are given.
 
@@ -117,10 +120,11 @@ def build_models(
         models: timm names (also `hf-hub:` and `local-dir:`), modules, or ready `PeerModel`s.
         num_classes: of models built by name; None keeps each one's own number.
         in_chans: input channels of models built by name.
-        pretrained: load trained weights into models built by name.
+        pretrained: load trained weights into models built by name; modules have trained weights, too.
         image_size: side of the images in pixels, for models that take any size; None keeps the size that pretrained
             models were trained with, and gives the others the size of the first.
         seed: of the initial weights; those of model k are a function of (seed, k).
+        frozen: positions of models that only teach: a module among them has trained weights.
 
     Raises:
         UserError: for fewer than two models or classes, an unknown name (the line lists the closest), anything but
@@ -138,7 +142,7 @@ def build_models(
         if isinstance(given, PeerModel):
             built.append(given)
         elif isinstance(given, nn.Module):
-            built.append(_from_module(given))
+            built.append(_from_module(given, in_chans, trained=pretrained or index in frozen))
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1009 + index)
@@ -155,13 +159,18 @@ def build_models(
     return built
 
 
-def _from_module(module: nn.Module) -> PeerModel:
-    """Describes a module that the user built; out of a wrapper for several processes, since ours reduces by itself."""
+def _from_module(module: nn.Module, channels: int, *, trained: bool) -> PeerModel:
+    """Describes a module that the user built; out of a wrapper for several processes, since ours reduces by itself.
+
+    A trained module of timm keeps the normalisation that its config states.
+    """
     while isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         module = module.module
     cfg: Any = getattr(module, "pretrained_cfg", None)
     architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(module).__name__
-    return PeerModel(module, _folder_name(architecture), architecture, model_args=_model_args(module))
+    model = PeerModel(module, _folder_name(architecture), architecture, trained, _model_args(module))
+    model.normalisation = model.stated_normalisation(channels) if trained else None
+    return model
 
 
 def _check_nothing_shared(models: Sequence[PeerModel]) -> None:
@@ -222,7 +231,7 @@ def _build_by_name(
         module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes, img_size=image_size)
     architecture = cfg.get("architecture") or bare
     model = PeerModel(module, _folder_name(architecture), architecture, has_weights, _model_args(module))
-    model.normalisation = model.timm_normalisation(in_chans) if model.pretrained else None
+    model.normalisation = model.stated_normalisation(in_chans) if model.pretrained else None
     return model
 
 

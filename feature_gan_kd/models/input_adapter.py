@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and standard deviation per channel, of pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+from feature_gan_kd.models.normalisation import Normalisation
 
 
 class InputAdapter(nn.Module):
@@ -38,9 +31,14 @@ class InputAdapter(nn.Module):
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("offset", None, persistent=False)
 
-    def set_normalisations(self, shared: Normalisation, own: Normalisation) -> None:
-        """From now on, converts images from the shared normalisation to the model's own."""
-        if shared == own:
+    def set_normalisations(self, shared: Normalisation | None, own: Normalisation | None) -> None:
+        """From now on, converts images from the shared normalisation to the model's own.
+
+        Args:
+            shared: of the images that all models are given; None where it is not known: then they stay as they are.
+            own: of the images that the model was trained on; None where it takes the shared one.
+        """
+        if shared is None or own is None or shared == own:
             self.scale = self.offset = None
             return
         self.scale = _by_channel(s / o for s, o in zip(shared.std, own.std, strict=True))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import PeerModel, build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
-from feature_gan_kd.models.input_adapter import Normalisation
+from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
+from feature_gan_kd.models.weights import load_weights
 from feature_gan_kd.optim.nonfinite import SkippedSteps
-from feature_gan_kd.training import cuda_graphs
+from feature_gan_kd.training import checkpoint_files, cuda_graphs
+from feature_gan_kd.training.batch_checks import check_batch
 from feature_gan_kd.training.checkpoint_contents import collect_state, describe_model, restore_state
 from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.evaluate import Evaluation, evaluate
@@ -34,22 +37,6 @@ from feature_gan_kd.utils.memory import explain_out_of_memory
 
 EVALUATION_BATCH_SIZE = 500
 """Images of a process in one evaluation batch."""
-
-
-def override_settings(config: DistillConfig | None, overrides: Mapping[str, Any]) -> DistillConfig:
-    """A config with some settings changed.
-
-    Args:
-        config: None takes the default of every setting.
-        overrides: settings by name.
-
-    Raises:
-        UserError: for what is no config, a setting that does not exist, or a bad value.
-    """
-    config = DistillConfig() if config is None else config
-    if not isinstance(config, DistillConfig):
-        raise UserError(f"config: {type(config).__name__} is not allowed, expected DistillConfig.from_dict of it")
-    return config.replace(**overrides)
 
 
 class PeerGroup:
@@ -93,6 +80,7 @@ class PeerGroup:
             pretrained=pretrained,
             image_size=config.image_size,
             seed=config.seed,
+            frozen=tuple(frozen) if not isinstance(frozen, int) else (),
         )
         if isinstance(frozen, int):
             raise UserError(f"frozen: {frozen!r} is not allowed, expected a list of positions, as [{frozen}]")
@@ -118,6 +106,8 @@ class PeerGroup:
             discriminator=discriminator,
         )
         collectives.broadcast_parameters([*self.models, *self.connections])
+        self.shared: Normalisation | None = None
+        self._share(self.stated_normalisation())
         self._build_step()
 
     def _build_step(self) -> None:
@@ -174,22 +164,26 @@ class PeerGroup:
         """Transfer layer and discriminator for each edge and tap, in the order of the edges."""
         return self.modules.connections
 
+    @property
+    def discriminators(self) -> nn.ModuleList:
+        """Of the connections, in their order; empty where the method has no adversarial term."""
+        return nn.ModuleList([c.discriminator for c in self.connections if c.discriminator is not None])
+
+    @property
+    def transfers(self) -> nn.ModuleList:
+        """The transfer layers of the connections, in their order; identity where the channels match."""
+        return nn.ModuleList([c.transfer for c in self.connections])
+
     def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Updates everything by one batch, see `OnlineAdversarialDistiller.training_step`.
 
         Args:
-            images: (batch, channels, height, width), normalised; this process's share.
+            images: float (batch, channels, height, width), normalised; this process's share.
             labels: (batch,) class indices, or (batch, classes) probabilities.
 
         Raises:
-            UserError: for images of another size, where memory does not suffice, and with `check_processes` where
-                weights differ between processes.
+            UserError: where memory does not suffice, and with `check_processes` where weights differ between processes.
         """
-        if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
-            raise UserError(
-                f"images: {images.shape[-2]}x{images.shape[-1]} pixels, the distiller was built for images of "
-                f"{self.image_size}x{self.image_size}: give their size as image_size"
-            )
         device, config = self.accelerator.device, self.config
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         images = images.to(device, self.dtype, non_blocking=True, memory_format=layout)
@@ -198,6 +192,10 @@ class PeerGroup:
         if config.check_processes:
             collectives.check_ranks_equal(self.modules.trained_modules())
         return metrics
+
+    def check_batch(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        """Checks images (batch, channels, height, width) and labels, see `batch_checks.check_batch`."""
+        return check_batch(images, labels, (self.in_chans, self.image_size), self.num_classes)
 
     def skipped_steps(self) -> SkippedSteps:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""
@@ -257,6 +255,26 @@ class PeerGroup:
         provenance = None if self.provenance is None else self.provenance.to_dict()
         return collect_state(self.models, self.connections, self.step, provenance)
 
+    def save_checkpoint(self, folder: Path) -> None:
+        """Writes everything that training changes into a folder; an existing one is replaced.
+
+        Raises:
+            UserError: where it cannot be written, or another process is gone.
+        """
+        state = self.state()
+        if self.accelerator.is_main_process:
+            checkpoint_files.save(state, folder, self.signature(None))
+        self.accelerator.wait_for_everyone()
+
+    def load_best(self, run: Path) -> None:
+        """Loads each model's weights of its best epoch from a run's folder.
+
+        Raises:
+            UserError: where they are not there, or are those of other models.
+        """
+        for index, (name, module) in enumerate(zip(self.names, self.models, strict=True)):
+            load_weights(module, run / "networks" / f"{index}-{name}-best")
+
     def load_state(self, state: Checkpoint) -> None:
         """The inverse of `state`.
 
@@ -266,7 +284,7 @@ class PeerGroup:
         provenance = restore_state(state, self.models, self.connections, self.step)
         if provenance is not None and self.provenance is None:  # `fit` states its own before it resumes
             self.provenance = RunProvenance.from_dict(provenance)
-            self._adapt_inputs(self.provenance.normalisation)
+            self._share(self.provenance.normalisation)
 
     def description(self) -> dict[str, Any]:
         """What is needed to build the same group again, as JSON values."""
@@ -302,12 +320,11 @@ class PeerGroup:
             title_of_data(train_data),
             names_of_data(train_data, eval_data),
             data.class_names,
-            data.mean,
-            data.std,
+            data.normalisation,
             license,
             History(),
         )
-        self._adapt_inputs(self.provenance.normalisation)
+        self._share(data.normalisation)
         return self.provenance.history
 
     def common_normalisation(self) -> Normalisation | None:
@@ -315,22 +332,26 @@ class PeerGroup:
         wanted = {model.normalisation for model in self.peers}
         return wanted.pop() if len(wanted) == 1 else None
 
-    def normalisation(self) -> Normalisation:
-        """Mean and standard deviation of the images that all models are given.
-
-        Those of the training data; before any training those that all models were pretrained with. A model that wants
-        others converts the images inside its own forward pass.
+    def stated_normalisation(self) -> Normalisation | None:
+        """What the user states that the images are normalised with.
 
         Raises:
-            UserError: where neither is known.
+            UserError: for another number of values than the images have channels.
         """
-        known = self.provenance.normalisation if self.provenance else self.common_normalisation()
-        if known is None:
-            raise UserError("evaluate: the mean and std of these models' images are not known yet: fit first")
-        return known
+        return stated_normalisation(self.config.mean, self.config.std, self.in_chans)
 
-    def _adapt_inputs(self, shared: Normalisation) -> None:
+    def normalisation(self) -> Normalisation | None:
+        """Mean and standard deviation of the images that all models are given; None where they are not known.
+
+        Those that the user states, else those of the training data; before any training those that all models were
+        trained with. A model that wants others converts the images inside its own forward pass.
+        """
+        return self.shared if self.shared or self.step.number else self.common_normalisation()
+
+    def _share(self, shared: Normalisation | None) -> None:
+        """From now on, all models get images in this normalisation; None: of an unknown one, as they are."""
+        self.shared = shared
         for model, tapped in zip(self.peers, self.tapped, strict=True):
-            tapped.adapter.set_normalisations(shared, model.normalisation or shared)
+            tapped.adapter.set_normalisations(shared, model.normalisation)
             # Now, since a copy to the device in every forward pass would wait for it.
             tapped.adapter.to(self.accelerator.device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.models.input_adapter import Normalisation
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.training.history import History
 from feature_gan_kd.utils.errors import UserError
 
@@ -24,8 +24,7 @@ class RunProvenance:
         data_names: names of the training data (None: the bundled digits) and of the evaluation data (None: taken from
             the training data); None where one of them was given as an object.
         class_names: by class index, where the data have names.
-        mean: per channel, of pixels in [0, 1]: what the images were normalised with.
-        std: likewise.
+        normalisation: of the images; None where they were floats of which it was not stated.
         license: of the weights, as the user stated it.
         history: of the training.
     """
@@ -33,15 +32,9 @@ class RunProvenance:
     data: str
     data_names: tuple[str | None, str | None] | None
     class_names: list[str] | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalisation: Normalisation | None
     license: str | None
     history: History
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """The normalisation of the images that the data gave."""
-        return Normalisation(self.mean, self.std)
 
     def to_dict(self) -> dict[str, Any]:
         """The provenance as JSON values."""
@@ -50,13 +43,12 @@ class RunProvenance:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunProvenance:
         """The inverse of `to_dict`, after JSON."""
-        names = values["data_names"]
+        names, known = values["data_names"], values["normalisation"]
         return cls(
             **{
                 **values,
                 "data_names": None if names is None else tuple(names),
-                "mean": tuple(values["mean"]),
-                "std": tuple(values["std"]),
+                "normalisation": known and Normalisation(tuple(known["mean"]), tuple(known["std"])),
                 "history": History(**values["history"]),
             }
         )

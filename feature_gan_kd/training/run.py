@@ -19,6 +19,7 @@ from feature_gan_kd.training.provenance import title_of_data
 from feature_gan_kd.training.run_folder import check_run_folder, device_name, write_run_config
 from feature_gan_kd.training.trainer import MeasureSimilarity, Publish, Trainer
 from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.processor import emulates_bf16
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     check_callbacks(options.callbacks)
     _check_batches(group)
     data = open_training_data(group, train_data, eval_data)
+    _check_normalisation(group, data, folder)
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
     history = group.begin_training(train_data, eval_data, data, options.license)
@@ -83,7 +85,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     callbacks = build_callbacks(
         config,
         options.callbacks,
-        notes=data.notes if options.progress else None,
+        notes=[*data.notes, *_precision_notes(group)] if options.progress else None,
         trackers=trackers,
         running=accelerator.trackers,
         folder=folder,
@@ -106,7 +108,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
 def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None) -> Data:
     """Opens training and evaluation data in the size, channels and normalisation of the models of a group.
 
-    Where all models are pretrained with one mean and standard deviation, the images have those, else the data's own.
+    Where the user states no normalisation, pixels get the one that all models were trained with, else the data's own.
 
     Args:
         group: the models.
@@ -116,15 +118,14 @@ def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None)
     Raises:
         UserError: for data that cannot be used, or that have another number of classes.
     """
-    common = group.common_normalisation()
     data = open_data(
         train_data,
         eval_data,
         group.config,
         image_size=group.image_size,
         in_chans=group.in_chans,
-        mean=common.mean if common else None,
-        std=common.std if common else None,
+        stated=group.stated_normalisation(),
+        common=group.common_normalisation(),
         num_classes=group.num_classes,
     )
     if data.num_classes is not None and data.num_classes != group.num_classes:
@@ -145,7 +146,7 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
     Raises:
         UserError: for data that cannot be used, or that are not known any more.
     """
-    normalisation, provenance = group.normalisation(), group.provenance
+    normalisation, provenance, stated = group.normalisation(), group.provenance, group.stated_normalisation()
     trained_on = False
     if data is None:
         train_data, data = group.last_data or (provenance.reopenable_data() if provenance else (None, None))
@@ -156,8 +157,8 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         group.config,
         image_size=group.image_size,
         in_chans=group.in_chans,
-        mean=normalisation.mean,
-        std=normalisation.std,
+        normalisation=normalisation,
+        takes_floats=stated is not None or provenance is None or normalisation is None,
         class_names=provenance.class_names if provenance else None,
         num_classes=group.num_classes,
         trained_on=trained_on,
@@ -165,6 +166,32 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
     if group.config.skip_bad_images and group.accelerator.is_main_process:
         print(*notes, sep="\n", file=sys.stderr)
     return source
+
+
+def _check_normalisation(group: PeerGroup, data: Data, folder: Path | None) -> None:
+    """Raises UserError where a frozen model would get images of a normalisation that it was not trained on.
+
+    Also where the published models could not state what their images were normalised with.
+    """
+    if data.normalisation is None and folder is not None:
+        raise UserError(
+            "data: the images are tensors of floats, and the published models must state what these were normalised "
+            "with: give mean and std (0 and 1 for pixels / 255)"
+        )
+    for k in group.frozen if data.normalisation is not None and group.stated_normalisation() is None else ():
+        model = group.peers[k]
+        if model.pretrained and model.normalisation is None:
+            raise UserError(
+                f"frozen: model {k} ({model.name}) does not state what the images that it was trained on were "
+                "normalised with: give mean and std (0 and 1 for pixels / 255)"
+            )
+
+
+def _precision_notes(group: PeerGroup) -> list[str]:
+    """A line for a precision that is slow on this processor."""
+    if group.config.mixed_precision != "bf16" or group.accelerator.device.type != "cpu" or not emulates_bf16():
+        return []
+    return ["mixed_precision bf16: this processor emulates bf16, which makes it several times slower than fp32"]
 
 
 def _check_batches(group: PeerGroup) -> None:

@@ -24,7 +24,7 @@ from feature_gan_kd.training.metrics import MetricAverager
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.signals import StopSignals
 from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
-from feature_gan_kd.utils.files import remove_leftovers
+from feature_gan_kd.utils.files import remove_leftovers, write_remedy
 
 Publish = Callable[[int, Which, Path], None]
 MeasureSimilarity = Callable[[ImageSource, Callable[[], None]], dict[str, float]]
@@ -213,6 +213,7 @@ class Trainer:
         parent = self.output_dir / "checkpoints"
 
         def write() -> None:
+            self._check_folder()
             checkpoint_files.save(state, parent / f"step-{self.step}", self.signature)
             best = self.history.best_epoch
             checkpoint_files.prune(parent, self.config.keep_checkpoints, spare=None if best is None else best["step"])
@@ -271,6 +272,11 @@ class Trainer:
             + (f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet")
         )
 
+    def _check_folder(self) -> None:
+        """Raises UserError where the run's folder is gone: a new one would lack the records so far."""
+        if self.output_dir is not None and not self.output_dir.is_dir():
+            raise UserError(f"{self.output_dir}: {write_remedy(self.output_dir)} and start again")
+
     def _publish(self) -> None:
         """Publishes the models whose best epoch is the last evaluated one, and at the end of the run all of them."""
         if self.output_dir is None:
@@ -282,6 +288,7 @@ class Trainer:
         folder, names = self.output_dir / "networks", self.group.names
 
         def write() -> None:
+            self._check_folder()
             for k, which in due:
                 self.publish(k, which, folder / f"{k}-{names[k]}{'-best' * (which == 'best')}")
 

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def write_remedy(folder: Path) -> str:
+    """What to do where a file in `folder` cannot be written: the folder is gone, or the disk is full or read-only."""
+    return "make room" if folder.is_dir() else f"the folder {folder} was removed during the run: leave it alone"
+
+
 def fsync(path: Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

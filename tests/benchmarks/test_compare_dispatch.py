@@ -17,8 +17,8 @@ import pytest
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.dispatch import Outcome, run_all
 from benchmarks.compare.runs import Machine, Run, list_runs, start
-from benchmarks.processor import processor_name
 from feature_gan_kd.utils.files import atomic_file
+from feature_gan_kd.utils.processor import processor_name
 from tests.benchmarks.records import evaluation
 
 ROOT = Path(__file__).parents[2]

@@ -62,7 +62,7 @@ def test_command_of_an_offline_method() -> None:
 def test_the_cpu_preset_computes_in_bf16_only_where_the_processor_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, said: str
 ) -> None:
-    monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("feature_gan_kd.utils.processor.CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text(f"flags\t: fpu {flag}\n")
     words = Run("cpu", "r14+r14", "afd", 0, tmp_path).command(None)
     assert words[words.index("--mixed-precision") + 1] == said
@@ -84,7 +84,7 @@ def test_results_of_another_machine_are_refused_before_training(
     about: dict[str, Any],
     found: str,
 ) -> None:
-    monkeypatch.setattr("benchmarks.processor.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("feature_gan_kd.utils.processor.CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text("model name\t: Z80\nflags\t: avx2\n")
     path = write_result(tmp_path, "afd", 0, [[1.0, 2.0, 3.0]], pair="r14+r14", preset="cpu", **about)
     assert main(["--preset", "cpu", "--only", "r14+r14/*/0", "--output-dir", str(tmp_path)]) == 2

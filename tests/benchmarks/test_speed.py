@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from benchmarks.peers.floor import Floor
-from benchmarks.processor import fast_precision
 from benchmarks.scale.__main__ import models_table, processes_table
 from benchmarks.scale.model import step_seconds
 from benchmarks.speed.__main__ import conflict_with
 from benchmarks.speed.rows import COMPILED, GRAPHS, ROWS, Case, WithMap, distiller, extractors_of
 from benchmarks.speed.table import table
+from feature_gan_kd.utils.processor import fast_precision
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -24,6 +24,7 @@ from feature_gan_kd import DistillConfig
 from feature_gan_kd.cli import main
 from feature_gan_kd.data import open_data
 from feature_gan_kd.data.rng import permutation
+from feature_gan_kd.models.normalisation import Normalisation
 from tests.helpers.bad_inputs import BAD_ROW, CASES, PAIR, READ, TRAIN, Case, pictures, splits, table, write
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +195,7 @@ def test_the_lines_that_come_later_begin_as_the_code_has_it() -> None:
 def centre(name: str, size: int, augmentation: str) -> list[int]:
     """The colour of the odd image when it is read."""
     config = DistillConfig(augmentation=augmentation)  # type: ignore[arg-type]
-    data = open_data("data", None, config, image_size=size, in_chans=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    data = open_data("data", None, config, image_size=size, in_chans=3, stated=Normalisation((0.0,) * 3, (1.0,) * 3))
     images, _ = next(iter(data.evaluation.batches(batch_size=8, seed=0, epoch=0, device="cpu", train=False)))
     pixel = images[BAD_ROW, :, size // 2, size // 2] * 255
     return [round(value) for value in pixel.tolist()]

@@ -126,6 +126,7 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "adversarial_interval": ([1, 4], [0], "at least 1"),
     "adversarial_warmup_fraction": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
     "discriminator_interval": ([1, 4], [0], "at least 1"),
+    "std": ([None, (0.2, 0.3, 0.2)], [(0.2, 0.0, 0.2)], "above 0"),
 }
 
 

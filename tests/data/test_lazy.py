@@ -202,16 +202,17 @@ def test_a_broken_file_of_a_torch_data_set_is_named() -> None:
         epoch_of(of_torch(Pictures(change=mistaken)), train=False)
 
 
-def test_float_tensors_are_normalised_already_and_bytes_are_not() -> None:
+def test_float_tensors_stay_and_bytes_are_normalised() -> None:
     tensors = torch.randn(6, 3, 8, 8)
     floats = of_torch(TensorDataset(tensors, torch.arange(6)))
     floats.normalise = PixelNormaliser((0.5,) * 3, (0.5,) * 3)
     assert torch.equal(joined(epoch_of(floats, train=False))[0], tensors)
-    assert of_torch(TensorDataset(tensors, torch.arange(6))).statistics() == ((0, 0, 0), (1, 1, 1))
+    assert floats.holds_floats()
     pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     whole = of_torch(TensorDataset(pixels, torch.arange(6)))
     assert not whole.items.holds_pil_images()  # type: ignore[attr-defined]
     torch.testing.assert_close(joined(epoch_of(whole, train=False))[0], pixels / 255)
+    assert not whole.holds_floats()
     assert whole.statistics() == channel_statistics(pixels.permute(0, 2, 3, 1))
 
 

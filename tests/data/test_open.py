@@ -19,6 +19,7 @@ from feature_gan_kd.data.decode import channel_statistics
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.user_loader import UserLoader
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import encoded, make, plain, random_images
 
@@ -41,6 +42,7 @@ def test_the_bundled_digits() -> None:
     assert data.notes == [
         "split 'train': 1797 images of 10 classes in column 'image', labels in 'label'",
         "no split to evaluate on: 359 of the 1797 images of 'train' are held out",
+        "pixels normalised with mean 0.304, std 0.376: the training images' own",
     ]
     images, _ = all_of(data.train)
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
@@ -80,7 +82,7 @@ def test_the_columns_of_cifar(parquet: Path) -> None:
     assert data.notes[0].endswith("labels in 'fine_label' (also there: coarse_label; choose with --label-column)")
     expected = torch.from_numpy(np.stack(random_images(20)))
     mean, std = channel_statistics(expected)
-    assert (data.mean, data.std) == (mean, std)
+    assert data.normalisation == Normalisation(mean, std)
     images, labels = all_of(data.train)
     pixels = images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     assert torch.equal((pixels * 255).round().to(torch.uint8), expected.permute(0, 3, 1, 2))
@@ -90,12 +92,16 @@ def test_the_columns_of_cifar(parquet: Path) -> None:
 def test_mean_and_std_may_be_given_and_hold_for_both_parts(parquet: Path) -> None:
     own = opened(parquet)
     given = open_data(
-        parquet, None, DistillConfig(), image_size=8, in_chans=3, mean=(0.0, 0.0, 0.0), std=(0.5, 0.5, 0.5)
+        parquet, None, DistillConfig(), image_size=8, in_chans=3, stated=Normalisation((0.0,) * 3, (0.5,) * 3)
     )
-    assert (given.mean, given.std) == ((0, 0, 0), (0.5, 0.5, 0.5))
+    assert given.normalisation == Normalisation((0, 0, 0), (0.5, 0.5, 0.5))
+    assert "pixels, normalised with the given mean 0 0 0, std 0.5 0.5 0.5" in given.notes
     for part in ("train", "evaluation"):
         first, second = (all_of(getattr(data, part))[0] for data in (own, given))
-        restored = first * torch.tensor(own.std)[:, None, None] + torch.tensor(own.mean)[:, None, None]
+        restored = (
+            first * torch.tensor(own.normalisation.std)[:, None, None]
+            + torch.tensor(own.normalisation.mean)[:, None, None]
+        )
         torch.testing.assert_close(restored, second * 0.5, rtol=0, atol=1e-6)
 
 
@@ -184,8 +190,8 @@ TENSORS = TensorDataset(torch.randn(10, 3, 8, 8), torch.arange(10) % 2)
 def test_a_torch_data_set_of_tensors() -> None:
     data = opened(TENSORS)
     assert (data.class_names, data.num_classes) == (None, None)
-    assert (data.mean, data.std) == ((0, 0, 0), (1, 1, 1))
-    assert any("normalised already" in note for note in data.notes)
+    assert data.normalisation is None
+    assert any("given to every model as they are" in note for note in data.notes)
     assert data.train.augment is None  # type: ignore[attr-defined]
 
 
@@ -211,7 +217,7 @@ def test_the_channels_last_setting_is_kept() -> None:
 
 
 def test_no_evaluation_of_images_that_were_trained_on(parquet: Path) -> None:
-    form: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "image_size": 8, "in_chans": 3}
+    form: dict[str, Any] = {"normalisation": Normalisation((0.0,) * 3, (1.0,) * 3), "image_size": 8, "in_chans": 3}
     source, notes = open_evaluation(parquet, DistillConfig(), class_names=["cat", "dog"], num_classes=2, **form)
     assert (len(source), len(notes)) == (6, 1)
     source, _ = open_evaluation(None, DistillConfig(), num_classes=10, **form)
@@ -325,6 +331,6 @@ def test_the_real_cifar_100() -> None:
     data = opened(CIFAR, size=32)
     assert (len(data.train), len(data.evaluation), data.num_classes) == (50_000, 10_000, 100)
     assert "column 'img', labels in 'fine_label' (also there: coarse_label;" in data.notes[0]
-    assert data.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=1e-4)
-    assert data.std == pytest.approx((0.2673, 0.2564, 0.2762), abs=1e-4)
+    assert data.normalisation.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=1e-4)
+    assert data.normalisation.std == pytest.approx((0.2673, 0.2564, 0.2762), abs=1e-4)
     assert torch.bincount(all_of(data.evaluation)[1]).tolist() == [100] * 100

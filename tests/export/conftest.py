@@ -28,6 +28,7 @@ def describe() -> Callable[..., ModelCardInfo]:
             "accuracy": 71.234,
             "ensemble": 73.5,
             "epochs": 3,
+            "updates": 40,
             "recipe": {"lr": 0.1, "milestones": (0.5, 0.75), "epochs": 300, "clip_grad": None},
         }
         return ModelCardInfo(**{**fields, **changes})

@@ -116,9 +116,19 @@ def test_numbers_peers_and_settings(model: nn.Module, describe: Describe) -> Non
 
 
 def test_what_is_not_known_and_what_was_chosen(model: nn.Module, describe: Describe) -> None:
-    text = model_card(model, describe("test_resnet", accuracy=None, ensemble=None, which="best"))
-    assert "| this model | - |" in text
-    assert "the accuracy is optimistic" in text
+    assert "the accuracy is optimistic" in model_card(model, describe("test_resnet", which="best"))
+    assert "## Results" not in model_card(model, describe("test_resnet", accuracy=None, ensemble=None))
+
+
+def test_a_card_of_ones_own_loop_claims_only_what_was_seen(model: nn.Module, describe: Describe) -> None:
+    nothing: dict[str, Any] = {"data": None, "accuracy": None, "ensemble": None, "epochs": None}
+    text = model_card(model, describe("test_resnet", **nothing, recipe={"lr": 0.1}))
+    assert "model 1 of the 3 in its run, after 40 updates." in text
+    assert "- Data: given by a training loop of the publisher's own" in text
+    text = model_card(model, describe("test_resnet", **nothing, recipe={}, updates=0))
+    assert "before any training in it." in text
+    assert "The model was not trained in this run." in text
+    assert not {"## Settings", "Data:", "epoch"} & set(re.findall("## Settings|Data:|epoch", text))
 
 
 @pytest.mark.parametrize("method", METHODS)

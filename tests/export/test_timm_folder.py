@@ -255,9 +255,9 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("change", "kind", "message"),
         [
-            (surgery, RebuildError, "other logits when timm rebuilds it: .*publish_bare"),
-            (new_keys, RebuildError, "timm does not rebuild resnet10t .*fc.* publish_bare"),
-            (cached_graph, RebuildError, "cannot be copied .*publish_bare"),
+            (surgery, RebuildError, "other logits when timm rebuilds it: "),
+            (new_keys, RebuildError, "timm does not rebuild resnet10t .*fc"),
+            (cached_graph, RebuildError, "cannot be copied "),
             (wider, UserError, "gives 12 logits, expected 10 classes"),
             (diverged, UserError, "not finite"),
         ],
@@ -361,7 +361,7 @@ class TestNotTimms:
 
     def test_bare(self, tmp_path: Path, describe: Describe) -> None:
         model = Own()
-        with pytest.raises(RebuildError, match="timm did not build it; publish_bare"):
+        with pytest.raises(RebuildError, match=r"timm did not build it$"):
             publish(model, tmp_path / "own", describe("mine"))
         publish_bare(model, tmp_path / "own", describe("mine"))
         assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["README.md", "model.safetensors"]

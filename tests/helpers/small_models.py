@@ -45,7 +45,7 @@ def assert_same_state(
 ) -> None:
     """Weights, buffers, the states of all optimisers, and the number of updates."""
     assert one.step.number == other.step.number
-    ours, theirs = one.state().tensors, other.state().tensors
+    ours, theirs = one.group.state().tensors, other.group.state().tensors
     for part, tensors in theirs.items():
         for name, value in tensors.items():
             torch.testing.assert_close(

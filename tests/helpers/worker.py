@@ -102,7 +102,7 @@ SETTINGS: dict[str, Any] = {
 CASES: dict[str, Mapping[str, Any]] = {
     "pair": {},
     "cycle of 3": {"models": lambda: plain(4, 6, 4)},
-    "frozen source": {"models": lambda: plain(4, 6, 4), "frozen": [2]},
+    "frozen source": {"models": lambda: plain(4, 6, 4), "frozen": [2], "mean": (0.5,), "std": (0.25,)},
     "complete, two layers": {"feature_layers": ["features.0", "features.3"], "topology": "complete"},
     "parts": {"grad_accum_steps": 2},
     "more parts than a process has images": {"grad_accum_steps": 5, "batch_size": 9},
@@ -153,7 +153,8 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     distiller.models[0].register_forward_pre_hook(
         lambda model, _: act(model) and None if model.training and next(numbers) == number else None
     )
-    distiller.fit(*data(), output_dir=folder, resume=folder.exists())
+    stated: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)} if "data" in CASES[case] else {}
+    distiller.fit(*data(), output_dir=folder, resume=folder.exists(), **stated)
 
 
 def poison(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminat
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.utils.errors import UserError
 from tests.helpers import reference
+from tests.helpers.small_models import GroupNormModel
 
 EDGE = Edge(source=0, learner=1)
 SHAPES: list[MapShape] = [(3, 1, 1), (4, 1, 5), (4, 2, 2), (5, 3, 3), (4, 7, 7), (6, 4, 6), (3, 8, 5)]
@@ -216,3 +217,21 @@ def test_links_need_as_many_taps_on_both_sides() -> None:
     shapes: list[list[MapShape]] = [[(4, 4, 4)], [(4, 4, 4), (4, 2, 2)]]
     with pytest.raises(UserError, match=r"^feature_layers: model 1 has 2 tapped layers and its source 0 has 1: "):
         build_connections([EDGE], shapes, seed=0, discriminator=Discriminator)
+
+
+@pytest.mark.parametrize("loss", ["paper", "least-squares", "hinge", "relativistic"])
+def test_unbounded_answers_are_refused_by_the_loss_that_needs_bounds(loss: str) -> None:
+    """An own linear discriminator under the paper's loss would be pushed to 0 and 1 without a gradient that ends."""
+
+    def unbounded(shape: MapShape) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 1), nn.Flatten(0))
+
+    def build() -> OnlineAdversarialDistiller:
+        models = [GroupNormModel(4), GroupNormModel(6)]
+        return OnlineAdversarialDistiller(models, image_size=8, discriminator=unbounded, adversarial_loss=loss)
+
+    if loss != "paper":
+        assert len(build().discriminators) == 2
+        return
+    with pytest.raises(UserError, match=r"^discriminator: gives answers from -\d.*the adversarial_loss 'paper' takes"):
+        build()

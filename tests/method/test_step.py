@@ -539,7 +539,7 @@ def test_restored_optimisers_go_on_as_if_never_stopped(channels_last: bool) -> N
     case = CASES["pair, unequal channels"]
     first, second = (distiller_of(case, channels_last=channels_last) for _ in range(2))
     first.training_step(*batch(0))
-    second.load_state(first.state())
+    second.group.load_state(first.group.state())
     for kind, update in first.step.optimizer_groups.items():
         # As they come from disk: contiguous.
         tensors, groups = checkpoint_files.optimizer_state(update.optimizer)

@@ -90,10 +90,10 @@ def test_a_compiled_run_goes_on_to_the_same_weights() -> None:
     torch._dynamo.reset()
     first = pair(True)
     first.training_step(*batch(0))
-    state = copy.deepcopy(first.state())
+    state = copy.deepcopy(first.group.state())
     torch._dynamo.reset()
     second = pair(True)
-    second.load_state(state)
+    second.group.load_state(state)
     for number in range(1, 4):  # the uneven batch is the first that it sees
         second.training_step(*batch(number, 3 if number == 1 else 6))
     assert_same_state(second, whole)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.models.input_adapter import InputAdapter, Normalisation
+from feature_gan_kd.models.input_adapter import InputAdapter
+from feature_gan_kd.models.normalisation import Normalisation
 from tests.test_distiller import image_dataset
 
 SHARED = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

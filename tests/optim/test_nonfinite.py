@@ -68,7 +68,7 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def everything(distiller: OnlineAdversarialDistiller) -> dict[str, Tensor]:
     """Weights, buffers and optimisers."""
-    state = distiller.state()
+    state = distiller.group.state()
     return {f"{part}.{key}": value.clone() for part, tensors in state.tensors.items() for key, value in tensors.items()}
 
 

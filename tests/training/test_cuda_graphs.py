@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
-from feature_gan_kd.models.input_adapter import Normalisation
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.training import cuda_graphs
 from feature_gan_kd.training.cuda_graphs import WARM_UPS, CudaGraphs
 from tests.helpers.small_models import Convolutional, assert_same_state
@@ -243,7 +243,7 @@ def test_a_first_update_that_is_skipped_does_no_harm() -> None:
 
 
 def _other_state(distiller: OnlineAdversarialDistiller) -> None:
-    distiller.load_state(copy.deepcopy(distiller.state()))
+    distiller.group.load_state(copy.deepcopy(distiller.group.state()))
 
 
 def _frozen_statistics(distiller: OnlineAdversarialDistiller) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from feature_gan_kd import UserError
 from feature_gan_kd.export import save_models
+from feature_gan_kd.training.batch_checks import mark_bad_labels
 from feature_gan_kd.training.checkpoint_files import list_checkpoints
 from feature_gan_kd.training.run import open_training_data
 from feature_gan_kd.training.trainer import seed_step
@@ -50,7 +51,7 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {"mixup": 0.0, "cutmix": 0.0},
     {"cutmix": 0.0},
     {"grad_accum_steps": 3},
-    {"frozen": [0]},
+    {"frozen": [0], "mean": (0.5,), "std": (0.25,)},
     {"optimizer": "adamw", "scheduler": "cosine", "warmup_fraction": 0.2},
     {"optimizer": "lion", "clip_grad": 0.5},
     {"optimizer": "lamb"},
@@ -286,13 +287,16 @@ def test_seed_step_decides_dropout_alone() -> None:
 
 
 def test_no_host_copy_between_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics stay where they are computed: no `.item()`, `.tolist()` or `bool()` of a tensor inside a step."""
+    """Metrics stay where they are computed: no `.item()`, `.tolist()` or `bool()` of a tensor inside a step.
+
+    Only labels that the host holds are checked there, which waits for no device.
+    """
     distiller = build()
     images, labels = torch.randn(8, 3, 8, 8), torch.arange(8)
     distiller.training_step(images, labels)
     asked = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
         monkeypatch.setattr(Tensor, name, lambda self, name=name: asked.append(name))
-    distiller.training_step(images, labels)
+    distiller.group.training_step(*mark_bad_labels(images, labels, 10))
     monkeypatch.undo()
     assert asked == []

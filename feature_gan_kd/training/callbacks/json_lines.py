@@ -13,7 +13,7 @@ from typing import TextIO
 from feature_gan_kd.training.callbacks.callback import Callback
 from feature_gan_kd.training.history import History, Record
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import atomic_file, fsync
+from feature_gan_kd.utils.files import atomic_file, fsync, write_remedy
 
 
 class JsonLines(Callback):
@@ -53,7 +53,8 @@ class JsonLines(Callback):
                     file.write(json.dumps(record) + "\n")
                 fsync(self.path)
             except OSError:
-                os.truncate(self.path, size)  # no part of a line is left, so that later lines stay readable
+                if self.path.exists():
+                    os.truncate(self.path, size)  # no part of a line is left, so that later lines stay readable
                 raise
 
     @contextlib.contextmanager
@@ -62,8 +63,8 @@ class JsonLines(Callback):
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}): make room and resume with --resume; earlier "
-                "lines are unharmed"
+                f"{self.path}: cannot be written ({error.strerror}): {write_remedy(self.path.parent)} and resume with "
+                "--resume; earlier lines are unharmed"
             ) from None
 
 

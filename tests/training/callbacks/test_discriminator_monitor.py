@@ -35,14 +35,21 @@ def told(
 )
 def test_said_once_after_long(answers: tuple[float, float], words: str) -> None:
     watch = DiscriminatorMonitor()
-    watch.on_start(0, 1000, History())
+    watch.on_start(0, 2000, History())
     assert told(watch, [answers] * 4) == []
     watch = DiscriminatorMonitor()
-    watch.on_start(0, 1000, History())
+    watch.on_start(0, 2000, History())
     (line,) = told(watch, [answers] * 9)
     assert line.startswith("discriminator 0->1: for 500 updates")
     assert words in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(("total", "patience"), [(20, 50), (400, 100), (1000, 250), (2000, 500), (40_000, 2000)])
+def test_a_short_run_is_watched_too(total: int, patience: int) -> None:
+    watch = DiscriminatorMonitor()
+    watch.on_start(0, total, History())
+    assert watch.patience == patience
 
 
 def test_without_a_sigmoid_answers_may_lie_apart() -> None:
@@ -94,10 +101,10 @@ def test_a_training_says_it_once_for_each_discriminator(monkeypatch: pytest.Monk
 
 def test_a_break_begins_anew() -> None:
     watch = DiscriminatorMonitor()
-    watch.on_start(0, 1000, History())
+    watch.on_start(0, 2000, History())
     assert told(watch, [(0.97, 0.03)] * 4 + [(0.7, 0.3)] + [(0.97, 0.03)] * 4) == []
     watch = DiscriminatorMonitor()
-    watch.on_start(0, 1000, History())
+    watch.on_start(0, 2000, History())
     assert told(watch, [(0.97, 0.03)] * 4 + [(0.5, 0.5)] * 4) == []
 
 
@@ -110,6 +117,6 @@ def test_long_runs_need_longer() -> None:
 
 def test_good_answers_and_other_methods_say_nothing() -> None:
     watch = DiscriminatorMonitor()
-    watch.on_start(0, 1000, History())
+    watch.on_start(0, 2000, History())
     assert told(watch, [(0.7, 0.3)] * 20) == []
     watch.on_metrics({"step": 5000, "metrics": {"train/cross_entropy/0": 1.0}})

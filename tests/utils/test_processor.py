@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import processor
+from feature_gan_kd.utils import processor
 
 CORE = "processor\t: 0\nmodel name\t: AMD EPYC 7B13\nbugs\t\t: avx512_bf16\nflags\t\t: fpu sse2 {}\n\n"
 

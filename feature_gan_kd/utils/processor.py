@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 CPUINFO = Path("/proc/cpuinfo")
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 Precision = Literal["bf16", "fp32"]
 
 
@@ -18,13 +18,18 @@ def fast_precision() -> Precision:
 
 def instructions() -> list[str]:
     """Names the processor's instructions that decide how fast it multiplies matrices, in fp32 and in bf16."""
-    flags = set(_field("flags").split())
-    return [name for name in ("avx2", "avx512f", *BF16_INSTRUCTIONS) if name in flags]
+    flags = {*_field("flags").split(), *_field("Features").split()}
+    return [name for name in ("avx2", "avx512f", "asimd", *BF16_INSTRUCTIONS) if name in flags]
 
 
 def processor_name() -> str:
     """Returns the processor's model; where the system does not tell it, the machine's architecture."""
     return _field("model name") or platform.machine()
+
+
+def emulates_bf16() -> bool:
+    """Whether this processor is known to lack bf16 instructions; False where the system does not tell."""
+    return bool(instructions()) and fast_precision() == "fp32"
 
 
 def mixed_precision(precision: Precision) -> Literal["bf16", "no"]:

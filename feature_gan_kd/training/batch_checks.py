@@ -1,0 +1,117 @@
+"""What one update takes: images and labels of the right type, shape and values (ours)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feature_gan_kd.utils.errors import UserError
+
+
+def check_batch(images: Any, labels: Any, form: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:
+    """Checks images and labels of the user's own loop, without waiting for a device.
+
+    Args:
+        images: as given: floats (batch, channels, height, width).
+        labels: as given: (batch,) or (batch, classes).
+        form: channels, and side in pixels, of the images that the models take.
+        classes: size of the logits.
+
+    Returns:
+        The images, and the labels as int64 class indices or as float probabilities.
+
+    Raises:
+        UserError: for anything else.
+    """
+    check_images(images, *form)
+    checked = check_labels(labels, len(images), classes)
+    return (images, checked) if checked.device.type == "cpu" else mark_bad_labels(images, checked, classes)
+
+
+def check_images(images: Any, channels: int, size: int) -> None:
+    """Checks the images of one update; reads no values.
+
+    Args:
+        images: of the user.
+        channels: that the models take.
+        size: side in pixels that the models were built for.
+
+    Raises:
+        UserError: for anything but floats (batch, channels, size, size).
+    """
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"images: {type(images).__name__} is given, expected a tensor of floats (batch, {channels}, {size}, {size})"
+        )
+    if not images.is_floating_point():
+        raise UserError(
+            f"images: {images.dtype} is given, expected floats: divide pixels by 255, subtract mean and divide by std"
+        )
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise UserError(
+            f"images: they have the shape {tuple(images.shape)}, expected (batch, {channels}, {size}, {size})"
+        )
+    if tuple(images.shape[-2:]) != (size, size):
+        raise UserError(
+            f"images: {images.shape[-2]}x{images.shape[-1]} pixels, the distiller was built for images of "
+            f"{size}x{size}: give their size as image_size"
+        )
+
+
+def check_labels(labels: Any, count: int, classes: int) -> Tensor:
+    """Checks the labels of one update, and returns them as int64 class indices or as float probabilities.
+
+    Values are checked at once where they are on the host. On another device that would wait for it: there
+    `mark_bad_labels` makes the loss of a wrong label NaN, so that the update is skipped and counted.
+
+    Args:
+        labels: of the user.
+        count: number of images.
+        classes: size of the logits.
+
+    Raises:
+        UserError: for anything but whole numbers (count,) from 0 to classes - 1, or probabilities (count, classes).
+    """
+    expected = f"expected class indices ({count},) from 0 to {classes - 1}, or probabilities ({count}, {classes})"
+    if not isinstance(labels, Tensor):
+        raise UserError(f"labels: {type(labels).__name__} is given, {expected}, as a tensor")
+    soft = labels.is_floating_point()
+    if labels.dtype == torch.bool or labels.is_complex() or labels.shape != ((count, classes) if soft else (count,)):
+        raise UserError(f"labels: {labels.dtype} of shape {tuple(labels.shape)} is given, {expected} as floats")
+    checked: Tensor = labels if soft else labels.long()
+    if checked.device.type == "cpu" and count:
+        bad = ~are_good_labels(checked, classes)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            if soft:
+                total = float(labels[row].sum())
+                raise UserError(
+                    f"labels: row {row} is no distribution (its sum is {total:.4g}), expected probabilities of sum 1: "
+                    "images of several classes cannot be learned"
+                )
+            raise UserError(f"labels: image {row} has the label {int(labels[row])}, expected 0 to {classes - 1}")
+    return checked
+
+
+def are_good_labels(labels: Tensor, classes: int) -> Tensor:
+    """Which labels are class indices, or rows of probabilities: bool (batch,), on the device of the labels."""
+    if labels.is_floating_point():
+        return torch.logical_and(labels.amin(1) >= 0, (labels.sum(1) - 1).abs() < 0.01)
+    return torch.logical_and(labels >= 0, labels < classes)
+
+
+def mark_bad_labels(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Makes the images NaN where a label is wrong, without waiting for the device, and gives them label 0.
+
+    The losses of that update are then NaN, so that it is skipped on every process and counted.
+
+    Args:
+        images: floats (batch, channels, height, width).
+        labels: int64 (batch,) or float (batch, classes).
+        classes: size of the logits.
+    """
+    good = are_good_labels(labels, classes).to(images.device)
+    images = torch.where(good[:, None, None, None], images, torch.nan)
+    return images, labels if labels.is_floating_point() else torch.where(good.to(labels.device), labels, 0)
