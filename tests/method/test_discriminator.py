@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.method import losses
 from feature_gan_kd.method.connection import Connection, build_connections, build_transfer, pool_to
 from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminator, MapShape
