@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class _Output:
         element: which of the output's tensors it is, see `tensors_of`.
         tensor: itself.
         node: the operation that computed it.
-        is_pooled: whether it comes out of an adaptive pooling, which belongs to the head.
+        is_pooled: whether an adaptive pooling, or an average of all positions, gave it: these belong to the head.
     """
 
     layer: str
@@ -80,20 +81,17 @@ def _record_flow(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, l
     outputs: list[_Output] = []
     pooled: set[Node] = set()
 
-    def hook(layer: str, is_pooling: bool) -> object:
-        def keep(module: nn.Module, args: object, output: object) -> None:
+    def hook(layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            adaptive = isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d))
             for element, tensor in enumerate(tensors_of(output)):
-                if is_pooling and tensor.grad_fn is not None:
+                if adaptive or (isinstance(module, nn.AvgPool2d) and _is_one_position(tensor)):
                     pooled.add(tensor.grad_fn)
                 outputs.append(_Output(layer, element, tensor, tensor.grad_fn, tensor.grad_fn in pooled))
 
         return keep
 
-    handles = [
-        module.register_forward_hook(hook(layer, isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d))))
-        for layer, module in model.named_modules()
-        if layer
-    ]
+    handles = [module.register_forward_hook(hook(layer)) for layer, module in model.named_modules() if layer]
     leaf = images.detach().clone().requires_grad_()
     try:
         with evaluating(model), torch.enable_grad():
@@ -114,7 +112,7 @@ def _main_maps(
     found = {}
     for one in outputs:
         once = calls[one.layer, one.element] == len(recorded.get(one.layer, ())) == 1
-        if once and one.node in flow.passed_by_all and not one.is_pooled:
+        if once and one.node in flow.passed_by_all and not one.is_pooled and not _follows_pooling(outputs, one, flow):
             layout = map_layout(model, one.tensor, [], grids, _earlier_token_counts(outputs, one, flow))
             if layout is not None and layout[2][0] > 1:
                 found[one] = layout
@@ -123,6 +121,14 @@ def _main_maps(
 
 def _place(flow: ImageFlow, one: _Output) -> int:
     return flow.passed_by_all[one.node]
+
+
+def _follows_pooling(outputs: list[_Output], one: _Output, flow: ImageFlow) -> bool:
+    """Whether a map of one position was pooled, and then changed by layers of the head."""
+    if not _is_one_position(one.tensor):
+        return False
+    pooled = [other for other in outputs if other.is_pooled and other.node in flow.passed_by_all]
+    return any(_is_one_position(other.tensor) and _place(flow, other) >= _place(flow, one) for other in pooled)
 
 
 def _earlier_token_counts(outputs: list[_Output], one: _Output, flow: ImageFlow) -> list[int]:

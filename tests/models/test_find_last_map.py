@@ -83,6 +83,16 @@ def test_a_last_map_of_one_position(name: str, side: int, layer: str, shape: tup
     assert (tap.layer, tap.shape) == (layer, shape)
 
 
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(4), nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(2)])
+def test_a_pooled_map_is_not_the_last(pool: nn.Module) -> None:
+    """Also where layers of the head follow, as in MobileNetV3; but an average of a part of the map is a map."""
+    head = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1), pool, *head)
+    tap = the_tap(model, 8)
+    part = isinstance(pool, nn.AvgPool2d) and pool.kernel_size == 2
+    assert (tap.layer, tap.shape) == (("4", (8, 2, 2)) if part else ("1", (4, 4, 4)))
+
+
 class Attention(nn.Module):
     """Attention of `queries` over tokens, (batch, tokens, 16), that also returns its matrix."""
 
