@@ -97,7 +97,12 @@ def reorders_logits(module: nn.Module, tensors: Iterable[Tensor], order: Sequenc
 
 @torch.no_grad()
 def reorder_rows(tensors: Iterable[Tensor], order: Sequence[int]) -> None:
-    """Puts the rows of each tensor into another order, in place: the new row k is the old row `order[k]`."""
+    """Puts the rows of each tensor (classes, ...) into another order, in place.
+
+    Args:
+        tensors: of any shape, with one row for each class.
+        order: the new row k is the old row `order[k]`.
+    """
     for tensor in tensors:
         tensor.copy_(tensor[torch.tensor(order, device=tensor.device)])
 
