@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from benchmarks.sweep_taps import table as ways
-from benchmarks.sweep_timm import RESULTS, TORCHVISION
+from benchmarks.sweep_timm import RESULTS, TORCHVISION, TRANSFORMERS
 
 Results = dict[str, dict[str, Any]]
 
@@ -63,7 +63,7 @@ def by_class(connected: Results, trained: Results) -> list[str]:
     for kind, results in sorted(kinds.items()):
         layers = sorted({re.sub(r"\.\d+\b", ".N", result["layer"]) for result in results})
         name, step = steps[kind]
-        own = name.removeprefix(TORCHVISION)
+        own = name.removeprefix(TORCHVISION).removeprefix(TRANSFORMERS)
         lines.append(
             f"| {kind} | {len(results)} | {', '.join(f'`{layer}`' for layer in layers)} | "
             f"{', '.join(sorted({result['layout'] for result in results}))} | "
@@ -80,6 +80,7 @@ def page() -> list[str]:
         *(line for line in ways(read("sweep_taps")).splitlines() if line.startswith("|")),
         *by_class(read("sweep_connect"), read("sweep_train")),
         *by_class(read("sweep_torchvision_connect"), read("sweep_torchvision_train")),
+        *by_class(read("sweep_transformers_connect"), read("sweep_transformers_train")),
     ]
 
 

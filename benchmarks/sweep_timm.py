@@ -4,10 +4,13 @@
     python -m benchmarks.sweep_timm train   --json benchmarks/results/sweep_train.json
     python -m benchmarks.sweep_timm connect --torchvision --json benchmarks/results/sweep_torchvision_connect.json
     python -m benchmarks.sweep_timm train   --torchvision --json benchmarks/results/sweep_torchvision_train.json
+    python -m benchmarks.sweep_timm connect --transformers --json benchmarks/results/sweep_transformers_connect.json
+    python -m benchmarks.sweep_timm train   --transformers --json benchmarks/results/sweep_transformers_train.json
 
 `connect` builds every architecture on the meta device and connects it with the partner in both directions. `train`
 trains the smallest architecture of every model class for one update. With `--torchvision` the architectures are
-torchvision's classifiers, given as modules and named `torchvision:NAME`. Results are written after each model; models
+torchvision's classifiers, given as modules and named `torchvision:NAME`; with `--transformers` those of
+`transformers_models.py`, which are small. Results are written after each model; models
 that are good in the file are not tried again.
 """
 
@@ -33,19 +36,22 @@ import torchvision
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from benchmarks import transformers_models
 from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
 from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import build_edges
 from feature_gan_kd.models.build import build_models
-from feature_gan_kd.models.tapped_model import TappedModel
+from feature_gan_kd.models.tapped_model import TappedModel, logits_of
 
 CLASSES = 7
 RESULTS = Path(__file__).parent / "results"
-TORCHVISION = "torchvision:"
+TORCHVISION, TRANSFORMERS = "torchvision:", transformers_models.PREFIX
 
 
 def architectures(library: str) -> list[str]:
-    """Returns the names of all architectures of timm, or of torchvision's classifiers."""
+    """Returns the names of all architectures of timm, or of the classifiers of torchvision or transformers."""
+    if library == "transformers":
+        return [TRANSFORMERS + name for name in transformers_models.MODELS]
     if library == "torchvision":
         return [TORCHVISION + name for name in torchvision.models.list_models(module=torchvision.models)]
     return list(timm.list_models())
@@ -57,12 +63,17 @@ def input_of(name: str) -> tuple[int, int]:
         weights = torchvision.models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
         own = getattr(model_of(name, empty=True), "image_size", None)  # that of its positions, not of its weights
         return 3, int(own or weights.transforms().crop_size[0])
+    if name.startswith(TRANSFORMERS):
+        return 3, transformers_models.side_of(name)
     channels, _, side = timm.get_pretrained_cfg(name, allow_unregistered=False).input_size
     return int(channels), int(side)
 
 
 def model_of(name: str, *, empty: bool = False) -> str | nn.Module:
-    """Returns what a user gives: timm's name, or a module of torchvision, if `empty` on the meta device."""
+    """Returns what a user gives: timm's name, or a module of the other two, if `empty` on the meta device."""
+    if name.startswith(TRANSFORMERS):
+        model = transformers_models.build(name, CLASSES)
+        return model.to("meta") if empty else model
     if not name.startswith(TORCHVISION):
         return name
     # RegNet computes its widths by tensors, so that it cannot be built inside `torch.device("meta")`.
@@ -99,7 +110,7 @@ def train(name: str, image_size: int | None = None) -> dict[str, Any]:
     """Trains one architecture for an update beside a partner of another layout, and checks what must hold."""
     channels, side = input_of(name)
     partner = "test_resnet" if connect(name)["layout"].startswith("NL") else "test_vit"
-    if name.startswith(TORCHVISION):
+    if name.startswith((TORCHVISION, TRANSFORMERS)):
         image_size = image_size or side  # a module does not state it
     distiller = OnlineAdversarialDistiller(
         [model_of(name), partner],
@@ -138,31 +149,29 @@ def train(name: str, image_size: int | None = None) -> dict[str, Any]:
 def _has_own_logits(tapped: TappedModel, model: nn.Module, images: Tensor) -> bool:
     """Returns whether a model gives the same logits with its wrapper as without, bit for bit."""
     model.eval()
-    return torch.equal(model(tapped.adapter(images)), tapped(images)[0])
+    return torch.equal(logits_of(model(tapped.adapter(images)), "it"), tapped(images)[0])
 
 
 @torch.no_grad()
 def _copies_agree(model: nn.Module, images: Tensor) -> bool:
     """Returns whether a deep copy and a pickled copy give the same logits, bit for bit."""
     model.eval()
-    logits = model(images)
+    logits = logits_of(model(images), "it")
     copies: list[nn.Module] = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
-    return all(torch.equal(one(images), logits) for one in copies)
+    return all(torch.equal(logits_of(one(images), "it"), logits) for one in copies)
 
 
 def _touched_by_plain_training(model: nn.Module, images: Tensor, labels: Tensor) -> set[str]:
     """Returns the names of the parameters that cross-entropy alone gives a gradient."""
     twin = copy.deepcopy(model).train()
-    output = twin(images)
-    logits = output[0] if isinstance(output, (tuple, list)) else output
-    torch.nn.functional.cross_entropy(logits, labels).backward()
+    torch.nn.functional.cross_entropy(logits_of(twin(images), "it"), labels).backward()
     return {key for key, value in twin.named_parameters() if value.grad is not None}
 
 
 def smallest_of_each_class(library: str = "timm") -> list[str]:
     """Returns the architecture with the fewest parameters of every model class, by the committed sweep."""
     best: dict[str, tuple[int, str]] = {}
-    sweep = RESULTS / ("sweep_torchvision_connect.json" if library == "torchvision" else "sweep_connect.json")
+    sweep = RESULTS / ("sweep_connect.json" if library == "timm" else f"sweep_{library}_connect.json")
     for name, result in json.loads(sweep.read_text()).items():
         if "class" in result:
             found = (result["parameters"], name)
@@ -177,6 +186,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file of the results, to which later calls add")
     parser.add_argument("--only", nargs="+", help="only these architectures")
     parser.add_argument("--torchvision", action="store_const", const="torchvision", default="timm", dest="library")
+    parser.add_argument("--transformers", action="store_const", const="transformers", dest="library")
     parser.add_argument("--image-size", type=int, help="train: side in pixels [the model's own]")
     options = parser.parse_args()
     warnings.simplefilter("ignore")

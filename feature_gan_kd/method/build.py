@@ -19,7 +19,7 @@ from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.build import PeerModel, safe_memory_format
 from feature_gan_kd.models.find_taps import DryRun, dry_run, find_taps, layers_of
 from feature_gan_kd.models.input_adapter import InputAdapter
-from feature_gan_kd.models.tapped_model import Layer, MapShape, TappedModel
+from feature_gan_kd.models.tapped_model import Layer, MapShape, TappedModel, check_one_head
 from feature_gan_kd.optim.build import build_optimizer
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup
@@ -91,6 +91,8 @@ def build_modules(
         raise UserError(f"feature_layers: names models {sorted(feature_layers)}, there are 0 to {len(models) - 1}")
     tapped, extractors, classes = [], [], []
     for k, model in enumerate(models):
+        if k not in frozen:
+            check_one_head(model.module, f"model {k} ({model.name})")
         one, found = _tap(model, k, layers_of(feature_layers, k), config, in_chans, first)
         tapped.append(one)
         extractors.append(found.extractor)

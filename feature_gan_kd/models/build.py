@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
+from feature_gan_kd.models.image_shape import check_square
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.models.weights import tensor_with_nan
 from feature_gan_kd.utils.errors import UserError, closest, reason
@@ -129,7 +130,7 @@ def build_models(
     Raises:
         UserError: for fewer than two models or classes, an unknown name (the line lists the closest), anything but
             names and modules, weights that cannot be loaded or hold NaN, a model that cannot be trained, see
-            `_check_trainable`, and models that share a module or a tensor.
+            `_check_trainable`, one made for rectangles, and models that share a module or a tensor.
     """
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
@@ -150,7 +151,8 @@ def build_models(
     _check_trainable(built)
     _check_nothing_shared(built)
     first_size = built[0].timm_cfg.get("input_size", (_DEFAULT_IMAGE_SIZE,))[-1]
-    for model in built:
+    for k, model in enumerate(built):
+        check_square(model.module, f"models: model {k} ({model.name})", model.image_size or image_size)
         own_size = model.timm_cfg["input_size"][-1] if model.pretrained and model.timm_cfg else first_size
         model.image_size = model.image_size or int(model.fixed_size or image_size or own_size)
         if getattr(model.module, "num_classes", None) == 0:

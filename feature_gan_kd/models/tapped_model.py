@@ -188,6 +188,8 @@ class _ForwardPass:
         else:
             output = self.module(images)
         outputs, self.outputs = self.outputs, {}
+        if isinstance(output, (tuple, list)):
+            check_one_head(self.module, self.name)
         return logits_of(output, self.name), {**outputs, **others}
 
     def hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -220,6 +222,22 @@ def logits_of(output: Any, name: str) -> Tensor:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"{name}: its output is {shape}, expected logits (batch, classes): it cannot classify")
     return output
+
+
+def check_one_head(module: nn.Module, name: str) -> None:
+    """Checks that a model that learns gives the logits that it is evaluated by.
+
+    With `distilled_training`, timm's models with a distillation token return the logits of two heads in training and
+    their mean in evaluation: the second would be evaluated, but not trained.
+
+    Raises:
+        UserError: for such a model.
+    """
+    if any(getattr(one, "distilled_training", False) is True for one in module.modules()):
+        raise UserError(
+            f"{name}: distilled_training is on, so its two heads give two answers in training, of which one would be "
+            "trained: call set_distilled_training(False), and their mean is trained"
+        )
 
 
 def tensors_of(output: Any) -> list[Tensor]:

@@ -46,6 +46,7 @@ class PeerGroup:
 
     Attributes:
         peers: the models and what is known of them, in order.
+        built_by_name: positions of the models that were named; of modules it is not known whether they are trained.
         edges: who teaches whom.
         config: the settings in force.
         accelerator: devices and processes.
@@ -82,6 +83,7 @@ class PeerGroup:
             seed=config.seed,
             frozen=tuple(frozen) if not isinstance(frozen, int) else (),
         )
+        self.built_by_name = frozenset(k for k, model in enumerate(models) if isinstance(model, str))
         if isinstance(frozen, int):
             raise UserError(f"frozen: {frozen!r} is not allowed, expected a list of positions, as [{frozen}]")
         self.frozen = tuple(sorted(frozen))

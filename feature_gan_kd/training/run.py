@@ -13,6 +13,7 @@ from feature_gan_kd.distributed.collectives import on_main_process
 from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
 from feature_gan_kd.optim.build import build_schedules
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
+from feature_gan_kd.training.class_names import align_class_names, common_class_names, notes_on_frozen
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
@@ -62,7 +63,8 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
         services: what the run needs from above.
 
     Raises:
-        UserError: for data, folders or checkpoints that cannot be used, in one line.
+        UserError: for data, folders or checkpoints that cannot be used, in one line; for models that know other classes
+            than the data.
         DivergedError: as `Trainer.run`.
         Interrupted: as `Trainer.run`.
     """
@@ -76,6 +78,12 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     _check_normalisation(group, data, folder)
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
+    notes = [
+        *data.notes,
+        *align_class_names(group, data.class_names),
+        *notes_on_frozen(group),
+        *_precision_notes(group),
+    ]
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
@@ -85,7 +93,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     callbacks = build_callbacks(
         config,
         options.callbacks,
-        notes=[*data.notes, *_precision_notes(group)] if options.progress else None,
+        notes=notes if options.progress else None,
         trackers=trackers,
         running=accelerator.trackers,
         folder=folder,
@@ -159,7 +167,7 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         in_chans=group.in_chans,
         normalisation=normalisation,
         takes_floats=stated is not None or provenance is None or normalisation is None,
-        class_names=provenance.class_names if provenance else None,
+        class_names=provenance.class_names if provenance else common_class_names(group),
         num_classes=group.num_classes,
         trained_on=trained_on,
     )

@@ -7,23 +7,31 @@ import random
 import warnings
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 
+from benchmarks import transformers_models
 from benchmarks.sweep_page import page
 from benchmarks.sweep_taps import TOLERANCES
 from feature_gan_kd import DistillConfig
 from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import build_edges
 from feature_gan_kd.models.build import build_models
+from feature_gan_kd.models.find_taps import find_taps
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def is_square(name: str) -> bool:
+    _, height, width = timm.get_pretrained_cfg(name, allow_unregistered=False).input_size
+    return bool(height == width)
 
 
 def test_twenty_random_pairs() -> None:
     """Both directions of each pair are connected, each model at its own size; the message of a failure has the seed."""
     seed = random.SystemRandom().randrange(2**32)
-    names = [name for name in timm.list_models() if not name.endswith("_enc")]
+    names = [name for name in timm.list_models() if not name.endswith("_enc") and is_square(name)]
     drawn = random.Random(seed).sample(names, 40)
     for pair in zip(drawn[::2], drawn[1::2], strict=True):
         channels = {int(timm.get_pretrained_cfg(name, allow_unregistered=False).input_size[0]) for name in pair}
@@ -53,13 +61,23 @@ def test_the_committed_sweep_has_every_architecture_and_no_failure() -> None:
     assert all(len(results[name]["connections"]) == 2 for name in results.keys() - refused)
 
 
-def test_the_committed_sweeps_of_torchvision_are_complete() -> None:
-    connected = json.loads((RESULTS / "sweep_torchvision_connect.json").read_text())
-    trained = json.loads((RESULTS / "sweep_torchvision_train.json").read_text())
-    assert len(connected) == 80
+@pytest.mark.parametrize(("library", "count"), [("torchvision", 80), ("transformers", len(transformers_models.MODELS))])
+def test_the_committed_sweeps_of_other_libraries_are_complete(library: str, count: int) -> None:
+    connected = json.loads((RESULTS / f"sweep_{library}_connect.json").read_text())
+    trained = json.loads((RESULTS / f"sweep_{library}_train.json").read_text())
+    assert len(connected) == count
     assert all("layer" in result and len(result["connections"]) == 2 for result in connected.values())
     assert [name for name, result in trained.items() if result["problems"]] == []
     assert {result["class"] for result in trained.values()} == {result["class"] for result in connected.values()}
+
+
+def test_the_committed_taps_of_transformers_are_those_of_today() -> None:
+    for name, result in json.loads((RESULTS / "sweep_transformers_connect.json").read_text()).items():
+        model = transformers_models.build(name, 7).to("meta")
+        side = transformers_models.side_of(name)
+        (tap,) = find_taps(model, torch.zeros(2, 3, side, side, device="meta"), name)
+        found = [tap.title, tap.layout.name, tap.prefix_tokens, list(tap.shape)]
+        assert found == [result[key] for key in ("layer", "layout", "prefix_tokens", "map")], name
 
 
 def test_the_committed_ways_of_running_have_no_failure() -> None:

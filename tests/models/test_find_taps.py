@@ -184,8 +184,9 @@ def test_layers_that_cannot_be_tapped(layers: list[str | int], message: str) -> 
     assert "\n" not in str(error.value)
 
 
-def test_a_shared_module_is_passed_over() -> None:
-    assert find_taps(Shared(), torch.randn(2, 3, 8, 8), "model")[0].layer == "stem"
+def test_a_model_whose_last_map_is_a_shared_modules() -> None:
+    with pytest.raises(UserError, match="that of 'stem', but most layers follow it: name a layer"):
+        find_taps(Shared(), torch.randn(2, 3, 8, 8), "model")
 
 
 def test_a_model_without_maps() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import feature_gan_kd.models  # noqa: F401  registers the CIFAR models
 from feature_gan_kd import OnlineAdversarialDistiller
-from feature_gan_kd.models.find_taps import dry_run, find_taps, layers_of, upstream_parameters
+from feature_gan_kd.models.dataflow import upstream_parameters
+from feature_gan_kd.models.find_taps import dry_run, find_taps, layers_of
 from feature_gan_kd.models.tapped_model import Layer, Layout, Tap, TapKind, TappedModel, logits_of, tensors_of
 from feature_gan_kd.utils.errors import UserError
 
@@ -367,7 +368,7 @@ def test_outputs_that_are_no_map(make: Callable[[Tensor], Any], words: str) -> N
 
 def test_no_last_map_to_be_found() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    assert "no module outputs a map: name a layer with feature_layers" in refusal(model=model)
+    assert "no module outputs a map through which all of the images pass: name a layer" in refusal(model=model)
 
 
 class TrainsOtherwise(nn.Module):
@@ -474,3 +475,33 @@ def test_upstream_parameters() -> None:
     assert upstream_parameters([out]) == {used}
     assert upstream_parameters([out, (other * used).sum()]) == {used, other}
     assert upstream_parameters([out.detach()]) == set()
+
+
+def distilled_deit(*, apart: bool) -> Any:
+    model = timm.create_model(
+        "deit_tiny_distilled_patch16_224", num_classes=2, img_size=32, embed_dim=24, depth=2, num_heads=2
+    )
+    model.set_distilled_training(apart)
+    return model
+
+
+def test_two_heads_that_train_apart_are_refused() -> None:
+    partner = lambda: timm.create_model("test_resnet", num_classes=2)  # noqa: E731
+    with pytest.raises(UserError, match=r"^model 0 \(.*distilled_training is on.*call set_distilled_training\(False\)"):
+        OnlineAdversarialDistiller([distilled_deit(apart=True), partner()], image_size=32)
+    # A teacher is always in evaluation mode, where both heads answer together.
+    OnlineAdversarialDistiller([distilled_deit(apart=True), partner()], image_size=32, frozen=[0], topology="star")
+
+
+def test_both_heads_of_a_distilled_model_are_trained() -> None:
+    model = distilled_deit(apart=False)
+    distiller = OnlineAdversarialDistiller([model, timm.create_model("test_resnet", num_classes=2)], image_size=32)
+    before = [head.weight.clone() for head in model.get_classifier()]
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
+    distiller.training_step(images, labels)
+    after = [head.weight.clone() for head in model.get_classifier()]
+    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    model.set_distilled_training(True)
+    with pytest.raises(UserError, match="distilled_training is on"):
+        distiller.training_step(images, labels)
+    assert torch.equal(model.head_dist.weight, after[1])

@@ -1,0 +1,173 @@
+"""Every label means one class: the models' classes are put into the order of the data's (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from feature_gan_kd.models.class_order import (
+    classifier_tensors,
+    order_of,
+    reorder_rows,
+    reorders_logits,
+    state_class_names,
+    stated_class_names,
+)
+from feature_gan_kd.training.peer_group import PeerGroup
+from feature_gan_kd.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one model's classifier is to be reordered.
+
+    Attributes:
+        index: position of the model.
+        tensors: weights and biases with one row for each class.
+        order: the new row k is the old row `order[k]`.
+    """
+
+    index: int
+    tensors: list[nn.Parameter]
+    order: list[int]
+
+
+def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
+    """Puts the classifiers of all models, also of frozen ones, into the order of the data's classes.
+
+    Nothing is changed before all models were checked. What is in order already is left alone, so that a run that is
+    resumed does the same. Models that learn state the names from now on, for the next distiller that gets them.
+
+    Args:
+        group: the models.
+        names: of the data's classes, by index; None where the data have none.
+
+    Returns:
+        Lines that tell the user what was done, and what cannot be known.
+
+    Raises:
+        UserError: for a model that knows other classes than the data, or whose classifier cannot be reordered.
+    """
+    known = [_known_names(group, k) for k in range(len(group.peers))]
+    plans: list[_Plan] = []
+    notes: list[str] = []
+    for k, own in enumerate(known):
+        if own is None or names is None:
+            notes += _what_is_not_known(group, k, own)
+        elif own != names:
+            plans.append(_plan(group, k, own, names))
+            notes.append(
+                f"model {k} ({group.names[k]}): its classes were in another order than the data's; its classifier was "
+                "put into theirs"
+            )
+    for plan in plans:
+        reorder_rows([*plan.tensors, *_optimizer_rows(group, plan)], plan.order)
+    for k in {plan.index for plan in plans} | set(range(len(known))).difference(group.frozen):
+        state_class_names(group.models[k], names)
+    return notes
+
+
+def common_class_names(group: PeerGroup) -> list[str] | None:
+    """Returns the names of the classes that all models that state any have in common; None where none does.
+
+    Raises:
+        UserError: where two models have other classes, or the same in another order.
+    """
+    known = {k: own for k in range(len(group.peers)) if (own := _known_names(group, k)) is not None}
+    first = next(iter(known), None)
+    for k, own in known.items():
+        if first is not None and own != known[first]:
+            at = _first_difference(known[first], own)
+            raise UserError(
+                f"models: class {at} is {known[first][at]!r} in model {first} and {own[at]!r} in model {k}: fit them "
+                "first, which puts their classes into one order"
+            )
+    return None if first is None else known[first]
+
+
+def notes_on_frozen(group: PeerGroup) -> list[str]:
+    """Says which frozen models teach noise: those without trained weights, or with a classifier that is new."""
+    notes = []
+    for k in group.frozen:
+        peer = group.peers[k]
+        known = peer.timm_cfg.get("num_classes")  # of the trained weights
+        if k in group.built_by_name and not peer.pretrained:
+            notes.append(
+                f"model {k} ({peer.name}) is frozen without trained weights, so it teaches noise: name one with "
+                "weights (local-dir:, hf-hub:, or pretrained), or let it learn"
+            )
+        elif k in group.built_by_name and known not in (None, group.num_classes):
+            notes.append(
+                f"model {k} ({peer.name}) is frozen with a new classifier, since its weights know {known} classes: its "
+                "logits are noise; name one that was trained on these classes"
+            )
+    return notes
+
+
+def _known_names(group: PeerGroup, index: int) -> list[str] | None:
+    """The names of a model's classes: those of the data of its last training, else those that it states."""
+    if group.provenance is not None and group.provenance.class_names is not None:
+        return group.provenance.class_names
+    if group.provenance is not None and index not in group.frozen:
+        return None  # it was trained since on classes without names
+    return stated_class_names(group.models[index], group.num_classes)
+
+
+def _what_is_not_known(group: PeerGroup, index: int, own: list[str] | None) -> list[str]:
+    """Says of a frozen model, unless it is untrained, that its classes cannot be compared with the data's."""
+    peer = group.peers[index]
+    untrained = index in group.built_by_name and not peer.pretrained
+    if index not in group.frozen or untrained:
+        return []
+    whose = "its class names are" if own is None else "the data's class names are"
+    return [f"model {index} ({peer.name}): {whose} not known: class k of the data is taken as its output k"]
+
+
+def _plan(group: PeerGroup, index: int, known: Sequence[str], names: Sequence[str]) -> _Plan:
+    """Finds how a classifier is put into the order of the data's classes.
+
+    Raises:
+        UserError: where it cannot be.
+    """
+    where = f"models: model {index} ({group.names[index]})"
+    order = order_of(known, names)
+    remedy = (
+        f"give it a new classifier without these names (model.reset_classifier({len(names)}), "
+        "model.pretrained_cfg.pop('label_names'))"
+    )
+    if order is None:
+        at = _first_difference(known, names)
+        raise UserError(
+            f"{where} knows other classes than the data: class {at} is {known[at]!r} in the model and {names[at]!r} in "
+            f"the data: {remedy}"
+        )
+    module, peer = group.models[index], group.peers[index]
+    tensors = classifier_tensors(module, len(names))
+    shape = (2, group.in_chans, peer.image_size, peer.image_size)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(group.accelerator.device, group.dtype)
+    if not reorders_logits(module, tensors, order, images):
+        at = _first_difference(known, names)
+        raise UserError(
+            f"{where} has the data's classes in another order (class {at} is {known[at]!r}, in the data {names[at]!r}) "
+            f"and no linear classifier that could be reordered: give the data's classes its order, or {remedy}"
+        )
+    return _Plan(index, tensors, order)
+
+
+def _first_difference(one: Sequence[str], other: Sequence[str]) -> int:
+    """The first class with two names; 0 where names only repeat."""
+    return next((k for k, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), 0)
+
+
+def _optimizer_rows(group: PeerGroup, plan: _Plan) -> list[Tensor]:
+    """The optimisers' tensors of the same form as those of the plan, as of momentum: they belong to the same rows."""
+    optimizers = [own.optimizer for own in group.step.optimizer_groups.values()]
+    found: list[Tensor] = []
+    for tensor in plan.tensors:
+        for optimizer in optimizers:
+            values = optimizer.state.get(tensor, {}).values()
+            found += [value for value in values if isinstance(value, Tensor) and value.shape == tensor.shape]
+    return found
