@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.draws import draw_balanced, draw_fifth
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TorchDatasetImages
-from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.data.sources import Split, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table
@@ -75,8 +75,8 @@ def _declared_names(data: Any) -> list[str] | None:
 def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSplit, LabelledSplit]:
     """Divides the training images into a part to train on and a fixed fifth to evaluate on.
 
-    The fifth holds out the same share of each class where the labels are known. It depends on nothing but the data, so
-    that runs with other seeds are evaluated on the same images.
+    The fifth holds out the same share of each class where the labels are known, see `draw_fifth`. It depends on nothing
+    but the data, so that runs with other seeds are evaluated on the same images.
 
     Raises:
         UserError: for a DataLoader or a stream, which cannot be divided, and for too few images.
@@ -85,10 +85,7 @@ def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSpli
         raise UserError("eval_data: a DataLoader has no other split: give images to evaluate on")
     if isinstance(train, Stream):
         raise UserError(f"eval_data: the stream has no split but {train.split!r}: give images to evaluate on")
-    order = permutation(len(train), 0, 0)
-    classes = train.labels[order] if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64)
-    chosen = [group[: (len(group) + 2) // 5] for group in (order[classes == k] for k in torch.unique(classes))]
-    held = torch.cat(chosen).sort().values
+    held = draw_fifth(train.labels if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64))
     kept = torch.ones(len(train), dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
     if len(held) == 0:
         raise UserError(f"data: split {train.split!r} has {len(train)} images, too few to hold out a fifth")
@@ -96,47 +93,55 @@ def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSpli
     return train.select(kept), train.select(held)
 
 
-def limit_images(split: LabelledSplit, limit: int | None, setting: str) -> LabelledSplit:
-    """Keeps the first `limit` images; None keeps all.
+def limit_images(split: LabelledSplit, limit: int | None, setting: str, seed: int) -> LabelledSplit:
+    """Draws `limit` images, of each class the same number where the labels are known; None keeps all.
+
+    Args:
+        split: a stream stays as it is: it applies its limit itself.
+        limit: at least 1.
+        setting: that gave the limit, for errors.
+        seed: decides which images, and nothing else does.
 
     Raises:
-        UserError: naming the `setting`, for a DataLoader.
+        UserError: for a DataLoader.
     """
-    if limit is None or limit >= len(split) or isinstance(split, Stream):  # a stream applies its limit itself
+    if limit is None or limit >= len(split) or isinstance(split, Stream):
         return split
     if isinstance(split, UserLoader):
         raise UserError(f"{setting}: a DataLoader is used as it is: limit its data set instead")
-    return split.select(torch.arange(limit))
+    labels = split.labels if isinstance(split, Table) else torch.zeros(len(split), dtype=torch.int64)
+    return split.select(draw_balanced(labels, limit, seed))
 
 
-def check_training_images(labels: torch.Tensor | None, count: int, split: str, limit: int | None = None) -> None:
+def check_training_images(train: LabelledSplit, labels: torch.Tensor | None, count: int) -> None:
     """Checks that there are images of at least two classes to train on.
 
     Args:
-        labels: class indices (count,); None where they are not known beforehand.
-        count: number of images.
-        split: its name.
-        limit: `max_train_samples`, for the remedy.
+        train: the split.
+        labels: class indices of the images that are left of it, int64 `(count,)`; None where they are not known
+            beforehand.
+        count: number of these images.
 
     Raises:
         UserError: for a single image, or a single class.
     """
     if count < 2:
-        raise UserError(f"data: split {split!r} has 1 image to train on, at least 2 are needed")
+        raise UserError(f"data: split {train.split!r} has 1 image to train on, at least 2 are needed")
     if labels is not None and len(torch.unique(labels)) == 1:
-        remedy = "" if limit is None else ": --max-train-samples takes the first, name more of them or shuffle the data"
-        raise UserError(
-            f"labels: all {count} images to train on are of class {int(labels[0])}, at least 2 classes are "
-            f"needed{remedy}"
-        )
+        only = int(labels[0]) if train.class_names is None else train.class_names[int(labels[0])]
+        raise UserError(f"labels: all {count} images to train on are of class {only}, at least 2 classes are needed")
 
 
-def note_missing_classes(train: LabelledSplit, notes: list[str]) -> None:
-    """Notes which classes have no image to train on: they are in other splits, or beyond `max_train_samples`."""
-    if not isinstance(train, Table) or train.class_names is None:
+def note_classes(train: LabelledSplit, notes: list[str]) -> None:
+    """Notes the names of the classes, and which of them have no image to train on."""
+    if train.class_names is None:
+        return
+    names = [repr(name) for name in train.class_names]
+    notes.append(f"classes: {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
+    if not isinstance(train, Table):
         return
     present = set(train.labels.tolist())
-    missing = [repr(name) for k, name in enumerate(train.class_names) if k not in present]
+    missing = [name for k, name in enumerate(names) if k not in present]
     if missing:
         shown = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
-        notes.append(f"no image to train on for {len(missing)} of the {len(train.class_names)} classes: {shown}")
+        notes.append(f"no image to train on for {len(missing)} of the {len(names)} classes: {shown}")

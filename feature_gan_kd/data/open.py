@@ -19,7 +19,7 @@ from feature_gan_kd.data.labelled import (
     check_training_images,
     hold_out_fifth,
     limit_images,
-    note_missing_classes,
+    note_classes,
     read_split,
 )
 from feature_gan_kd.data.lazy import LazyImages
@@ -127,7 +127,7 @@ def open_data(
     train, evaluation = _read_both(train_data, eval_data, config, options, notes, num_classes)
     train_source, eval_source = _build_source(train, options, notes), _build_source(evaluation, options, notes)
     labels = train_source.labels if isinstance(train_source, MemoryImages) else None
-    check_training_images(labels, len(train_source), train.split)  # once more: bad images may have been left out
+    check_training_images(train, labels, len(train_source))  # once more: bad images may have been left out
     own = train_source.statistics() if mean is None or std is None else (mean, std)
     if own == ((0.0,) * in_chans, (1.0,) * in_chans):
         notes.append("the images are floats, taken as normalised already; mean 0 and std 1 are recorded for them")
@@ -155,7 +155,7 @@ def _read_both(
     num_classes: int | None,
 ) -> tuple[LabelledSplit, LabelledSplit]:
     """Reads the labels of the training and the evaluation images, which must have the same classes."""
-    train_split, eval_split = choose_splits(train_data, eval_data, config)
+    train_split, eval_split = choose_splits(train_data, eval_data, config, notes)
     if eval_data is None and eval_split is not None and eval_split.name == train_split.name:
         raise UserError(f"eval_split: {eval_split.name!r} is the split that is trained on: name another")
     train = read_split(train_split, config, options.transform, notes, num_classes)
@@ -164,12 +164,16 @@ def _read_both(
     else:
         known = Classes(train.class_names, train.num_classes, f"split {train.split!r}")
         evaluation = read_split(eval_split, config, options.transform, notes, num_classes, known)
-    train = limit_images(train, config.max_train_samples, "max_train_samples")
-    evaluation = limit_images(evaluation, config.max_eval_samples, "max_eval_samples")
-    labels = train.labels if isinstance(train, Table) else None
-    check_training_images(labels, len(train), train.split, config.max_train_samples)
-    note_missing_classes(train, notes)
+    train = limit_images(train, config.max_train_samples, "max_train_samples", config.seed)
+    evaluation = _limit_evaluation(evaluation, config)
+    check_training_images(train, train.labels if isinstance(train, Table) else None, len(train))
+    note_classes(train, notes)
     return train, evaluation
+
+
+def _limit_evaluation(split: LabelledSplit, config: DistillConfig) -> LabelledSplit:
+    """Applies `max_eval_samples`; runs with other seeds are evaluated on the same images."""
+    return limit_images(split, config.max_eval_samples, "max_eval_samples", seed=0)
 
 
 def open_evaluation(
@@ -208,14 +212,14 @@ def open_evaluation(
     options = _image_options(config, image_size, in_chans, flip=False)
     known = Classes(class_names, num_classes, "the models")
     if eval_data is None or trained_on:
-        train_split, split = choose_splits(eval_data, None, config)
+        train_split, split = choose_splits(eval_data, None, config, notes)
         evaluation = read_split(split or train_split, config, options.transform, notes, num_classes, known)
         if split is None:
             _, evaluation = hold_out_fifth(evaluation, notes)
     else:
-        split = choose_evaluation(eval_data, config)
+        split = choose_evaluation(eval_data, config, notes)
         evaluation = read_split(split, config, options.transform, notes, num_classes, known)
-    evaluation = limit_images(evaluation, config.max_eval_samples, "max_eval_samples")
+    evaluation = _limit_evaluation(evaluation, config)
     source = _build_source(evaluation, options, notes)
     source.normalise = PixelNormaliser(mean, std, config.channels_last)
     return source, notes
@@ -227,10 +231,10 @@ def count_classes(train_data: Any, config: DistillConfig) -> int | None:
     Raises:
         UserError: as `open_data`.
     """
-    split, _ = choose_splits(train_data, None, config)
+    split, _ = choose_splits(train_data, None, config, [])
     transform = _image_options(config, MAX_CROP_FLIP_SIZE, 3, flip=False).transform
     train = read_split(split, config, transform, [], None)
-    check_training_images(train.labels if isinstance(train, Table) else None, len(train), train.split)
+    check_training_images(train, train.labels if isinstance(train, Table) else None, len(train))
     return train.num_classes
 
 
