@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +15,24 @@ from feature_gan_kd.data.items import TorchDatasetImages
 from feature_gan_kd.data.sources import Split, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table
+from feature_gan_kd.data.transformed import TransformedRows, has_transform
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 
 LabelledSplit = Table | Stream | TorchDatasetImages | UserLoader
+
+
+@dataclass(frozen=True)
+class ModelClasses:
+    """How many classes the models have.
+
+    Attributes:
+        count: None where they are to be built for the data.
+        given: whether the user gave the number; then it counts more than the `classes` of a torch data set.
+    """
+
+    count: int | None
+    given: bool = False
 
 
 def read_split(
@@ -25,7 +40,7 @@ def read_split(
     config: DistillConfig,
     transform: ImageTransform,
     notes: list[str],
-    num_classes: int | None,
+    classes: ModelClasses,
     known: Classes | None = None,
 ) -> LabelledSplit:
     """Finds the columns and the classes of a split.
@@ -35,33 +50,64 @@ def read_split(
         config: may name the columns, and says what a stream's length is.
         transform: size and channels of the images.
         notes: gets a line for the user.
-        num_classes: of the models; limits the labels where neither the data nor `known` say how many classes there are.
+        classes: of the models; limit the labels where neither the data nor `known` say how many classes there are.
         known: for an evaluation split the classes that it must have, those of the training split or of the models.
 
     Raises:
         UserError: for data, columns or classes that cannot be used.
     """
+    if is_hf_dataset(split.data) and has_transform(split.data):
+        split = replace(split, data=TransformedRows(split, config, notes))
     if is_hf_dataset(split.data):
+        if transform.channels not in (1, 3):
+            raise _channels_error(split, transform)
         read = read_stream if is_stream(split.data) else read_table
-        return read(split, config, notes, num_classes, known)
+        return read(split, config, notes, classes.count, known)
     names = _declared_names(split.data)
+    if names is not None and classes.given and len(names) != classes.count:
+        notes.append(
+            f"split {split.name!r}: its {len(names)} class names are not used, since num_classes is {classes.count}"
+        )
+        names = None
     if known is not None:
         names = known.resolve_names(names, split.name)
     count = known.count if known is not None and known.count is not None else len(names) if names else None
-    limit = count if count is not None else num_classes
+    limit = count if count is not None else classes.count
     if isinstance(split.data, DataLoader):
         if config.skip_bad_images:
             raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
         notes.append(f"split {split.name!r}: batches as the DataLoader gives them; batch_size is not used")
         return UserLoader(split.data, transform.channels, names, count, limit, split.name, split.setting)
+    return _read_torch_dataset(split, transform, notes, names, count, limit)
+
+
+def _read_torch_dataset(
+    split: Split,
+    transform: ImageTransform,
+    notes: list[str],
+    names: list[str] | None,
+    count: int | None,
+    limit: int | None,
+) -> TorchDatasetImages:
     kind = type(split.data).__name__
     if not hasattr(split.data, "__len__"):
         raise UserError(f"{split.setting}: the {kind} of split {split.name!r} has no length")
     if len(split.data) == 0:
         raise UserError(f"{split.setting}: split {split.name!r} is empty")
-    notes.append(f"split {split.name!r}: {len(split.data)} images of a torch {kind}")
+    if not isinstance(split.data, TransformedRows):
+        notes.append(f"split {split.name!r}: {len(split.data)} images of a torch {kind}")
     positions = torch.arange(len(split.data))
-    return TorchDatasetImages(split.data, transform, names, count, limit, split.name, split.setting, positions)
+    images = TorchDatasetImages(split.data, transform, names, count, limit, split.name, split.setting, positions)
+    if transform.channels not in (1, 3) and images.holds_pil_images():
+        raise _channels_error(split, transform)
+    return images
+
+
+def _channels_error(split: Split, transform: ImageTransform) -> UserError:
+    return UserError(
+        f"in_chans: the images of split {split.name!r} are decoded to 1 or 3 channels, the models take "
+        f"{transform.channels}: give a torch Dataset or DataLoader of tensors"
+    )
 
 
 def _declared_names(data: Any) -> list[str] | None:

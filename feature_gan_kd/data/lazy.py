@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_bounds, count_steps, rank_slice
-from feature_gan_kd.data.decode import ImageError, channel_statistics, hash_images, skipped_images_note
+from feature_gan_kd.data.convert import ImageError
+from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_images_note
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import Item, ItemKey, ItemSource
 from feature_gan_kd.data.rng import item_seeds, permutation

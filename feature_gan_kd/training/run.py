@@ -126,6 +126,7 @@ def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None)
         mean=common.mean if common else None,
         std=common.std if common else None,
         num_classes=group.num_classes,
+        num_classes_given=group.num_classes_given,
     )
     if data.num_classes is not None and data.num_classes != group.num_classes:
         raise UserError(
@@ -160,6 +161,7 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         std=normalisation.std,
         class_names=provenance.class_names if provenance else None,
         num_classes=group.num_classes,
+        num_classes_given=group.num_classes_given,
         trained_on=trained_on,
     )
     if group.config.skip_bad_images and group.accelerator.is_main_process:

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 import torch
@@ -159,6 +160,76 @@ def test_limits_draw_of_each_class_the_same_number(parquet: Path) -> None:
     assert (len(everything.train), len(everything.evaluation)) == (20, 6)
 
 
+class Lying(Dataset[tuple[Any, int]]):
+    """Pictures of which the camera wrote that it was held upright."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = PIL.Image.fromarray(np.rot90(random_images(4)[index]))
+        image.getexif()[PIL.ExifTags.Base.Orientation] = 6
+        return image, index % 2
+
+
+def test_pictures_of_a_torch_data_set_are_turned_upright() -> None:
+    data = opened(Lying(), Lying(), augmentation="none")
+    pixels = all_of(data.evaluation)[0] * torch.tensor(data.std)[:, None, None] + torch.tensor(data.mean)[:, None, None]
+    expected = torch.from_numpy(np.stack(random_images(4))).permute(0, 3, 1, 2)
+    assert torch.equal((pixels * 255).round().to(torch.uint8), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_tensors_may_have_any_number_of_channels(channels: int, dtype: torch.dtype) -> None:
+    pixels = (torch.rand(8, channels, 8, 8) * 255).to(dtype)
+    tensors = TensorDataset(pixels, torch.arange(8) % 2)
+    for data in (tensors, DataLoader(tensors, batch_size=4)):
+        images, _ = all_of(opened(data, data, channels=channels).evaluation)
+        assert images.shape == (8, channels, 8, 8)
+    with pytest.raises(
+        UserError, match=r"^in_chans: .* are decoded to 1 or 3 channels, the models take 4: give a torch"
+    ):
+        opened(Lying(), Lying(), channels=4)
+
+
+def test_a_number_of_classes_that_the_user_gave_counts_more_than_the_attribute_of_a_torch_data_set() -> None:
+    def with_classes(*labels: int) -> Any:
+        data = TensorDataset(torch.rand(len(labels), 3, 8, 8), torch.tensor(labels))
+        data.classes = ["a", "b", "c", "d"]  # type: ignore[attr-defined]
+        return data
+
+    def opened_for(data: Any, num_classes: int, *, given: bool = True) -> Data:
+        return open_data(
+            data,
+            data,
+            DistillConfig(),
+            image_size=8,
+            in_chans=3,
+            num_classes=num_classes,
+            num_classes_given=given,
+        )
+
+    data = opened_for(with_classes(0, 1, 0, 1), 2)
+    assert (data.num_classes, data.class_names) == (None, None)
+    assert "split 'train': its 4 class names are not used, since num_classes is 2" in data.notes
+    with pytest.raises(UserError, match=r"^labels: .* has the label 3, expected 0 to 1"):
+        all_of(opened_for(with_classes(0, 1, 0, 3), 2).train)
+    assert opened_for(with_classes(0, 1, 0, 3), 4).class_names == ["a", "b", "c", "d"]
+    assert opened_for(with_classes(0, 1, 0, 1), 2, given=False).num_classes == 4
+    source, _ = open_evaluation(
+        with_classes(0, 1),
+        DistillConfig(),
+        image_size=8,
+        in_chans=3,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        num_classes=2,
+        num_classes_given=True,
+    )
+    assert len(source) == 2
+
+
 def test_limits_of_a_sorted_folder_leave_no_class_out(tmp_path: Path) -> None:
     for k, name in enumerate("abcdefgh"):
         for number, image in enumerate(random_images(12, seed=k)):
@@ -294,7 +365,12 @@ BAD = {
         {"skip_bad_images": True},
         "^skip_bad_images: a DataLoader is used as it is",
     ),
-    "channels": (make(4), None, {"channels": 4}, "^in_chans: images have 1 or 3 channels, the models take 4"),
+    "channels": (
+        make(4),
+        None,
+        {"channels": 4},
+        "^in_chans: the images of split 'train' are decoded to 1 or 3 channels, the models take 4: give",
+    ),
     "one class": (plain([3] * 10), None, {}, "^labels: all 8 images to train on are of class 3, at least 2 classes"),
     "one image": (plain([0]), plain([0]), {}, "^data: split 'train' has 1 image to train on, at least 2 are needed"),
     "too few": (plain([0, 1]), None, {}, "^data: split 'train' has 2 images, too few to hold out a fifth"),

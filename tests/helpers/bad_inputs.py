@@ -298,6 +298,10 @@ CASES = {
     "image: none in the row": train(change=image(None)),
     "image: 400 million pixels": train(change=image(png(20_000, 20_000))),
     "image: a file of an image folder is none": train(change=image_folder),
+    "image: 12 bits in a file of 16": train(
+        change=image(Image.fromarray(np.arange(144, dtype=np.uint16).reshape(12, 12)))
+    ),
+    "image: floats above 1": train(change=image(encoded(Image.new("F", (12, 12), 200.0), "TIFF"))),
     "image: a path that leads nowhere": train("--image-column file", paths),
     # Labels.
     "label: fractions": train(change=labels(*[0.0, 1.0] * 4)),
