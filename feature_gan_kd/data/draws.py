@@ -11,8 +11,9 @@ from feature_gan_kd.data.rng import permutation
 def draw_fifth(labels: Tensor) -> Tensor:
     """Draws a fifth of the images, the same share of each class as far as that is possible.
 
-    Each class gives a fifth of its images, rounded down. The classes with the largest remainders give one more, until
-    it is a fifth of all: 50 classes of 2 images give 20. A class keeps at least one image.
+    Each class gives a fifth of its images, rounded. If classes are so small that this is less than a fifth of all, the
+    classes whose share was rounded down most give one more: 50 classes of 2 images give 20. A class keeps at least one
+    image.
 
     Args:
         labels: class indices, int64 `(N,)`.
@@ -22,12 +23,13 @@ def draw_fifth(labels: Tensor) -> Tensor:
     """
     order = permutation(len(labels), 0, 0)
     groups = _by_class(labels, order)
-    counts = [len(group) // 5 for group in groups]
+    counts = [(len(group) + 2) // 5 for group in groups]
     missing = (len(labels) + 2) // 5 - sum(counts)
-    # Of equal remainders, the class whose first image comes first in the order.
+    # Of classes that lose as much, the one whose first image comes first in the order.
     position = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)))
-    by_remainder = sorted(range(len(groups)), key=lambda k: (-(len(groups[k]) % 5), int(position[groups[k][0]])))
-    for k in [k for k in by_remainder if len(groups[k]) > 1][: max(missing, 0)]:
+    lost = [len(group) / 5 - count for group, count in zip(groups, counts, strict=True)]
+    by_loss = sorted(range(len(groups)), key=lambda k: (-lost[k], int(position[groups[k][0]])))
+    for k in [k for k in by_loss if len(groups[k]) > 1][: max(missing, 0)]:
         counts[k] += 1
     held = [group[:count] for group, count in zip(groups, counts, strict=True)]
     return torch.cat(held).sort().values

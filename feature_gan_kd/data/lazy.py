@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
-from feature_gan_kd.data.batches import Batch, batch_bounds, count_steps, rank_slice
+from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_steps, rank_slice
 from feature_gan_kd.data.convert import ImageError
 from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_images_note
 from feature_gan_kd.data.image_transforms import ImageTransform
@@ -113,6 +113,10 @@ class OnDemandImages:
     def steps(self, batch_size: int, *, train: bool = True) -> int:
         """See `ImageSource`."""
         return count_steps(len(self), batch_size, train=train)
+
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """See `ImageSource`."""
+        return batch_sizes(len(self), batch_size)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Computes mean and std of a sample of the images; 0 and 1 for images that are normalised already.

@@ -10,13 +10,13 @@ from typing import Any
 
 from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
 from feature_gan_kd.distributed.collectives import on_main_process
-from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
 from feature_gan_kd.optim.build import build_schedules
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
 from feature_gan_kd.training.run_folder import check_run_folder, device_name, write_run_config
+from feature_gan_kd.training.small_batches import check_batches
 from feature_gan_kd.training.trainer import MeasureSimilarity, Publish, Trainer
 from feature_gan_kd.utils.errors import UserError
 
@@ -70,8 +70,8 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     trackers = (options.log_with,) if isinstance(options.log_with, str) else tuple(options.log_with)
     check_trackers(trackers, folder)
     check_callbacks(options.callbacks)
-    _check_batches(group)
     data = open_training_data(group, train_data, eval_data)
+    check_batches(group, data.train)
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
     history = group.begin_training(train_data, eval_data, data, options.license)
@@ -167,14 +167,6 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
     if group.config.skip_bad_images and group.accelerator.is_main_process:
         print(*notes, sep="\n", file=sys.stderr)
     return source
-
-
-def _check_batches(group: PeerGroup) -> None:
-    """Raises UserError where a learner's batch normalisation would get single images."""
-    config = group.config
-    learners = [model for k, model in enumerate(group.models) if k not in group.frozen]
-    microbatches = group.accelerator.num_processes * config.grad_accum_steps
-    check_batchnorm_batches(learners, config.batch_size // microbatches, synchronised=config.sync_batchnorm)
 
 
 def _circumstances(group: PeerGroup, train_data: Any, data: Data) -> dict[str, Any]:
