@@ -127,7 +127,8 @@ PRESETS: dict[str, Preset] = {
         data=None,
     ),
     "cpu": Preset(
-        "CIFAR-100's first 2,000 training images at 16 pixels, 60 epochs, all 10,000 test images: 3 hours of one core",
+        "2,000 of CIFAR-100's training images, 20 of each class, at 16 pixels, 60 epochs, all 10,000 test images: 3 "
+        "hours of one core",
         {
             **{"epochs": "60", "batch-size": "64", "max-train-samples": "2000", "evaluate-every-epochs": "15"},
             **{"recipe": "paper", "scheduler": "cosine", "warmup-fraction": "0.1"},

@@ -175,9 +175,10 @@ class DataSettings:
     eval_split: str | None = None
     """Split to evaluate on (default: test, else validation, else a fifth of the training split)."""
     max_train_samples: int | None = bounded(None, at_least=2)
-    """Use only the first N training images; of a stream, the first N in each epoch (default: all)."""
+    """Use only N training images, drawn by the seed from all classes in turn; of a stream, the first N in each epoch
+    (default: all)."""
     max_eval_samples: int | None = bounded(None, at_least=1)
-    """Use only the first N evaluation images (default: all)."""
+    """Use only N evaluation images, drawn from all classes in turn, the same for every seed (default: all)."""
     augmentation: Augmentation = "auto"
     """Training augmentation. auto: crop-flip up to 96 pixels (padding 1/8 of the side), resized-crop with flip above,
     and crop for the bundled digits, which a flip would change."""

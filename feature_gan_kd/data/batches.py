@@ -26,6 +26,10 @@ class ImageSource(Protocol):
         """Number of batches that `batches` yields for a whole epoch; `batch_size` is at least 2 in training."""
         ...
 
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """Sizes of the batches that `batches` yields in training, the normal one first; empty where not known."""
+        ...
+
     def batches(
         self,
         *,
@@ -70,6 +74,12 @@ def count_steps(length: int, batch_size: int, *, train: bool) -> int:
     """Counts the global batches that `batch_bounds` yields for an epoch of `length` images."""
     ends_in_one = train and length % batch_size == 1
     return length // batch_size if ends_in_one else -(-length // batch_size)
+
+
+def batch_sizes(length: int, batch_size: int) -> tuple[int, ...]:
+    """Returns the size of the first global batch of an epoch in training, and that of the last if it differs."""
+    last = length % batch_size
+    return (batch_size, last) if length > batch_size and last > 1 else (min(length, batch_size),)
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feature_gan_kd.utils.errors import UserError, reason
+from feature_gan_kd.data.convert import ImageError, convert_channels
+from feature_gan_kd.utils.errors import reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,29 +23,7 @@ _IMAGES_PER_TASK = 100
 _REMEDY = "repair or remove it, or skip such images with --skip-bad-images"
 
 
-class ImageError(UserError):
-    """One image that is missing or cannot be decoded: what `skip_bad_images` skips."""
-
-
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-
-
-def convert_channels(image: Image, channels: int) -> Image:
-    """Converts an image of any PIL mode to RGB (3 channels) or L (1 channel).
-
-    Drops alpha, as timm does; divides 16-bit grey values by 256; takes the first frame of an animation.
-    """
-    import PIL.Image
-
-    if image.mode.startswith("I"):
-        # By hand: PIL's own conversion of 16-bit values clips them at 255, which makes most images white.
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        image = PIL.Image.fromarray(grey.astype(np.uint8))
-    elif image.mode == "F":
-        image = image.convert("L")
-    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # PIL warns about a direct conversion of such palettes
-    return image.convert("RGB" if channels == 3 else "L")
 
 
 def center_crop_resize(image: Image, size: int) -> Image:
@@ -71,7 +50,7 @@ def decode_image(value: Any, channels: int, where: str) -> Image:
         where: names the image in an error.
 
     Raises:
-        ImageError: where the image is missing or cannot be decoded.
+        ImageError: where the image is missing or cannot be decoded, or its values are not understood.
     """
     from datasets import Image as ImageFeature
 
@@ -82,7 +61,9 @@ def decode_image(value: Any, channels: int, where: str) -> Image:
     if value["bytes"] == b"":
         raise ImageError(f"images: {where} is empty (0 bytes): {_REMEDY}")
     try:
-        return convert_channels(ImageFeature().decode_example(value), channels)
+        return convert_channels(ImageFeature().decode_example(value), channels, where)
+    except ImageError:
+        raise
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
         raise decode_error(where, error) from error
 

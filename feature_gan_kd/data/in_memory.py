@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
-from feature_gan_kd.data.batches import Batch, batch_bounds, count_steps, rank_slice
+from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_steps, rank_slice
 from feature_gan_kd.data.decode import channel_statistics, hash_images
 from feature_gan_kd.data.rng import permutation
 
@@ -41,6 +41,10 @@ class MemoryImages:
     def holds_floats(self) -> bool:
         """See `ImageSource`."""
         return False
+
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """See `ImageSource`."""
+        return batch_sizes(len(self), batch_size)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Computes mean and standard deviation of all images, see `channel_statistics`."""

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from feature_gan_kd.data.decode import (
-    ImageError,
-    convert_channels,
-    decode_error,
-    decode_image,
-)
+from feature_gan_kd.data.convert import ImageError, convert_channels
+from feature_gan_kd.data.decode import decode_error, decode_image
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.rng import seeded
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.utils.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 ItemKey = tuple[int, int | None]
 """Index of an image and the seed of its augmentation; None in evaluation."""
@@ -154,7 +147,9 @@ class TorchDatasetImages:
                     raise UserError(f"{self.setting}: {where} is not a pair of an image and a label")
                 image, label = item
                 if isinstance(image, Image):
-                    image = self.transform(convert_channels(image, self.transform.channels), train=seed is not None)
+                    image = self.transform(
+                        convert_channels(image, self.transform.channels, where), train=seed is not None
+                    )
                 else:
                     image = _check_tensor(image, self.transform.channels, where)
             return image, _check_label(label, self.label_limit, where)

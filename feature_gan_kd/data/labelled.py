@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.draws import draw_balanced, draw_fifth
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TorchDatasetImages
-from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.data.sources import Split, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table
+from feature_gan_kd.data.transformed import TransformedRows, has_transform
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 
 LabelledSplit = Table | Stream | TorchDatasetImages | UserLoader
+
+
+@dataclass(frozen=True)
+class ModelClasses:
+    """How many classes the models have.
+
+    Attributes:
+        count: None where they are to be built for the data.
+        given: whether the user gave the number; then it counts more than the `classes` of a torch data set.
+    """
+
+    count: int | None
+    given: bool = False
 
 
 def read_split(
@@ -25,7 +40,7 @@ def read_split(
     config: DistillConfig,
     transform: ImageTransform,
     notes: list[str],
-    num_classes: int | None,
+    classes: ModelClasses,
     known: Classes | None = None,
 ) -> LabelledSplit:
     """Finds the columns and the classes of a split.
@@ -35,33 +50,64 @@ def read_split(
         config: may name the columns, and says what a stream's length is.
         transform: size and channels of the images.
         notes: gets a line for the user.
-        num_classes: of the models; limits the labels where neither the data nor `known` say how many classes there are.
+        classes: of the models; limit the labels where neither the data nor `known` say how many classes there are.
         known: for an evaluation split the classes that it must have, those of the training split or of the models.
 
     Raises:
         UserError: for data, columns or classes that cannot be used.
     """
+    if is_hf_dataset(split.data) and has_transform(split.data):
+        split = replace(split, data=TransformedRows(split, config, notes))
     if is_hf_dataset(split.data):
+        if transform.channels not in (1, 3):
+            raise _channels_error(split, transform)
         read = read_stream if is_stream(split.data) else read_table
-        return read(split, config, notes, num_classes, known)
+        return read(split, config, notes, classes.count, known)
     names = _declared_names(split.data)
+    if names is not None and classes.given and len(names) != classes.count:
+        notes.append(
+            f"split {split.name!r}: its {len(names)} class names are not used, since num_classes is {classes.count}"
+        )
+        names = None
     if known is not None:
         names = known.resolve_names(names, split.name)
     count = known.count if known is not None and known.count is not None else len(names) if names else None
-    limit = count if count is not None else num_classes
+    limit = count if count is not None else classes.count
     if isinstance(split.data, DataLoader):
         if config.skip_bad_images:
             raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
         notes.append(f"split {split.name!r}: batches as the DataLoader gives them; batch_size is not used")
         return UserLoader(split.data, transform.channels, names, count, limit, split.name, split.setting)
+    return _read_torch_dataset(split, transform, notes, names, count, limit)
+
+
+def _read_torch_dataset(
+    split: Split,
+    transform: ImageTransform,
+    notes: list[str],
+    names: list[str] | None,
+    count: int | None,
+    limit: int | None,
+) -> TorchDatasetImages:
     kind = type(split.data).__name__
     if not hasattr(split.data, "__len__"):
         raise UserError(f"{split.setting}: the {kind} of split {split.name!r} has no length")
     if len(split.data) == 0:
         raise UserError(f"{split.setting}: split {split.name!r} is empty")
-    notes.append(f"split {split.name!r}: {len(split.data)} images of a torch {kind}")
+    if not isinstance(split.data, TransformedRows):
+        notes.append(f"split {split.name!r}: {len(split.data)} images of a torch {kind}")
     positions = torch.arange(len(split.data))
-    return TorchDatasetImages(split.data, transform, names, count, limit, split.name, split.setting, positions)
+    images = TorchDatasetImages(split.data, transform, names, count, limit, split.name, split.setting, positions)
+    if transform.channels not in (1, 3) and images.holds_pil_images():
+        raise _channels_error(split, transform)
+    return images
+
+
+def _channels_error(split: Split, transform: ImageTransform) -> UserError:
+    return UserError(
+        f"in_chans: the images of split {split.name!r} are decoded to 1 or 3 channels, the models take "
+        f"{transform.channels}: give a torch Dataset or DataLoader of tensors"
+    )
 
 
 def _declared_names(data: Any) -> list[str] | None:
@@ -75,8 +121,8 @@ def _declared_names(data: Any) -> list[str] | None:
 def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSplit, LabelledSplit]:
     """Divides the training images into a part to train on and a fixed fifth to evaluate on.
 
-    The fifth holds out the same share of each class where the labels are known. It depends on nothing but the data, so
-    that runs with other seeds are evaluated on the same images.
+    The fifth holds out the same share of each class where the labels are known, see `draw_fifth`. It depends on nothing
+    but the data, so that runs with other seeds are evaluated on the same images.
 
     Raises:
         UserError: for a DataLoader or a stream, which cannot be divided, and for too few images.
@@ -85,10 +131,7 @@ def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSpli
         raise UserError("eval_data: a DataLoader has no other split: give images to evaluate on")
     if isinstance(train, Stream):
         raise UserError(f"eval_data: the stream has no split but {train.split!r}: give images to evaluate on")
-    order = permutation(len(train), 0, 0)
-    classes = train.labels[order] if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64)
-    chosen = [group[: (len(group) + 2) // 5] for group in (order[classes == k] for k in torch.unique(classes))]
-    held = torch.cat(chosen).sort().values
+    held = draw_fifth(train.labels if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64))
     kept = torch.ones(len(train), dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
     if len(held) == 0:
         raise UserError(f"data: split {train.split!r} has {len(train)} images, too few to hold out a fifth")
@@ -96,47 +139,55 @@ def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSpli
     return train.select(kept), train.select(held)
 
 
-def limit_images(split: LabelledSplit, limit: int | None, setting: str) -> LabelledSplit:
-    """Keeps the first `limit` images; None keeps all.
+def limit_images(split: LabelledSplit, limit: int | None, setting: str, seed: int) -> LabelledSplit:
+    """Draws `limit` images, of each class the same number where the labels are known; None keeps all.
+
+    Args:
+        split: a stream stays as it is: it applies its limit itself.
+        limit: at least 1.
+        setting: that gave the limit, for errors.
+        seed: decides which images, and nothing else does.
 
     Raises:
-        UserError: naming the `setting`, for a DataLoader.
+        UserError: for a DataLoader.
     """
-    if limit is None or limit >= len(split) or isinstance(split, Stream):  # a stream applies its limit itself
+    if limit is None or limit >= len(split) or isinstance(split, Stream):
         return split
     if isinstance(split, UserLoader):
         raise UserError(f"{setting}: a DataLoader is used as it is: limit its data set instead")
-    return split.select(torch.arange(limit))
+    labels = split.labels if isinstance(split, Table) else torch.zeros(len(split), dtype=torch.int64)
+    return split.select(draw_balanced(labels, limit, seed))
 
 
-def check_training_images(labels: torch.Tensor | None, count: int, split: str, limit: int | None = None) -> None:
+def check_training_images(train: LabelledSplit, labels: torch.Tensor | None, count: int) -> None:
     """Checks that there are images of at least two classes to train on.
 
     Args:
-        labels: class indices (count,); None where they are not known beforehand.
-        count: number of images.
-        split: its name.
-        limit: `max_train_samples`, for the remedy.
+        train: the split.
+        labels: class indices of the images that are left of it, int64 `(count,)`; None where they are not known
+            beforehand.
+        count: number of these images.
 
     Raises:
         UserError: for a single image, or a single class.
     """
     if count < 2:
-        raise UserError(f"data: split {split!r} has 1 image to train on, at least 2 are needed")
+        raise UserError(f"data: split {train.split!r} has 1 image to train on, at least 2 are needed")
     if labels is not None and len(torch.unique(labels)) == 1:
-        remedy = "" if limit is None else ": --max-train-samples takes the first, name more of them or shuffle the data"
-        raise UserError(
-            f"labels: all {count} images to train on are of class {int(labels[0])}, at least 2 classes are "
-            f"needed{remedy}"
-        )
+        only = int(labels[0]) if train.class_names is None else train.class_names[int(labels[0])]
+        raise UserError(f"labels: all {count} images to train on are of class {only}, at least 2 classes are needed")
 
 
-def note_missing_classes(train: LabelledSplit, notes: list[str]) -> None:
-    """Notes which classes have no image to train on: they are in other splits, or beyond `max_train_samples`."""
-    if not isinstance(train, Table) or train.class_names is None:
+def note_classes(train: LabelledSplit, notes: list[str]) -> None:
+    """Notes the names of the classes, and which of them have no image to train on."""
+    if train.class_names is None:
+        return
+    names = [repr(name) for name in train.class_names]
+    notes.append(f"classes: {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
+    if not isinstance(train, Table):
         return
     present = set(train.labels.tolist())
-    missing = [repr(name) for k, name in enumerate(train.class_names) if k not in present]
+    missing = [name for k, name in enumerate(names) if k not in present]
     if missing:
         shown = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
-        notes.append(f"no image to train on for {len(missing)} of the {len(train.class_names)} classes: {shown}")
+        notes.append(f"no image to train on for {len(missing)} of the {len(names)} classes: {shown}")

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
-from feature_gan_kd.data.batches import Batch, batch_bounds, count_steps, rank_slice
-from feature_gan_kd.data.decode import ImageError, channel_statistics, hash_images, skipped_images_note
+from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_steps, rank_slice
+from feature_gan_kd.data.convert import ImageError
+from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_images_note
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import Item, ItemKey, ItemSource
 from feature_gan_kd.data.rng import item_seeds, permutation
@@ -116,6 +117,10 @@ class OnDemandImages:
     def holds_floats(self) -> bool:
         """See `ImageSource`; looks at the first image."""
         return self._sample(1)[0].is_floating_point()
+
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """See `ImageSource`."""
+        return batch_sizes(len(self), batch_size)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Computes mean and std of a sample of the images, which must not be floats.

@@ -16,10 +16,11 @@ from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.items import TableImages, TorchDatasetImages
 from feature_gan_kd.data.labelled import (
     LabelledSplit,
+    ModelClasses,
     check_training_images,
     hold_out_fifth,
     limit_images,
-    note_missing_classes,
+    note_classes,
     read_split,
 )
 from feature_gan_kd.data.lazy import LazyImages
@@ -102,6 +103,7 @@ def open_data(
     stated: Normalisation | None = None,
     common: Normalisation | None = None,
     num_classes: int | None = None,
+    num_classes_given: bool = False,
 ) -> Data:
     """Opens the training and the evaluation images.
 
@@ -113,21 +115,23 @@ def open_data(
             fixed fifth of the training split, the same share of each class, which is then not trained on.
         config: names columns and splits, the augmentation, the limits and the workers.
         image_size: side of the square images in pixels.
-        in_chans: 3 (RGB) or 1 (grey).
+        in_chans: 3 (RGB) or 1 (grey); another number only for data that are tensors.
         stated: what the user says that the images are normalised with.
         common: what pixels are normalised with where the user does not say: that of all models' trained weights; None
             for the training images' own.
         num_classes: of the models; limits the labels where the data do not say how many classes they have.
+        num_classes_given: whether the user gave it; then it counts more than the `classes` of a torch data set.
 
     Raises:
         UserError: for data, columns, splits, labels or images that cannot be used, naming the place.
     """
     notes: list[str] = []
     options = _image_options(config, image_size, in_chans, flip=train_data is not None)
-    train, evaluation = _read_both(train_data, eval_data, config, options, notes, num_classes)
+    classes = ModelClasses(num_classes, num_classes_given)
+    train, evaluation = _read_both(train_data, eval_data, config, options, notes, classes)
     train_source, eval_source = _build_source(train, options, notes), _build_source(evaluation, options, notes)
     labels = train_source.labels if isinstance(train_source, MemoryImages) else None
-    check_training_images(labels, len(train_source), train.split)  # once more: bad images may have been left out
+    check_training_images(train, labels, len(train_source))  # once more: bad images may have been left out
     normalisation = _choose_normalisation(train_source, eval_source, stated, common, notes)
     if normalisation is not None:
         normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
@@ -178,24 +182,28 @@ def _read_both(
     config: DistillConfig,
     options: _ImageOptions,
     notes: list[str],
-    num_classes: int | None,
+    classes: ModelClasses,
 ) -> tuple[LabelledSplit, LabelledSplit]:
     """Reads the labels of the training and the evaluation images, which must have the same classes."""
-    train_split, eval_split = choose_splits(train_data, eval_data, config)
+    train_split, eval_split = choose_splits(train_data, eval_data, config, notes)
     if eval_data is None and eval_split is not None and eval_split.name == train_split.name:
         raise UserError(f"eval_split: {eval_split.name!r} is the split that is trained on: name another")
-    train = read_split(train_split, config, options.transform, notes, num_classes)
+    train = read_split(train_split, config, options.transform, notes, classes)
     if eval_split is None:
         train, evaluation = hold_out_fifth(train, notes)
     else:
         known = Classes(train.class_names, train.num_classes, f"split {train.split!r}")
-        evaluation = read_split(eval_split, config, options.transform, notes, num_classes, known)
-    train = limit_images(train, config.max_train_samples, "max_train_samples")
-    evaluation = limit_images(evaluation, config.max_eval_samples, "max_eval_samples")
-    labels = train.labels if isinstance(train, Table) else None
-    check_training_images(labels, len(train), train.split, config.max_train_samples)
-    note_missing_classes(train, notes)
+        evaluation = read_split(eval_split, config, options.transform, notes, classes, known)
+    train = limit_images(train, config.max_train_samples, "max_train_samples", config.seed)
+    evaluation = _limit_evaluation(evaluation, config)
+    check_training_images(train, train.labels if isinstance(train, Table) else None, len(train))
+    note_classes(train, notes)
     return train, evaluation
+
+
+def _limit_evaluation(split: LabelledSplit, config: DistillConfig) -> LabelledSplit:
+    """Applies `max_eval_samples`; runs with other seeds are evaluated on the same images."""
+    return limit_images(split, config.max_eval_samples, "max_eval_samples", seed=0)
 
 
 def open_evaluation(
@@ -208,6 +216,7 @@ def open_evaluation(
     takes_floats: bool = True,
     class_names: list[str] | None = None,
     num_classes: int | None = None,
+    num_classes_given: bool = False,
     trained_on: bool = False,
 ) -> tuple[ImageSource, list[str]]:
     """Opens images to evaluate on, without opening training images.
@@ -221,6 +230,7 @@ def open_evaluation(
         takes_floats: whether tensors of floats are known to have that normalisation.
         class_names: of the models, by class index; None where they are not known.
         num_classes: of the models.
+        num_classes_given: as for `open_data`.
         trained_on: whether the models were trained on `eval_data`: if these have no split for evaluation, takes the
             fifth that training holds out.
 
@@ -232,16 +242,16 @@ def open_evaluation(
     """
     notes: list[str] = []
     options = _image_options(config, image_size, in_chans, flip=False)
-    known = Classes(class_names, num_classes, "the models")
+    known, classes = Classes(class_names, num_classes, "the models"), ModelClasses(num_classes, num_classes_given)
     if eval_data is None or trained_on:
-        train_split, split = choose_splits(eval_data, None, config)
-        evaluation = read_split(split or train_split, config, options.transform, notes, num_classes, known)
+        train_split, split = choose_splits(eval_data, None, config, notes)
+        evaluation = read_split(split or train_split, config, options.transform, notes, classes, known)
         if split is None:
             _, evaluation = hold_out_fifth(evaluation, notes)
     else:
-        split = choose_evaluation(eval_data, config)
-        evaluation = read_split(split, config, options.transform, notes, num_classes, known)
-    evaluation = limit_images(evaluation, config.max_eval_samples, "max_eval_samples")
+        split = choose_evaluation(eval_data, config, notes)
+        evaluation = read_split(split, config, options.transform, notes, classes, known)
+    evaluation = _limit_evaluation(evaluation, config)
     source = _build_source(evaluation, options, notes)
     if source.holds_floats():
         if not takes_floats:
@@ -265,17 +275,15 @@ def count_classes(train_data: Any, config: DistillConfig) -> int | None:
     Raises:
         UserError: as `open_data`.
     """
-    split, _ = choose_splits(train_data, None, config)
+    split, _ = choose_splits(train_data, None, config, [])
     transform = _image_options(config, MAX_CROP_FLIP_SIZE, 3, flip=False).transform
-    train = read_split(split, config, transform, [], None)
-    check_training_images(train.labels if isinstance(train, Table) else None, len(train), train.split)
+    train = read_split(split, config, transform, [], ModelClasses(None))
+    check_training_images(train, train.labels if isinstance(train, Table) else None, len(train))
     return train.num_classes
 
 
 def _image_options(config: DistillConfig, size: int, channels: int, *, flip: bool) -> _ImageOptions:
     """Chooses transforms and augmentation; `flip` allows "auto" to mirror small images."""
-    if channels not in (1, 3):
-        raise UserError(f"in_chans: images have 1 or 3 channels, the models take {channels}")
     kind = config.augmentation
     if kind == "auto":
         kind = "resized-crop" if size > MAX_CROP_FLIP_SIZE else "crop-flip" if flip else "crop"

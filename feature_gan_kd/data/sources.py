@@ -14,17 +14,12 @@ from typing import Any
 import torch.utils.data
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.folders import load_image_folder
 from feature_gan_kd.utils.errors import UserError, reason
 from feature_gan_kd.utils.offline import offline_without_internet
 
 BUNDLED_DIGITS = Path(__file__).parent / "bundled" / "digits.parquet"
 _EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
-# Names of split folders, as `datasets` reads them.
-_SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
@@ -44,13 +39,21 @@ class Split:
     setting: str = "data"
 
 
-def choose_splits(train_data: Any, eval_data: Any, config: DistillConfig) -> tuple[Split, Split | None]:
+def choose_splits(
+    train_data: Any, eval_data: Any, config: DistillConfig, notes: list[str]
+) -> tuple[Split, Split | None]:
     """Opens the training split and the evaluation split, which is None where the data have none.
+
+    Args:
+        train_data: None means the bundled digits.
+        eval_data: None means the evaluation split of `train_data`.
+        config: may name the splits.
+        notes: gets lines for the user.
 
     Raises:
         UserError: for data that do not exist or cannot be read, and for a split that does not exist.
     """
-    opened = _open(BUNDLED_DIGITS if train_data is None else train_data, config.streaming, "data")
+    opened = _open(BUNDLED_DIGITS if train_data is None else train_data, config.streaming, "data", notes)
     if isinstance(opened, Mapping):
         name = _train_split(opened, config.train_split)
         train = Split(opened[name], name)
@@ -63,21 +66,22 @@ def choose_splits(train_data: Any, eval_data: Any, config: DistillConfig) -> tup
             if config.eval_split is not None:
                 raise UserError(f"eval_split: the data have one split only, there is no {config.eval_split!r}")
             return train, None
-    return train, choose_evaluation(eval_data, config, setting="eval_data")
+    return train, choose_evaluation(eval_data, config, notes, setting="eval_data")
 
 
-def choose_evaluation(eval_data: Any, config: DistillConfig, setting: str = "data") -> Split:
+def choose_evaluation(eval_data: Any, config: DistillConfig, notes: list[str], setting: str = "data") -> Split:
     """Opens the evaluation split of data that were named for evaluation.
 
     Args:
         eval_data: None means the bundled digits.
         config: may name the split.
+        notes: gets lines for the user.
         setting: that named the data, for errors.
 
     Raises:
         UserError: as `choose_splits`.
     """
-    opened = _open(BUNDLED_DIGITS if eval_data is None else eval_data, config.streaming, setting)
+    opened = _open(BUNDLED_DIGITS if eval_data is None else eval_data, config.streaming, setting, notes)
     if not isinstance(opened, Mapping):
         return Split(opened, "evaluation", setting)
     name = _eval_split(opened, config.eval_split, exclude=None)
@@ -115,10 +119,10 @@ def _eval_split(splits: Mapping[str, Any], named: str | None, exclude: str | Non
     return named or next((name for name in _EVAL_SPLITS if name in splits and name != exclude), None)
 
 
-def _open(data: Any, streaming: bool, setting: str) -> Any:
+def _open(data: Any, streaming: bool, setting: str, notes: list[str]) -> Any:
     """Returns a mapping of splits, a data set of `datasets`, a torch `Dataset` or a `DataLoader`."""
     if isinstance(data, (str, os.PathLike)):
-        return _load(os.fspath(data), streaming, setting)
+        return _load(os.fspath(data), streaming, setting, notes)
     if is_hf_dataset(data):
         return data
     if isinstance(data, torch.utils.data.IterableDataset):
@@ -134,7 +138,7 @@ def _open(data: Any, streaming: bool, setting: str) -> Any:
     )
 
 
-def _load(name: str, streaming: bool, setting: str) -> Any:
+def _load(name: str, streaming: bool, setting: str, notes: list[str]) -> Any:
     """Loads a local file or folder, or a data set of the hub, by its name."""
     path = Path(name).expanduser()
     with _quiet_datasets():
@@ -147,7 +151,7 @@ def _load(name: str, streaming: bool, setting: str) -> Any:
         if not exists:
             return _load_from_hub(name, streaming, setting)
         try:
-            return _load_path(path, streaming, setting)
+            return _load_path(path, streaming, setting, notes)
         except UserError:
             raise
         except Exception as error:  # datasets and pyarrow raise exceptions of many kinds
@@ -157,7 +161,7 @@ def _load(name: str, streaming: bool, setting: str) -> Any:
             raise UserError(f"{setting}: {name} holds no images that can be read ({_root_cause(error)})") from error
 
 
-def _load_path(path: Path, streaming: bool, setting: str) -> Any:
+def _load_path(path: Path, streaming: bool, setting: str, notes: list[str]) -> Any:
     import datasets
 
     if path.is_file():
@@ -168,28 +172,8 @@ def _load_path(path: Path, streaming: bool, setting: str) -> Any:
         if streaming:
             raise UserError(f"streaming: {path} is read as it is needed in any case: leave it out")
         return datasets.load_from_disk(str(path))
-    return datasets.load_dataset(str(path), data_files=_split_patterns(path), streaming=streaming)
-
-
-def _split_patterns(path: Path) -> dict[str, str] | None:
-    """Returns file patterns of a folder's splits where `datasets` would find wrong ones; None where it is right.
-
-    `datasets` looks for words such as `train` and `test` in every name, in lower case only. Of two class folders
-    `train` and `car` it would take the first for a split; the folders `Train` and `Val` it would take for one split.
-    """
-    folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name[0] not in "._"]
-    named = {
-        folder.name: _SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLIT_FOLDERS
-    }
-    if folders and len(named) == len(folders) == len(set(named.values())):
-        capital = any(name != name.lower() for name in named)
-        return {split: f"{name}/**" for name, split in named.items()} if capital else None
-    like_a_split = re.compile(rf"(^|[-._ 0-9])({'|'.join(_SPLIT_FOLDERS)})([-._ 0-9]|$)")
-    holds_classes = not any(entry.is_dir() for folder in folders for entry in os.scandir(folder))
-    has_metadata = any((path / f"metadata.{kind}").exists() for kind in ("csv", "jsonl", "parquet"))
-    if any(like_a_split.search(folder.name) for folder in folders) and holds_classes and not has_metadata:
-        return {"train": "**"}
-    return None
+    folder = load_image_folder(path, setting, notes, streaming=streaming)
+    return datasets.load_dataset(str(path), streaming=streaming) if folder is None else folder
 
 
 def _load_from_hub(name: str, streaming: bool, setting: str) -> Any:

@@ -13,19 +13,14 @@ import torch
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.batch_transforms import CropFlip
 from feature_gan_kd.data.batches import Batch, batch_bounds, rank_slice
+from feature_gan_kd.data.columns import find_image_column, find_label_column, note_others
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TableImages
+from feature_gan_kd.data.labels import are_numbers, class_names_of, encode_labels, numbers_as_names
 from feature_gan_kd.data.lazy import ItemReader, OnDemandImages, collate
 from feature_gan_kd.data.rng import item_seeds
 from feature_gan_kd.data.sources import Split
-from feature_gan_kd.data.table import (
-    Classes,
-    Table,
-    class_names_of,
-    encode_labels,
-    find_image_column,
-    find_label_column,
-)
+from feature_gan_kd.data.table import Classes, Table
 from feature_gan_kd.utils.errors import UserError
 
 # A process draws the next image at random out of this many undecoded ones.
@@ -42,6 +37,7 @@ class Stream:
         label: name of the column of labels.
         class_names: by class index; None where the data have none.
         num_classes: number of classes; None where they are not known.
+        numbers_are_names: whether a label that is a number is the name of a class, not its index.
         length: number of images in one epoch.
         split: its name.
     """
@@ -51,6 +47,7 @@ class Stream:
     label: str
     class_names: list[str] | None
     num_classes: int | None
+    numbers_are_names: bool
     length: int
     split: str
 
@@ -64,6 +61,8 @@ class Stream:
             UserError: for a bad label.
         """
         values = [row[self.label] for row in rows]
+        if self.numbers_are_names:
+            values = numbers_as_names(values)
         return Table(
             rows=rows,
             image=self.image,
@@ -95,10 +94,10 @@ def read_stream(
 
     stream = split.data.with_format(None)
     features = stream.features or stream._resolve_features().features
-    image = find_image_column(features, config.image_column, split.name)
-    label, _ = find_label_column(features, config.label_column, image, split.name)
-    names = class_names_of(features[label], [])
-    names = names if known is None else known.resolve_names(names, split.name)
+    image, other_images = find_image_column(features, config.image_column, split.name)
+    label, other_labels = find_label_column(features, config.label_column, image, split.name)
+    declared = class_names_of(features[label], [], label, num_classes)
+    names = declared if known is None else known.resolve_names(declared, split.name)
     if names is None and "string" in str(getattr(features[label], "dtype", "")):
         raise UserError(
             f"labels: column {label!r} of the streamed split {split.name!r} holds texts, so its classes are not known "
@@ -108,7 +107,8 @@ def read_stream(
     length = _length(stream, split.name, config, training=known is None)
     notes.append(
         f"split {split.name!r}: a stream in {stream.num_shards} shards, {length} images an epoch, images in column "
-        f"{image!r}, labels in {label!r}; decoded in the training process"
+        f"{image!r}{note_others(other_images, '--image-column')}, labels in {label!r}"
+        f"{note_others(other_labels, '--label-column')}; decoded in the training process"
     )
     return Stream(
         rows=stream.select_columns([image, label]).cast_column(image, Image(decode=False)),
@@ -116,6 +116,7 @@ def read_stream(
         label=label,
         class_names=names,
         num_classes=count,
+        numbers_are_names=declared is None and names is not None and are_numbers(names),
         length=length,
         split=split.name,
     )

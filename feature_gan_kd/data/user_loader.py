@@ -10,8 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
-from feature_gan_kd.data.batches import Batch, rank_slice
+from feature_gan_kd.data.batches import Batch, batch_sizes, rank_slice
 from feature_gan_kd.data.decode import channel_statistics, hash_images
+from feature_gan_kd.data.loader_parts import (
+    check_gives_all_images,
+    count_images,
+    seed_parts,
+    set_epoch,
+    stated_batch_size,
+)
 from feature_gan_kd.data.rng import item_seeds, seeded
 from feature_gan_kd.utils.errors import UserError
 
@@ -19,8 +26,9 @@ from feature_gan_kd.utils.errors import UserError
 class UserLoader:
     """Reads the batches of a torch `DataLoader`; each process takes its contiguous share of every batch.
 
-    The loader decides size and order of the batches. While it works, the global generators and its own generator are
-    seeded from (seed, epoch, batch). All processes then see the same order, and a resumed epoch continues it.
+    The loader decides size and order of the batches. While it works, the global generators are seeded from (seed,
+    epoch, batch), and its own and those of its samplers when an epoch begins. All processes then see the same order,
+    and a resumed epoch continues it.
 
     Args:
         loader: yields pairs of images (uint8 pixels, or floats, which are used as they are) and labels.
@@ -32,7 +40,7 @@ class UserLoader:
         setting: that named the data, for errors.
 
     Raises:
-        UserError: for a loader without a length.
+        UserError: for a loader without a length, or one that gives each process only a part of the images.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class UserLoader:
         split: str,
         setting: str = "data",
     ) -> None:
+        check_gives_all_images(loader, split, setting)
         try:
             self._num_batches = len(loader)
         except TypeError as error:
@@ -61,15 +70,13 @@ class UserLoader:
         self.normalise = PixelNormaliser.identity(channels)
 
     def __len__(self) -> int:
-        sampler: Any = self.loader.sampler
-        data: Any = self.loader.dataset
-        images = len(sampler if hasattr(sampler, "__len__") else data)
-        return images if self.loader.batch_size is None else min(images, self._num_batches * self.loader.batch_size)
+        images, size = count_images(self.loader), stated_batch_size(self.loader)
+        return images if size is None else min(images, self._num_batches * size)
 
     def steps(self, batch_size: int, *, train: bool = True) -> int:
         """See `ImageSource`; counts the loader's own batches, whatever `batch_size`."""
-        size = self.loader.batch_size
-        ends_in_one = train and size is not None and len(self) % size == 1
+        size = stated_batch_size(self.loader)
+        ends_in_one = train and size not in (None, 1) and len(self) % size == 1
         return self._num_batches - 1 if ends_in_one else self._num_batches
 
     def holds_floats(self) -> bool:
@@ -79,6 +86,11 @@ class UserLoader:
             UserError: for a batch that is not a pair of images and labels.
         """
         return self._check_batch(next(self._read_batches(0)), 0)[0].is_floating_point()
+
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """See `ImageSource`; of the loader's own batches, whatever `batch_size`."""
+        size = stated_batch_size(self.loader)
+        return () if size is None else batch_sizes(len(self), size)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Computes mean and std of the first batch, whose images must not be floats.
@@ -114,8 +126,7 @@ class UserLoader:
         Raises:
             UserError: for a batch that is not a pair of images and labels, or is a single image in training.
         """
-        if hasattr(self.loader.sampler, "set_epoch"):
-            self.loader.sampler.set_epoch(epoch)
+        set_epoch(self.loader, epoch)
         reader = self._read_batches(*item_seeds(seed, epoch, torch.arange(self._num_batches + 1)))
         for number, read in zip(range(self.steps(batch_size, train=train)), reader, strict=False):
             if number < start:
@@ -136,8 +147,7 @@ class UserLoader:
             first: seeds the generators while the loader starts.
             seeds: seed them for one batch each; without any, `first` does for a single batch.
         """
-        if self.loader.generator is not None:
-            self.loader.generator.manual_seed(first)
+        seed_parts(self.loader, first)
         with seeded(first):
             reader = iter(self.loader)
         for seed in seeds or [first]:

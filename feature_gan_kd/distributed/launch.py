@@ -37,7 +37,8 @@ def usable_accelerator(accelerator: Accelerator | None = None) -> Accelerator:
     """Returns the accelerator, or one made from the launch's environment, if the method can be trained with it.
 
     Raises:
-        UserError: for DeepSpeed, FSDP and the like, for fp16, and for a device or a port that cannot be used.
+        UserError: for DeepSpeed, FSDP and the like, for Accelerate's gradient accumulation, for fp16, and for a device
+            or a port that cannot be used.
     """
     configured = next(
         (name for name in _UNSUPPORTED if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"), None
@@ -49,6 +50,12 @@ def usable_accelerator(accelerator: Accelerator | None = None) -> Accelerator:
             "with plain multi-GPU or multi-CPU"
         )
     accelerator = accelerator or _accelerator_of_launch()
+    parts = getattr(accelerator, "gradient_accumulation_steps", 1)
+    if parts != 1:
+        raise UserError(
+            f"accelerate: gradient_accumulation_steps is {parts}, which is not used: leave it out and set "
+            f"grad_accum_steps={parts}, which divides each batch into as many parts"
+        )
     _check_device(accelerator.device)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise UserError(

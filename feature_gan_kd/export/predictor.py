@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from timm.data import create_transform, resolve_data_config
 
-from feature_gan_kd.data.decode import convert_channels
+from feature_gan_kd.data.convert import convert_channels
 from feature_gan_kd.export import GRAPH_FILES, Graph, load_graph, load_published, read_config
 from feature_gan_kd.utils.errors import UserError, reason
 
@@ -69,10 +69,15 @@ class Predictor:
         """Predicts the most probable classes of each image, the best first.
 
         Args:
-            images: of any size and mode; each is converted to the model's input.
+            images: of any size and mode; each is turned upright and converted to the model's input.
             top: how many classes, at most.
+
+        Raises:
+            UserError: for an image whose values are not understood, see `convert_channels`.
         """
-        batch = torch.stack([self.transform(convert_channels(image, self.channels)) for image in images])
+        names = [getattr(image, "filename", None) or f"image {k}" for k, image in enumerate(images)]
+        converted = (convert_channels(image, self.channels, name) for image, name in zip(images, names, strict=True))
+        batch = torch.stack([self.transform(image) for image in converted])
         with torch.no_grad():
             probabilities = self.model(batch).softmax(dim=1)
         values, indices = probabilities.topk(min(top, probabilities.shape[1]))
@@ -86,17 +91,17 @@ class Predictor:
 
 
 def read_image(path: Path) -> Image:
-    """Decodes an image file and turns it upright by its EXIF orientation, as `datasets` does for training.
+    """Decodes an image file.
 
     Raises:
         UserError: where it cannot be decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            return image
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
         if path.is_dir():
             problem = "is a folder"

@@ -90,6 +90,7 @@ class PeerGroup:
         self.edges = build_edges(topology, len(self.peers), self.frozen)
         self.feature_layers = feature_layers
         self.in_chans = in_chans
+        self.num_classes_given = num_classes is not None
         self.image_size = max(model.image_size for model in self.peers)
         self.accelerator = usable_accelerator(accelerator)
         self.config = self._resolve(config, pretrained)

@@ -10,7 +10,6 @@ from typing import Any
 
 from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
 from feature_gan_kd.distributed.collectives import on_main_process
-from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
 from feature_gan_kd.optim.build import build_schedules
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
 from feature_gan_kd.training.class_names import align_class_names, common_class_names, notes_on_frozen
@@ -18,6 +17,7 @@ from feature_gan_kd.training.history import History
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
 from feature_gan_kd.training.run_folder import check_run_folder, device_name, write_run_config
+from feature_gan_kd.training.small_batches import check_batches
 from feature_gan_kd.training.trainer import MeasureSimilarity, Publish, Trainer
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.processor import emulates_bf16
@@ -73,9 +73,9 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     trackers = (options.log_with,) if isinstance(options.log_with, str) else tuple(options.log_with)
     check_trackers(trackers, folder)
     check_callbacks(options.callbacks)
-    _check_batches(group)
     data = open_training_data(group, train_data, eval_data)
     _check_normalisation(group, data, folder)
+    check_batches(group, data.train)
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
     notes = [
@@ -135,6 +135,7 @@ def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None)
         stated=group.stated_normalisation(),
         common=group.common_normalisation(),
         num_classes=group.num_classes,
+        num_classes_given=group.num_classes_given,
     )
     if data.num_classes is not None and data.num_classes != group.num_classes:
         raise UserError(
@@ -169,6 +170,7 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         takes_floats=stated is not None or provenance is None or normalisation is None,
         class_names=provenance.class_names if provenance else common_class_names(group),
         num_classes=group.num_classes,
+        num_classes_given=group.num_classes_given,
         trained_on=trained_on,
     )
     if group.config.skip_bad_images and group.accelerator.is_main_process:
@@ -200,14 +202,6 @@ def _precision_notes(group: PeerGroup) -> list[str]:
     if group.config.mixed_precision != "bf16" or group.accelerator.device.type != "cpu" or not emulates_bf16():
         return []
     return ["mixed_precision bf16: this processor emulates bf16, which makes it several times slower than fp32"]
-
-
-def _check_batches(group: PeerGroup) -> None:
-    """Raises UserError where a learner's batch normalisation would get single images."""
-    config = group.config
-    learners = [model for k, model in enumerate(group.models) if k not in group.frozen]
-    microbatches = group.accelerator.num_processes * config.grad_accum_steps
-    check_batchnorm_batches(learners, config.batch_size // microbatches, synchronised=config.sync_batchnorm)
 
 
 def _circumstances(group: PeerGroup, train_data: Any, data: Data) -> dict[str, Any]:

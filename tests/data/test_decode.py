@@ -10,7 +10,6 @@ import torch
 from feature_gan_kd.data.decode import (
     center_crop_resize,
     channel_statistics,
-    convert_channels,
     decode_image,
     decode_images,
     to_pixels,
@@ -24,15 +23,6 @@ COLOUR = random_images(1)[0]
 
 def picture(mode: str) -> PIL.Image.Image:
     return PIL.Image.fromarray(COLOUR).convert(mode)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "F"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_mode_becomes_eight_bit_pixels(mode: str, channels: int) -> None:
-    image = PIL.Image.new("PA", (8, 8)) if mode == "PA" else picture(mode)
-    pixels = to_pixels(convert_channels(image, channels), channels)
-    assert pixels.shape == (8, 8, channels)
-    assert pixels.dtype == np.uint8
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGB", "PNG"), ("RGBA", "PNG"), ("CMYK", "TIFF"), ("RGB", "BMP")])
@@ -54,13 +44,6 @@ def test_a_palette_with_transparency_keeps_its_colours() -> None:
     expected = np.array(image.convert("RGB"))
     value = encoded(image, transparency=bytes(range(256)))
     assert np.array_equal(to_pixels(decode_image(value, 3, "it"), 3), expected)
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_sixteen_bits_are_scaled_down(dtype: type) -> None:
-    deep = GREY.astype(dtype) * 256 + 255
-    value = encoded(PIL.Image.fromarray(deep), "TIFF" if dtype is np.int32 else "PNG")
-    assert np.array_equal(to_pixels(decode_image(value, 1, "it"), 1)[..., 0], GREY)
 
 
 def test_the_first_frame_of_an_animation_counts() -> None:

@@ -9,25 +9,24 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.sources import choose_evaluation, choose_splits
 from feature_gan_kd.utils.errors import UserError
-from tests.data.image_samples import make, random_images
+from tests.data.image_samples import make
 
 CONFIG = DistillConfig()
 
 
 def chosen(data: Any, evaluation: Any = None, **settings: Any) -> list[tuple[str, int] | None]:
-    parts = choose_splits(data, evaluation, CONFIG.replace(**settings))
+    parts = choose_splits(data, evaluation, CONFIG.replace(**settings), [])
     return [part and (part.name, len(part.data)) for part in parts]
 
 
 def test_no_name_is_the_bundled_digits() -> None:
     assert chosen(None) == [("train", 1797), None]
-    assert len(choose_evaluation(None, CONFIG).data) == 1797
+    assert len(choose_evaluation(None, CONFIG, []).data) == 1797
 
 
 def test_a_folder_of_parquet(parquet: Path) -> None:
@@ -48,45 +47,11 @@ def test_a_saved_data_set_and_a_saved_dictionary(tmp_path: Path) -> None:
     assert chosen(tmp_path / "two") == [("train", 5), ("validation", 4)]
 
 
-def test_an_image_folder(tmp_path: Path) -> None:
-    for split, count in (("train", 3), ("val", 2)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for k, image in enumerate(random_images(count)):
-                Image.fromarray(image).save(folder / f"{k}.png")
-    (train, evaluation) = choose_splits(tmp_path, None, CONFIG)
-    assert evaluation is not None
-    assert (len(train.data), len(evaluation.data), evaluation.name) == (6, 4, "validation")
-    assert train.data.features["label"].names == ["cat", "dog"]
-
-
-@pytest.mark.parametrize(
-    ("names", "classes", "split"),
-    [
-        (["train/cat", "train/dog", "test/cat"], ["cat", "dog"], "test"),
-        (["Train/cat", "Train/dog", "Val/cat"], ["cat", "dog"], "validation"),
-        (["bus", "car", "train"], ["bus", "car", "train"], None),
-        (["bottle", "test tube", "validation"], ["bottle", "test tube", "validation"], None),
-    ],
-)
-def test_folders_of_splits_and_of_classes(
-    names: list[str], classes: list[str], split: str | None, tmp_path: Path
-) -> None:
-    for name in names:
-        (tmp_path / name).mkdir(parents=True)
-        Image.fromarray(random_images(1)[0]).save(tmp_path / name / "a train in Train.png")
-    (train, evaluation) = choose_splits(tmp_path, None, CONFIG)
-    assert train.data.features["label"].names == classes
-    assert (train.name, len(train.data)) == ("train", len(names) - (split is not None))
-    assert (evaluation and evaluation.name) == split
-
-
 def test_objects_are_taken_as_they_are() -> None:
     tensors = TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))
     for data in (make(4), tensors, DataLoader(tensors, batch_size=1)):
-        assert choose_splits(data, None, CONFIG)[0].data is data
-        assert choose_evaluation(data, CONFIG).data is data
+        assert choose_splits(data, None, CONFIG, [])[0].data is data
+        assert choose_evaluation(data, CONFIG, []).data is data
 
 
 @pytest.mark.parametrize(
@@ -101,7 +66,7 @@ def test_objects_are_taken_as_they_are() -> None:
 )
 def test_the_evaluation_split_of_a_dictionary(splits: list[str], expected: str | None) -> None:
     data = datasets.DatasetDict({name: make(4) for name in splits})
-    part = choose_splits(data, None, CONFIG)[1]
+    part = choose_splits(data, None, CONFIG, [])[1]
     assert (part and part.name) == expected
 
 
@@ -139,7 +104,7 @@ def test_data_and_splits_that_cannot_be_used(data: Any, settings: dict[str, str]
 
 def test_evaluation_data_with_several_unknown_splits() -> None:
     with pytest.raises(UserError, match="eval_split: name the split to evaluate on, there are one, two, three"):
-        choose_evaluation(THREE, CONFIG)
+        choose_evaluation(THREE, CONFIG, [])
 
 
 def _nothing(folder: Path) -> Path:
@@ -236,7 +201,7 @@ def test_an_error_names_the_setting_that_the_data_came_from(
     (tmp_path / "images.h5").write_text("junk")
     given = tmp_path / name if isinstance(name, str) and name != "nowhere.parquet" else name
     with pytest.raises(UserError, match=rf"^eval_data: .*{message}"):
-        choose_splits(parquet, given, CONFIG)
-    for choose in (lambda: choose_splits(given, parquet, CONFIG), lambda: choose_evaluation(given, CONFIG)):
+        choose_splits(parquet, given, CONFIG, [])
+    for choose in (lambda: choose_splits(given, parquet, CONFIG, []), lambda: choose_evaluation(given, CONFIG, [])):
         with pytest.raises(UserError, match=rf"^data: .*{message}"):
             choose()

@@ -54,7 +54,7 @@ def test_a_format_of_the_users_does_not_matter() -> None:
 
 
 def test_plain_numbers_and_texts() -> None:
-    assert table(plain([3, 0])).num_classes == 4
+    assert table(plain([1, 0])).num_classes == 2
     assert table(plain([3, 0]), classes=10).num_classes == 10
     texts = table(plain(["dog", "cat", "dog"]))
     assert (texts.labels.tolist(), texts.class_names) == ([1, 0, 1], ["cat", "dog"])

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.decode import channel_statistics
@@ -44,6 +56,75 @@ def test_every_process_and_a_resumed_one_see_one_order(options: dict[str, Any]) 
     assert labels_of(epoch_of(source(**options), seed=1)) != whole
 
 
+class NumpySampler(Sampler[int]):
+    def __init__(self) -> None:
+        self.generator, self.epoch = np.random.default_rng(), -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 13
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.generator.permutation(13).tolist()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {"sampler": RandomSampler(BYTES, generator=torch.Generator())},
+        lambda: {"sampler": NumpySampler()},
+        lambda: {
+            "batch_sampler": BatchSampler(RandomSampler(BYTES, generator=torch.Generator()), 5, False),
+            "batch_size": 1,
+        },
+    ],
+)
+def test_a_sampler_with_a_generator_of_its_own_resumes_in_the_same_order(make: Any) -> None:
+    batches = source(shuffle=None, **make())
+    whole = labels_of(epoch_of(batches))
+    assert labels_of(epoch_of(batches)) == whole
+    assert labels_of(epoch_of(source(shuffle=None, **make()), start=1)) == whole[1:]
+    assert labels_of(epoch_of(batches, epoch=1)) != whole
+
+
+def test_a_sampler_inside_a_batch_sampler_learns_the_epoch() -> None:
+    sampler = NumpySampler()
+    epoch_of(source(shuffle=None, batch_size=1, batch_sampler=BatchSampler(sampler, 5, False)), epoch=3)
+    assert sampler.epoch == 3
+
+
+def test_a_loader_that_gives_each_process_a_part_is_refused() -> None:
+    half = DistributedSampler(BYTES, num_replicas=2, rank=0)
+    for options in ({"sampler": half}, {"batch_sampler": BatchSampler(half, 5, False), "batch_size": 1}):
+        with pytest.raises(UserError, match=r"^data: the DataLoader of split 'train' has a DistributedSampler, which"):
+            source(shuffle=None, **options)
+    assert len(source(shuffle=None, sampler=DistributedSampler(BYTES, num_replicas=1, rank=0))) == 13
+    prepared = Accelerator(cpu=True).prepare(DataLoader(BYTES, batch_size=5))
+    with pytest.raises(UserError, match=r"^data: .* is prepared by Accelerate, .*before accelerator.prepare"):
+        UserLoader(prepared, 3, None, None, None, "train")
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"batch_size": 5}, (5, 3)),
+        ({"batch_size": 4}, (4,)),
+        ({"batch_size": 5, "drop_last": True}, (5,)),
+        ({"batch_size": 99}, (13,)),
+        ({"batch_size": 1}, (1,)),
+        ({"batch_size": 1, "shuffle": None, "batch_sampler": BatchSampler(SequentialSampler(BYTES), 5, False)}, (5, 3)),
+        ({"batch_size": 1, "shuffle": None, "batch_sampler": [[0, 1], [2]]}, ()),
+    ],
+)
+def test_the_sizes_of_the_batches_are_known_beforehand(options: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    batches = source(**options)
+    assert batches.batch_sizes(99) == sizes
+    if len(sizes) > 1 or sizes == (5,):
+        assert {len(images) for images, _ in epoch_of(batches)} == set(sizes)
+
+
 def test_the_generators_of_the_run_are_left_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -74,7 +155,7 @@ def test_bytes_are_normalised_and_floats_are_not() -> None:
         ({"batch_size": 13}, 13, 1, 1),
         (
             {"batch_sampler": BatchSampler(SequentialSampler(BYTES), 6, True), "batch_size": 1, "shuffle": None},
-            13,
+            12,
             2,
             2,
         ),

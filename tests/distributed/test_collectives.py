@@ -204,6 +204,11 @@ def test_fp16_is_refused() -> None:
         usable_accelerator(Half())  # type: ignore[arg-type]
 
 
+def test_gradient_accumulation_by_accelerate_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^accelerate: gradient_accumulation_steps is 4, .* set grad_accum_steps=4"):
+        usable_accelerator(Accelerator(cpu=True, gradient_accumulation_steps=4))
+
+
 def test_a_failed_exchange_is_one_line() -> None:
     gone = r"^processes: another of the 1 processes ended.*\(Connection closed by peer\): see"
     with pytest.raises(UserError, match=gone) as said, explain_lost_process():

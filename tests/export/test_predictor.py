@@ -109,7 +109,9 @@ def test_a_photograph_is_turned_upright(here: Path, tmp_path: Path) -> None:
     exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees, clockwise
     upright = Image.open(here / "00.png").convert("RGB")
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png", exif=exif)
-    assert read_image(tmp_path / "lying.png").tobytes() == upright.tobytes()
+    classifier = Predictor(here / "safetensors" / "0-test_resnet")
+    with Image.open(tmp_path / "lying.png") as opened:
+        assert classifier([read_image(tmp_path / "lying.png"), opened]) == classifier([upright, upright])
     feature = datasets.Image().decode_example({"path": str(tmp_path / "lying.png"), "bytes": None})
     assert feature.convert("RGB").tobytes() == upright.tobytes()
 

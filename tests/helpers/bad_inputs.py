@@ -162,6 +162,20 @@ def image_folder(here: Path) -> None:
     (here / "data" / "cat" / "04.png").write_bytes(b"no image")
 
 
+def folder_of(*files: str, metadata: str | None = None) -> Change:
+    """The data as a folder of image files."""
+
+    def change(here: Path) -> None:
+        shutil.rmtree(here / "data")
+        for name, picture in zip(files, pictures(len(files)), strict=True):
+            (here / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(here / "data" / name)
+        if metadata is not None:
+            (here / "data" / "metadata.csv").write_text(metadata)
+
+    return change
+
+
 def closed(here: Path) -> None:
     """A folder that nobody may write to."""
     (here / "closed").mkdir(mode=0o500)
@@ -284,6 +298,10 @@ CASES = {
     "image: none in the row": train(change=image(None)),
     "image: 400 million pixels": train(change=image(png(20_000, 20_000))),
     "image: a file of an image folder is none": train(change=image_folder),
+    "image: 12 bits in a file of 16": train(
+        change=image(Image.fromarray(np.arange(144, dtype=np.uint16).reshape(12, 12)))
+    ),
+    "image: floats above 1": train(change=image(encoded(Image.new("F", (12, 12), 200.0), "TIFF"))),
     "image: a path that leads nowhere": train("--image-column file", paths),
     # Labels.
     "label: fractions": train(change=labels(*[0.0, 1.0] * 4)),
@@ -296,7 +314,8 @@ CASES = {
     "label: an identifier in place of a class": train(change=labels(0, 1, 4_000_000_000, *[1] * 5)),
     "label: several to an image": train("--label-column label", one_split(table(labels=[[0, 1], [1]] * 4))),
     "label: one class only": train(change=labels(*[1] * 8)),
-    "label: one class only, of the first images": train("--max-train-samples 2", labels(*[0] * 4, *[1] * 4)),
+    "label: an empty text": train(change=labels("cat", "dog", "", *["dog"] * 5)),
+    "label: texts that differ in letter case": train(change=labels("cat", "dog", "Dog ", *["dog"] * 5)),
     "label: a text that training does not have": train(
         change=splits(train=table(labels=TEXTS), test=table(labels=["cat", "cow"] * 4))
     ),
@@ -339,6 +358,12 @@ CASES = {
     "path: a file of no known kind": train("--data data.csv", content("data.csv", b"image,label\n")),
     "path: an empty file": train("--data data.parquet", content("data.parquet", b"")),
     "path: a file cut short": train(change=cut("data/train-0.parquet")),
+    "path: images in no folder of a class": train(change=folder_of("train/1.png", "test/cat/1.png")),
+    "path: a folder that may be a split or a class": train(change=folder_of("train/cat/1.png", "car/2021/1.png")),
+    "path: two folders of one split": train(change=folder_of("val/cat/1.png", "valid/cat/1.png")),
+    "path: one metadata file for several splits": train(
+        change=folder_of("train/1.png", "test/1.png", metadata="file_name,label\ntrain/1.png,0\n")
+    ),
     "stream: of unknown length": train("--streaming"),
     "stream: nothing to evaluate on": train("--streaming --max-train-samples 8 --num-classes 2", one_split(table())),
     "stream: texts as labels": train("--streaming --max-train-samples 8", splits(train=table(labels=TEXTS))),

@@ -1,0 +1,213 @@
+"""Folders of image files: which split and which class each file belongs to.
+
+Only folders decide. The folders at the top are splits if all of them are named as splits are; the folder directly below
+a split, or below the top where there are no splits, is the class of all images in it, at any depth. Names of files and
+of deeper folders decide nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feature_gan_kd.data.labels import check_class_names
+from feature_gan_kd.data.rng import permutation
+from feature_gan_kd.utils.errors import UserError
+
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# Files that hold images themselves. Where they outnumber the image files of a folder, it is no image folder.
+_CONTAINERS = (".parquet", ".arrow", ".zip", ".tar", ".tgz", ".gz")
+# A stream reads the files of a folder in this many parts, which its shuffling puts into another order.
+_STREAM_PARTS = 64
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of a folder, as paths relative to it with `/`, sorted.
+
+    Attributes:
+        images: image files.
+        metadata: files that give images labels, as `datasets` reads them.
+        containers: number of files that hold images themselves.
+    """
+
+    images: list[str]
+    metadata: list[str]
+    containers: int
+
+
+def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: bool) -> dict[str, Any] | None:
+    """Reads a folder of image files; None for a folder of another kind, which `datasets` reads by itself.
+
+    Args:
+        path: of the folder.
+        setting: that named it, for errors.
+        notes: gets a line about images that are in no split.
+        streaming: read from front to back.
+
+    Returns:
+        `datasets.Dataset` or `IterableDataset` by the name of the split: train, validation and test, as there are.
+
+    Raises:
+        UserError: where the split or the class of an image is not known.
+    """
+    if _states_its_files(path):
+        return None
+    listing = _list_files(path)
+    if not listing.images or listing.containers >= len(listing.images):
+        return None
+    splits = _split_folders(path, listing, setting)
+    if listing.metadata:
+        return _load_with_metadata(path, splits, listing, setting, streaming=streaming)
+    if not splits:
+        files = {"train": _class_files(path, "", listing.images, setting)}
+    else:
+        files = {
+            name: _class_files(
+                path, f"{folder}/", [image for image in listing.images if _top(image) == folder], setting
+            )
+            for folder, name in splits.items()
+        }
+        stray = [image for image in listing.images if "/" not in image]
+        if stray:
+            notes.append(f"{len(stray)} image files of {path} are in no split folder and left out; one is {stray[0]}")
+    class_names = _class_names(files)
+    for name, classes in class_names.items():
+        check_class_names(classes, f"the folders of split {name!r} of {path}")
+    return {name: _dataset(path, files[name], class_names[name], streaming=streaming) for name in files}
+
+
+def _states_its_files(path: Path) -> bool:
+    """Whether the folder's card says which files make up which split, as those of the hub may."""
+    try:
+        lines = (path / "README.md").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    if lines[:1] != ["---"] or "---" not in lines[1:]:
+        return False
+    return any(line.startswith("configs:") for line in lines[: lines.index("---", 1)])
+
+
+def _list_files(path: Path) -> _Listing:
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    kinds, images, metadata, containers = frozenset(ImageFolder.EXTENSIONS), [], [], 0
+    for name in _walk(str(path), "", (os.path.realpath(path),)):
+        extension = os.path.splitext(name)[1].lower()
+        if extension in kinds:
+            images.append(name)
+        elif name.rpartition("/")[2] in _METADATA:
+            metadata.append(name)
+        else:
+            containers += extension in _CONTAINERS
+    return _Listing(sorted(images), sorted(metadata), containers)
+
+
+def _walk(folder: str, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
+    """Yields the files below a folder; follows links, but never back to one of the folders that it came through."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__")):  # as `datasets` does: .ipynb_checkpoints, __MACOSX, ...
+                continue
+            if not entry.is_dir():
+                yield prefix + entry.name
+                continue
+            real = os.path.realpath(entry.path)
+            if real not in ancestors:
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*ancestors, real))
+
+
+def _top(file: str) -> str:
+    """Returns the folder at the top that a file is in; empty for a file that is in none."""
+    return file.partition("/")[0] if "/" in file else ""
+
+
+def _split_folders(path: Path, listing: _Listing, setting: str) -> dict[str, str]:
+    """Returns the splits' names by the names of their folders; empty where the folders at the top are classes."""
+    folders = sorted({_top(image) for image in listing.images} - {""})
+    named = {folder: SPLIT_FOLDERS[folder.lower()] for folder in folders if folder.lower() in SPLIT_FOLDERS}
+    if not named:
+        return {}
+    others = [folder for folder in folders if folder not in named]
+    if others:
+        holds_images = {_top(image) for image in listing.images if image.count("/") == 1}
+        if holds_images.intersection(named):
+            return {}
+        raise UserError(
+            f"{setting}: folder {next(iter(named))!r} of {path} is named as a split and {others[0]!r} is not, so it is "
+            "not known whether they are splits or classes: rename one, or name the folder of a split itself"
+        )
+    for name in set(named.values()):
+        same = [folder for folder in named if named[folder] == name]
+        if len(same) > 1:
+            raise UserError(
+                f"{setting}: the folders {same[0]!r} and {same[1]!r} of {path} both mean split {name!r}: keep one"
+            )
+    return named
+
+
+def _class_files(path: Path, prefix: str, images: list[str], setting: str) -> list[tuple[str, str]]:
+    """Returns the image files of one split with their classes, sorted by class and then by path."""
+    direct = next((image for image in images if "/" not in image[len(prefix) :]), None)
+    if direct is not None:
+        where = path / prefix if prefix else path
+        raise UserError(
+            f"{setting}: {direct} lies directly in {where}, expected one folder per class there: move each image to "
+            "the folder of its class, or describe the images in a metadata.csv"
+        )
+    return sorted((image[len(prefix) :].partition("/")[0], image) for image in images)
+
+
+def _class_names(files: dict[str, list[tuple[str, str]]]) -> dict[str, list[str]]:
+    """Returns the sorted class names of each split.
+
+    Splits with a class in common have all their classes together, so that a class without an image in one of them
+    keeps its index. A split with none in common, such as unsorted test images in a folder `images`, adds none.
+    """
+    classes = {name: {kind for kind, _ in entries} for name, entries in files.items()}
+    for _ in classes:  # a class in common may join splits one after the other
+        for one in classes:
+            for other in classes:
+                if classes[one] & classes[other]:
+                    classes[one] = classes[other] = classes[one] | classes[other]
+    return {name: sorted(kinds) for name, kinds in classes.items()}
+
+
+def _dataset(path: Path, files: list[tuple[str, str]], class_names: list[str], *, streaming: bool) -> Any:
+    import datasets
+
+    root, index = path.absolute(), {name: position for position, name in enumerate(class_names)}
+    if streaming:  # sorted by class, the images that a stream mixes would all be of a few classes
+        files = [files[k] for k in permutation(len(files), 0, 0).tolist()]
+    columns = {
+        "image": [os.path.join(root, image) for _, image in files],
+        "label": [index[kind] for kind, _ in files],
+    }
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=class_names))
+    table = datasets.Dataset.from_dict(columns, features=features)
+    return table.to_iterable_dataset(num_shards=min(len(files), _STREAM_PARTS)) if streaming else table
+
+
+def _load_with_metadata(
+    path: Path, splits: dict[str, str], listing: _Listing, setting: str, *, streaming: bool
+) -> dict[str, Any]:
+    """Lets `datasets` read images whose labels are in metadata files, with the splits that the folders say."""
+    import datasets
+
+    at_top = next((name for name in listing.metadata if "/" not in name), None)
+    if splits and at_top is not None:
+        raise UserError(
+            f"{setting}: {path / at_top} describes the images of several splits, each of which would get all of them: "
+            "put a metadata file into the folder of each split"
+        )
+    patterns = {name: f"{folder}/**" for folder, name in splits.items()} or {"train": "**"}
+    found = datasets.load_dataset("imagefolder", data_dir=str(path), data_files=patterns, streaming=streaming)
+    return dict(found)

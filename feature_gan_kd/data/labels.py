@@ -1,0 +1,116 @@
+"""Values of a label column to class names and class indices."""
+
+from __future__ import annotations
+
+import reprlib
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feature_gan_kd.utils.errors import UserError
+
+# Plain numbers are class indices. A larger one is an identifier: no model has so many logits.
+MAX_CLASSES = 1_000_000
+
+
+def class_names_of(feature: Any, values: Sequence[Any], where: str, num_classes: int | None) -> list[str] | None:
+    """Returns the names of the classes of a column; None where its numbers are class indices.
+
+    A `ClassLabel` has names. Distinct texts are names, sorted. Whole numbers are class indices if they are 0 to their
+    largest, or below `num_classes`. Otherwise each distinct number is the name of a class, in rising order.
+
+    Args:
+        feature: of the column.
+        values: its values.
+        where: names the column in errors.
+        num_classes: of the models; None where they are to be built for the data.
+
+    Raises:
+        UserError: for texts that cannot be told apart, see `check_class_names`.
+    """
+    if type(feature).__name__ == "ClassLabel":
+        return list(feature.names)
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, str) for value in present):
+        names = sorted(set(present))
+        check_class_names(names, where)
+        return names
+    if not present or not all(isinstance(value, int) for value in present):
+        return None
+    numbers = sorted({int(value) for value in present})
+    if numbers[0] < 0 or numbers[-1] >= MAX_CLASSES:
+        return None
+    are_indices = len(numbers) == numbers[-1] + 1 if num_classes is None else numbers[-1] < num_classes
+    if are_indices or num_classes not in (None, len(numbers)):
+        return None
+    return [str(number) for number in numbers]
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether all classes are named by whole numbers, so that a plain number means the name, not the index."""
+    return all(name.isdecimal() for name in names)
+
+
+def numbers_as_names(values: Sequence[Any]) -> list[Any]:
+    """Returns whole numbers as texts, other values as they are."""
+    return [str(int(value)) if isinstance(value, int) else value for value in values]
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Checks that nobody could take one class for another.
+
+    Args:
+        names: of the classes, distinct.
+        where: they come from, for errors.
+
+    Raises:
+        UserError: for an empty name, and for names that differ only in letter case, spaces or Unicode form.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if not plain:
+            raise UserError(f"labels: {where} has the empty label {name!r}: name the class or remove the rows")
+        if plain in seen:
+            raise UserError(
+                f"labels: {where} has {seen[plain]!r} and {name!r}, which differ only in letter case, spaces or "
+                "Unicode form: write them the same if they are one class, else rename one"
+            )
+        seen[plain] = name
+
+
+def encode_labels(
+    values: Sequence[Any], column: str, split: str, names: list[str] | None, classes: int | None, *, begin: int = 0
+) -> Tensor:
+    """Turns a column of labels into class indices, int64 `(N,)`.
+
+    Args:
+        values: whole numbers, or texts that are in `names`.
+        column: for errors.
+        split: for errors.
+        names: class names; None where there are none.
+        classes: number of classes; None allows every index below `MAX_CLASSES`.
+        begin: index of the first row, for errors.
+
+    Raises:
+        UserError: for a label that is missing, not a whole number, negative or outside the classes; the first
+            such row is named.
+    """
+    index_of = {name: index for index, name in enumerate(names or [])}
+    limit = len(names) if names is not None else classes or MAX_CLASSES
+    indices = []
+    for row, value in enumerate(values, begin):
+        index = index_of.get(value, value) if isinstance(value, str) else value
+        if not isinstance(index, int) or not 0 <= index < limit:
+            shown = "no label" if value is None else f"the label {reprlib.repr(value)}"
+            wanted = f"0 to {limit - 1}" if isinstance(value, int) else f"a whole number from 0 to {limit - 1}"
+            wanted = wanted if names is None or isinstance(value, int) else f"one of the {limit} classes"
+            remedy = "cast the column to int64" if isinstance(value, float) else "correct the label or remove the row"
+            raise UserError(
+                f"labels: image {row} of split {split!r} has {shown} in column {column!r}, expected {wanted}: {remedy}"
+            )
+        indices.append(int(index))
+    return torch.tensor(indices, dtype=torch.int64)

@@ -1,0 +1,83 @@
+"""The parts of a torch `DataLoader` that decide which images come when: its samplers and their random numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
+from torch.utils.data import BatchSampler, DataLoader
+
+from feature_gan_kd.utils.errors import UserError
+
+
+def check_gives_all_images(loader: DataLoader[Any], split: str, setting: str) -> None:
+    """Checks that the loader gives every process all images: this package divides each batch among them itself.
+
+    Raises:
+        UserError: for a loader that Accelerate prepared, and one whose sampler gives a process its own part.
+    """
+    if isinstance(loader, (DataLoaderShard, DataLoaderDispatcher)):
+        problem = "is prepared by Accelerate, which divides the images among processes"
+        remedy = "give the DataLoader as it was before accelerator.prepare"
+    else:
+        divider = next((part for part in _parts(loader) if getattr(part, "num_replicas", 1) not in (None, 1)), None)
+        if divider is None:
+            return
+        problem = f"has a {type(divider).__name__}, which gives this process a part of the images"
+        remedy = "give a DataLoader without it, such as one with shuffle=True"
+    raise UserError(
+        f"{setting}: the DataLoader of split {split!r} {problem}, and each batch would be divided once more: {remedy}"
+    )
+
+
+def stated_batch_size(loader: DataLoader[Any]) -> int | None:
+    """Returns the number of images in each batch but the last; None where a sampler of the user's own decides."""
+    if loader.batch_size is not None:
+        return loader.batch_size
+    sampler = loader.batch_sampler
+    return sampler.batch_size if type(sampler) is BatchSampler else None
+
+
+def count_images(loader: DataLoader[Any]) -> int:
+    """Returns the number of images that the loader reads in an epoch, with those of a last batch that it drops."""
+    sampler: Any = loader.sampler
+    if loader.batch_size is None and type(loader.batch_sampler) is BatchSampler:
+        sampler = loader.batch_sampler.sampler
+    data: Any = loader.dataset
+    return len(sampler if hasattr(sampler, "__len__") else data)
+
+
+def seed_parts(loader: DataLoader[Any], seed: int) -> None:
+    """Seeds the generators that the loader and its samplers have of their own: of torch, numpy and Python."""
+    for part in _parts(loader):
+        for own in list(getattr(part, "__dict__", {}).values()):
+            if isinstance(own, torch.Generator):
+                own.manual_seed(seed)
+            elif isinstance(own, (random.Random, np.random.RandomState)):
+                own.seed(seed)
+            elif isinstance(own, np.random.Generator):
+                own.bit_generator.state = type(own.bit_generator)(seed).state
+
+
+def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
+    """Tells the samplers that count epochs which one begins."""
+    for part in _parts(loader):
+        if part is not loader and hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+def _parts(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yields the loader, its samplers and the samplers that these wrap, each once."""
+    waiting: list[Any] = [loader]
+    seen: set[int] = set()
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        waiting += [getattr(part, name, None) for name in ("sampler", "batch_sampler", "base_sampler")]
