@@ -23,6 +23,7 @@ from feature_gan_kd.models.tapped_model import Layer, MapShape
 from feature_gan_kd.training import checkpoint_files, run
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.checkpoint_contents import checkpointed_arguments
+from feature_gan_kd.training.class_names import check_class_order
 from feature_gan_kd.training.history import History, Which
 from feature_gan_kd.training.peer_group import PeerGroup
 
@@ -120,6 +121,7 @@ class OnlineAdversarialDistiller:
             UserError: for images and labels that it cannot learn from, where memory does not suffice, and with
                 `check_processes` where weights differ between processes.
         """
+        check_class_order(self.group)
         return self.group.training_step(*self.group.check_batch(images, labels))
 
     def fit(
@@ -141,13 +143,11 @@ class OnlineAdversarialDistiller:
         """Trains all models together.
 
         Args:
-            train_data: a hub name, a folder or file, a `Dataset` or `DatasetDict` of `datasets`, a torch `Dataset` or
-                `DataLoader`; None is the bundled digits.
+            train_data: a name, path or object, see the page "Data"; None is the bundled digits.
             eval_data: likewise; None takes the evaluation split of `train_data`, or holds a fifth of it out.
             epochs: passes over the training images; None as in the config.
             batch_size: images of one update over all processes; None as in the config.
-            mean: per channel, of pixels in [0, 1]; None as in the config.
-            std: likewise.
+            mean: per channel, of pixels in [0, 1]; None as in the config; std likewise.
             output_dir: for `config.json`, `metrics.jsonl`, `checkpoints/` and `networks/`; None writes nothing.
             resume: go on from the newest checkpoint in `output_dir`, if there is one.
             callbacks: called in this order, before progress, trackers and records.
@@ -206,8 +206,7 @@ class OnlineAdversarialDistiller:
             which: what the card calls these weights. The models' present weights are written in any case.
             format: `safetensors`, which timm loads, or a graph that runs without timm: `onnx`, `torch-export`.
             license: of the weights; None takes what `fit` was given, else that of pretrained weights.
-            mean: that the images of your own loop were normalised with, where the distiller was not told.
-            std: likewise.
+            mean: that the images of your own loop were normalised with, where the distiller was not told; std likewise.
 
         Returns:
             The folders.
@@ -242,8 +241,7 @@ class OnlineAdversarialDistiller:
             private: make a new repository private.
             token: of the hub; None takes that of the login on this machine.
             license: as for `save_pretrained`.
-            mean: as for `save_pretrained`.
-            std: likewise.
+            mean: as for `save_pretrained`; std likewise.
 
         Raises:
             UserError: for a position without a model, without internet access, or with a wrong token.

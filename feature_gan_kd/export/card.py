@@ -180,7 +180,8 @@ def _timm_usage(model: nn.Module, card_info: ModelCardInfo) -> str:
     module = model_entrypoint(cfg["architecture"]).__module__
     needed = {"timm": None, "feature_gan_kd": "feature_gan_kd.models"}.get(module.split(".")[0], module)
     register = f"\nimport {needed}  # registers the architecture with timm" if needed else ""
-    mode = "RGB" if card_info.in_chans == 3 else "L"
+    mode = {1: "L", 3: "RGB"}.get(card_info.in_chans)
+    picture = "a PIL image" + (f" of mode {mode}" if mode else f"; the model takes {card_info.in_chans} channels")
     named = '\nname = model.pretrained_cfg["label_names"][logits.argmax()]' if card_info.class_names else ""
     return f"""## Loading
 
@@ -189,7 +190,7 @@ import timm{register}
 
 model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()  # on the Hub: "hf-hub:OWNER/NAME"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-logits = model(transform(image).unsqueeze(0))  # image: a PIL image of mode {mode}{named}
+logits = model(transform(image).unsqueeze(0))  # image: {picture}{named}
 ```"""
 
 

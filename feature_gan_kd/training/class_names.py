@@ -88,6 +88,16 @@ def common_class_names(group: PeerGroup) -> list[str] | None:
     return None if first is None else known[first]
 
 
+def check_class_order(group: PeerGroup) -> None:
+    """Checks, before an update of the user's own loop, that a label means the same class to all models.
+
+    Raises:
+        UserError: as `common_class_names`; after `fit` all models have the order of its data.
+    """
+    if group.provenance is None:
+        common_class_names(group)
+
+
 def notes_on_frozen(group: PeerGroup) -> list[str]:
     """Says which frozen models teach noise: those without trained weights, or with a classifier that is new."""
     notes = []

@@ -10,6 +10,7 @@ from PIL import Image
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import Data, open_data
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.utils.errors import UserError
 from tests.data.image_samples import make
 
@@ -30,7 +31,8 @@ def ready(batch: dict[str, Any]) -> dict[str, Any]:
 
 def opened(data: Any, **settings: Any) -> Data:
     config = DistillConfig(augmentation="none", **settings)
-    return open_data(data, data, config, image_size=8, in_chans=3, mean=(0.0,) * 3, std=(1.0,) * 3, num_classes=2)
+    stated = Normalisation((0.0,) * 3, (1.0,) * 3)
+    return open_data(data, data, config, image_size=8, in_chans=3, stated=stated, num_classes=2)
 
 
 def values_of(data: Data) -> list[int]:

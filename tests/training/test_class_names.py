@@ -217,6 +217,13 @@ def test_a_replaced_classifier_has_nothing_to_compare(published: list[str]) -> N
     assert align_class_names(distiller.group, ["x", "y"]) == []
 
 
+def test_own_loop_refuses_models_whose_labels_mean_other_classes(published: list[str], tmp_path: Path) -> None:
+    other = fit(published, "blue", "green", "red").save_pretrained(tmp_path / "other")[0]
+    distiller = OnlineAdversarialDistiller([published[0], f"local-dir:{other}"], num_classes=3, **SMALL)
+    with pytest.raises(UserError, match=r"^models: class 0 is 'green' in model 0 and 'blue' in model 1: fit"):
+        distiller.training_step(torch.randn(6, 3, 32, 32), torch.arange(6) % 3)
+
+
 def test_models_are_evaluated_before_training_in_their_own_order(published: list[str]) -> None:
     distiller = OnlineAdversarialDistiller(published, **SMALL)
     assert distiller.evaluate(data("green", "red", "blue"))["accuracy"] == [100, 100]

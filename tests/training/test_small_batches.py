@@ -36,7 +36,7 @@ def images(count: int) -> Any:
 def fit(model: nn.Module, data: Any, folder: Path | None = None, **settings: Any) -> int:
     options: dict[str, Any] = {"image_size": 8, "method": "logit", "batch_size": 4, "lr": 0.01, "epochs": 1, **settings}
     distiller = OnlineAdversarialDistiller([model, Small(2, normalised=False)], **options)
-    distiller.fit(data, images(4), output_dir=folder, progress=False)
+    distiller.fit(data, images(4), mean=(0,), std=(1,), output_dir=folder, progress=False)
     return 1
 
 
