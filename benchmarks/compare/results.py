@@ -130,15 +130,29 @@ def _unfinished(folder: Path, results: Iterable[Result]) -> list[str]:
 
 
 def _key(result: Result) -> tuple[str, str, str]:
-    return result.preset, result.pair, json.dumps(result.schedule, sort_keys=True)
+    """Preset, pair and schedule, without the fingerprint of images that each seed draws for itself."""
+    schedule = dict(result.schedule)
+    if result.settings.get("max_train_samples") is not None:
+        del schedule["data_fingerprint"]
+        schedule["data_name"] = Path(result.contents["data"]["name"]).name
+    return result.preset, result.pair, json.dumps(schedule, sort_keys=True)
 
 
 def _group(results: Iterable[Result]) -> list[Comparison]:
-    """Sorts results into comparisons: by preset, pair and schedule."""
-    groups: dict[tuple[str, str], dict[str, list[Result]]] = {}
+    """Sorts results into comparisons: by preset, pair and schedule.
+
+    Where runs of one seed have other images, they are no pair: then the fingerprint tells comparisons apart.
+    """
+    by_key: dict[tuple[str, str, str], list[Result]] = {}
     for one in results:
-        preset, pair, schedule = _key(one)
-        groups.setdefault((preset, pair), {}).setdefault(schedule, []).append(one)
+        by_key.setdefault(_key(one), []).append(one)
+    groups: dict[tuple[str, str], dict[str, list[Result]]] = {}
+    for (preset, pair, schedule), alike in by_key.items():
+        fingerprints = {(one.seed, one.schedule["data_fingerprint"]) for one in alike}
+        is_paired = len(fingerprints) == len({seed for seed, _ in fingerprints})
+        for one in alike:
+            own = schedule if is_paired else f"{schedule} {one.schedule['data_fingerprint']}"
+            groups.setdefault((preset, pair), {}).setdefault(own, []).append(one)
     presets, pairs = list(PRESETS), list(PAIRS)
     found = []
     for preset, pair in sorted(groups, key=lambda key: (presets.index(key[0]), pairs.index(key[1]))):

@@ -7,7 +7,10 @@ from feature_gan_kd import OnlineAdversarialDistiller
 
 torch.manual_seed(0)
 data = TensorDataset(torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,)))
-distiller = OnlineAdversarialDistiller(["test_resnet", "test_vit"], num_classes=10, image_size=32, lr=0.01)
+# `mean` and `std` say how the images were normalised: here they are random numbers with mean 0 and deviation 1.
+distiller = OnlineAdversarialDistiller(
+    ["test_resnet", "test_vit"], num_classes=10, image_size=32, lr=0.01, mean=[0.0], std=[1.0]
+)
 
 for epoch in range(3):
     for images, labels in DataLoader(data, batch_size=32, shuffle=True):

@@ -253,20 +253,30 @@ def open_evaluation(
         evaluation = read_split(split, config, options.transform, notes, classes, known)
     evaluation = _limit_evaluation(evaluation, config)
     source = _build_source(evaluation, options, notes)
-    if source.holds_floats():
-        if not takes_floats:
-            raise UserError(
-                "evaluate: the images are tensors of floats, those that the models were trained on were pixels: give "
-                "mean and std to the distiller, which the floats were normalised with"
-            )
-    elif normalisation is None:
+    if _normalises(source, normalisation, takes_floats=takes_floats):
+        assert normalisation is not None
+        source.normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
+    return source, notes
+
+
+def _normalises(source: Source, normalisation: Normalisation | None, *, takes_floats: bool) -> bool:
+    """Whether images to evaluate on are pixels, which are normalised, and not floats, see `open_evaluation`.
+
+    Raises:
+        UserError: where the models may take images of another normalisation, or that is not known.
+    """
+    floats = source.holds_floats()
+    if floats and not takes_floats:
+        raise UserError(
+            "evaluate: the images are tensors of floats, those that the models were trained on were pixels: give mean "
+            "and std to the distiller, which the floats were normalised with"
+        )
+    if not floats and normalisation is None:
         raise UserError(
             "evaluate: the images are pixels, and what the models' images are normalised with is not known: give mean "
             "and std to the distiller (0 and 1 for pixels / 255)"
         )
-    else:
-        source.normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
-    return source, notes
+    return not floats
 
 
 def count_classes(train_data: Any, config: DistillConfig) -> int | None:

@@ -78,12 +78,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     check_batches(group, data.train)
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
-    notes = [
-        *data.notes,
-        *align_class_names(group, data.class_names),
-        *notes_on_frozen(group),
-        *_precision_notes(group),
-    ]
+    notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group)]
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
@@ -197,11 +192,12 @@ def _check_normalisation(group: PeerGroup, data: Data, folder: Path | None) -> N
             )
 
 
-def _precision_notes(group: PeerGroup) -> list[str]:
-    """A line for a precision that is slow on this processor."""
-    if group.config.mixed_precision != "bf16" or group.accelerator.device.type != "cpu" or not emulates_bf16():
-        return []
-    return ["mixed_precision bf16: this processor emulates bf16, which makes it several times slower than fp32"]
+def _notes_on_models(group: PeerGroup) -> list[str]:
+    """Lines on frozen models that teach noise, and on a precision that is slow on this processor."""
+    notes, bf16 = notes_on_frozen(group), group.config.mixed_precision == "bf16"
+    if bf16 and group.accelerator.device.type == "cpu" and emulates_bf16():
+        notes.append("mixed_precision bf16: this processor emulates bf16, several times slower than fp32")
+    return notes
 
 
 def _circumstances(group: PeerGroup, train_data: Any, data: Data) -> dict[str, Any]:

@@ -75,6 +75,24 @@ def test_another_schedule_is_another_comparison(
     assert all(one.results.keys() == {"vanilla", "afd"} for one in found)
 
 
+def test_images_that_each_seed_draws_for_itself_are_one_comparison(tmp_path: Path) -> None:
+    """Runs of one seed have the same images; those of other seeds have others of the same data."""
+    few = {"max_train_samples": 1000}
+    for method in ("vanilla", "afd"):
+        for seed in (0, 1):
+            data = {**DATA, "fingerprint": f"drawn by {seed}"}
+            write_result(tmp_path, method, seed, EPOCHS, settings=few, data=data)
+    (one,), left_out = collect(tmp_path)
+    assert left_out == []
+    assert list(one.results["afd"]) == list(one.results["vanilla"]) == [0, 1]
+    write_result(tmp_path, "logit", 1, EPOCHS, settings=few, data={**DATA, "fingerprint": "of other images"})
+    assert sorted(list(one.results) for one in collect(tmp_path)[0]) == [
+        ["logit"],
+        ["vanilla", "afd"],
+        ["vanilla", "afd"],
+    ]
+
+
 def test_settings_that_change_no_weight_tell_no_schedules_apart(tmp_path: Path) -> None:
     write_result(tmp_path, "afd", 0, EPOCHS)
     write_result(tmp_path, "afd", 1, EPOCHS, settings={"num_workers": 3, "keep_checkpoints": 5, "compile": True})

@@ -24,6 +24,9 @@ from tests.export.hub_stand_in import running, typed
 from tests.helpers.pages import COMMAND, PAGES, ROOT, Block, blocks, commands
 from tests.helpers.stand_ins import CIFAR, cifar100
 
+# So short a run with random weights leaves its discriminators undecided, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:discriminator .* teaches nothing:UserWarning")
+
 RUN = "runs/small"
 PUBLISHED = "local-dir:published/0-test_resnet local-dir:published/1-test_vit"
 # What a page names, and what stands in for it; of a training all is short, of a launch there are two processes.

@@ -23,8 +23,8 @@ Verdict = Literal["saturated", "undecided"]
 class DiscriminatorMonitor(Callback):
     """Warns once for each discriminator that was saturated or undecided for long.
 
-    For long means in every record over a quarter of the run, but at least 50 and at most 500 updates; over a twentieth
-    of the run if that is more.
+    For long means in every record over 500 updates: over a twentieth of the run if that is more, and over three quarters
+    of a run of less than 667 updates, in which the beginning counts more. Never over less than 50.
 
     Args:
         bounded: whether answers pass a sigmoid. Only its gradient vanishes where they are far apart.
@@ -40,7 +40,7 @@ class DiscriminatorMonitor(Callback):
 
     def on_start(self, step: int, total: int, history: History) -> None:
         """See `Callback`."""
-        self.patience, self.last_step = max(min(500, max(50, total // 4)), total // 20), step
+        self.patience, self.last_step = max(min(500, max(50, total * 3 // 4)), total // 20), step
 
     def on_metrics(self, record: Record) -> None:
         """See `Callback`; looks at the mean answers since the last record."""

@@ -45,7 +45,7 @@ def test_said_once_after_long(answers: tuple[float, float], words: str) -> None:
     assert "\n" not in line
 
 
-@pytest.mark.parametrize(("total", "patience"), [(20, 50), (400, 100), (1000, 250), (2000, 500), (40_000, 2000)])
+@pytest.mark.parametrize(("total", "patience"), [(20, 50), (400, 300), (1000, 500), (2000, 500), (40_000, 2000)])
 def test_a_short_run_is_watched_too(total: int, patience: int) -> None:
     watch = DiscriminatorMonitor()
     watch.on_start(0, total, History())
