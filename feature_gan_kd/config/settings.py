@@ -160,11 +160,11 @@ class DataSettings:
 
     image_size: int | None = bounded(None, at_least=8)
     """Height and width of the images in pixels (default: the largest that the models are made for)."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | None = bounded(None, at_least=0, at_most=1)
     """Mean of each channel, of pixels in [0, 1], that the images are normalised with. Tensors of floats must come
     normalised with it (default: that of the models' trained weights if all have the same, else that of the training
     images; tensors of floats are taken as they are)."""
-    std: tuple[float, ...] | None = bounded(None, above=0)
+    std: tuple[float, ...] | None = bounded(None, above=0, at_most=1)
     """Standard deviation of each channel, like the mean."""
     label_column: str | None = None
     """Column of the labels (default: found by its type)."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feature_gan_kd.config.settings import LossSettings
 from feature_gan_kd.distributed.collectives import all_reduce_sum
@@ -112,7 +112,7 @@ class AdversarialStep:
         self.gradient_stats = gradient_stats or GradientStats()
         self.guard = NonFiniteGuard()
         self.number = 0  # of updates done
-        self._trainable = [p.requires_grad for k in self.learners for p in self.models[k].parameters()]
+        self._trainable = [(id(p), p.requires_grad) for _, p in self._named_parameters()]
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
         self._connections_of_learner = Counter(one.edge.learner for one in self.connections)
         self._connections_of_edge = Counter(one.edge for one in self.connections)
@@ -298,18 +298,28 @@ class AdversarialStep:
         return self.gradient_stats.due(self.number)
 
     def _check_trainable(self) -> None:
-        """Refuses a parameter that was frozen or unfrozen after the optimisers were built: they would not notice it."""
-        now = [p.requires_grad for k in self.learners for p in self.models[k].parameters()]
+        """Refuses a parameter that was replaced, frozen or unfrozen since the optimisers were built."""
+        named = list(self._named_parameters())
+        now = [(id(p), p.requires_grad) for _, p in named]
         if now == self._trainable:
             return
-        learners = [self.models[k] for k in self.learners]
-        names = [f"{model.name}: {name}" for model in learners for name, _ in model.module.named_parameters()]
-        pairs = zip(names, zip(self._trainable, now, strict=False), strict=False)
-        name = next((name for name, (before, after) in pairs if before != after), "models: a number of parameters")
+        pairs = zip(named, zip(self._trainable, now, strict=False), strict=False)
+        differing = [(name, before[0] == after[0]) for (name, _), (before, after) in pairs if before != after]
+        name, is_same = differing[0] if differing else ("models: a number of parameters", True)
+        what = "changed requires_grad" if is_same else "was replaced"
         raise UserError(
-            f"{name}: changed requires_grad after the distiller was built, and the optimisers cannot follow: freeze or "
-            "unfreeze first, then build the distiller"
+            f"{name}: {what} after the distiller was built, and the optimisers cannot follow: change the models first, "
+            "then build the distiller"
         )
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter of learners, transfer layers and discriminators, with a name for messages."""
+        for k in self.learners:
+            for name, parameter in self.models[k].module.named_parameters():
+                yield f"{self.models[k].name}: {name}", parameter
+        for connection in self.connections:
+            for name, parameter in connection.named_parameters():
+                yield f"connection {connection.edge}: {name}", parameter
 
     def _log_answers(self, loss: Losses, edge: Edge, d_real: Tensor, d_fake: Tensor) -> None:
         share = 1 / self._connections_of_edge[edge]

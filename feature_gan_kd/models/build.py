@@ -180,7 +180,9 @@ def _check_nothing_shared(models: Sequence[PeerModel]) -> None:
     owner: dict[int, int] = {}
     for k, model in enumerate(models):
         for name, tensor in (*model.module.named_parameters(), *model.module.named_buffers()):
-            other = owner.setdefault(id(tensor), k)
+            # Two parameters may have one memory, as after `load_state_dict(other, assign=True)`.
+            memory = tensor.untyped_storage().data_ptr() if not is_lazy(tensor) and tensor.numel() else 0
+            other = owner.setdefault(memory or id(tensor), k)
             if other != k and models[other].module is model.module:
                 raise UserError("models: the same module is given twice: give each place its own model (copy.deepcopy)")
             if other != k:

@@ -64,7 +64,7 @@ def find_taps(
         return [
             _tap_stage(model, layer, images, recorded, stages, name)
             if isinstance(layer, int)
-            else _tap_named(model, layer, recorded, stages, name, vectors)
+            else _tap_named(model, layer, images, recorded, stages, name, vectors)
             for layer in layers
         ]
     if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
@@ -161,8 +161,31 @@ def _tap_stage(
     return _check_logits(model, Tap(str(index), Layout.NCHW, 0, stages[index], kind=TapKind.STAGE), images, name)
 
 
+def _check_unchanged(model: nn.Module, layer: str, images: Tensor, name: str) -> None:
+    """Refuses a layer whose output a later one changes in place, so that the map would be that one's output."""
+    kept: list[tuple[Tensor, int]] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        kept.extend((tensor, tensor._version) for tensor in tensors_of(output))
+
+    handle = model.get_submodule(layer).register_forward_hook(keep)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(images)
+    finally:
+        handle.remove()
+    if any(tensor._version != version for tensor, version in kept):
+        raise UserError(f"{name}: a later layer changes the output of {layer!r} in place: name that later layer")
+
+
 def _tap_named(
-    model: nn.Module, layer: str, recorded: RecordedOutputs, stages: Sequence[MapShape], name: str, vectors: bool
+    model: nn.Module,
+    layer: str,
+    images: Tensor,
+    recorded: RecordedOutputs,
+    stages: Sequence[MapShape],
+    name: str,
+    vectors: bool,
 ) -> Tap:
     """Taps the layer that the user named."""
     known = [path for path, _ in model.named_modules() if path]
@@ -172,6 +195,7 @@ def _tap_named(
     outputs = recorded.get(layer, [])
     if len(outputs) != 1:
         raise UserError(hook_count_error(name, layer, len(outputs)))
+    _check_unchanged(model, layer, images, name)
     tensors = tensors_of(outputs[0])
     grids = [] if stages else convolution_grids(model, recorded)
     for element, tensor in reversed(list(enumerate(tensors))):
@@ -216,9 +240,23 @@ class DryRun:
 
 
 def dry_run(model: TappedModel, images: Tensor) -> DryRun:
-    """Runs images (batch, channels, height, width) through a model in evaluation mode, and reads the autograd graph."""
+    """Runs images (batch, channels, height, width) through a model in evaluation mode, and reads the autograd graph.
+
+    Raises:
+        UserError: for probabilities in place of logits, and for a map that is not one map per image.
+    """
     with evaluating(model), torch.enable_grad():
         logits, maps = model(images)
+    for tap, feature_map in zip(model.taps, maps, strict=True):
+        if len(feature_map) != len(images):
+            raise UserError(
+                f"{model.name}: layer {tap.layer!r} outputs {len(feature_map)} maps for {len(images)} images: name a "
+                "layer that outputs one for each, with feature_layers"
+            )
+    if not logits.is_meta and logits.shape[1] > 1:
+        sums = logits.detach().float().sum(1)
+        if bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-4).all()):
+            raise UserError(f"{model.name}: it outputs probabilities, expected logits: leave out its last softmax")
     return DryRun(logits.shape[1], upstream_parameters(maps))
 
 

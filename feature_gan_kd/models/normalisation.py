@@ -40,8 +40,9 @@ def stated_normalisation(
             raise UserError(f"{name}: it is missing: give mean and std together")
         if len(values) not in (1, channels):
             raise UserError(f"{name}: {len(values)} values for images of {channels} channels: give one each")
-        if name == "std" and min(values) <= 0:
-            raise UserError(f"std: {min(values)} is not allowed, expected numbers above 0")
+        if min(values) < 0 or max(values) > 1 or (name == "std" and min(values) == 0):
+            expected = "from 0 to 1" if name == "mean" else "above 0 and at most 1"
+            raise UserError(f"{name}: {values[0]} is not allowed, expected numbers {expected}: of pixels / 255")
     assert mean is not None
     assert std is not None
     per_channel = (tuple(map(float, values)) * (channels // len(values)) for values in (mean, std))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -25,7 +26,11 @@ def check_batch(images: Any, labels: Any, form: tuple[int, int], classes: int) -
     Raises:
         UserError: for anything else.
     """
+    if not torch.is_grad_enabled():
+        raise UserError("training_step: gradients are off (no_grad or inference_mode): call it outside of that block")
     check_images(images, *form)
+    if len(images) == 0 and world_size() == 1:
+        raise UserError("images: the batch is empty: give at least 2 images")
     checked = check_labels(labels, len(images), classes)
     return (images, checked) if checked.device.type == "cpu" else mark_bad_labels(images, checked, classes)
 
@@ -45,6 +50,8 @@ def check_images(images: Any, channels: int, size: int) -> None:
         raise UserError(
             f"images: {type(images).__name__} is given, expected a tensor of floats (batch, {channels}, {size}, {size})"
         )
+    if images.is_meta or images.layout is not torch.strided:
+        raise UserError(f"images: a {'meta' if images.is_meta else 'sparse'} tensor is given, expected a dense one")
     if not images.is_floating_point():
         raise UserError(
             f"images: {images.dtype} is given, expected floats: divide pixels by 255, subtract mean and divide by std"

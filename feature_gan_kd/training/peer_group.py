@@ -108,6 +108,11 @@ class PeerGroup:
             in_chans=in_chans,
             discriminator=discriminator,
         )
+        if num_classes is not None and self.num_classes != num_classes:
+            raise UserError(
+                f"num_classes: {num_classes} is given, the models have {self.num_classes} logits: give the number that "
+                "they have, or models with as many"
+            )
         collectives.broadcast_parameters([*self.models, *self.connections])
         self.shared: Normalisation | None = None
         self._share(self.stated_normalisation())

@@ -126,7 +126,8 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "adversarial_interval": ([1, 4], [0], "at least 1"),
     "adversarial_warmup_fraction": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
     "discriminator_interval": ([1, 4], [0], "at least 1"),
-    "std": ([None, (0.2, 0.3, 0.2)], [(0.2, 0.0, 0.2)], "above 0"),
+    "mean": ([None, (0.5, 0.4, 0.0)], [(123.7, 116.3, 103.5)], "at least 0 and at most 1"),
+    "std": ([None, (0.2, 0.3, 1.0)], [(0.2, 0.0, 0.2), (58.4,)], "above 0 and at most 1"),
 }
 
 

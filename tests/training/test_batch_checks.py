@@ -28,6 +28,8 @@ REFUSED = {
     "four channels": (torch.randn(6, 4, 8, 8), LABELS, r"^images: they have the shape \(6, 4, 8, 8\), expected"),
     "one image": (IMAGES[0], LABELS[:1], r"^images: they have the shape \(3, 8, 8\)"),
     "another size": (torch.randn(6, 3, 9, 9), LABELS, r"^images: 9x9 pixels, the distiller was built for .* 8x8"),
+    "no image": (IMAGES[:0], LABELS[:0], r"^images: the batch is empty"),
+    "a sparse tensor": (IMAGES.to_sparse(), LABELS, r"^images: a sparse tensor is given"),
     "a list of labels": (IMAGES, LABELS.tolist(), r"^labels: list is given, expected class indices \(6,\)"),
     "-1": (IMAGES, LABELS.clone().index_fill_(0, torch.tensor(2), -1), r"^labels: image 2 has the label -1"),
     "-100": (IMAGES, LABELS.clone().index_fill_(0, torch.tensor(4), -100), r"^labels: image 4 has the label -100"),
@@ -71,3 +73,9 @@ def test_a_wrong_label_on_a_device_skips_the_update_and_is_counted(wrong: int, p
     assert distiller.group.skipped_steps().skipped == 1
     assert all(map(torch.equal, before, distiller.models[0].parameters()))
     assert distiller.group.training_step(*mark_bad_labels(IMAGES, LABELS, CLASSES))["skipped"] == 0
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_an_update_without_gradients_is_refused(off: Any) -> None:
+    with off(), pytest.raises(UserError, match=r"^training_step: gradients are off"):
+        build().training_step(IMAGES, LABELS)

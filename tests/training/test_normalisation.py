@@ -172,6 +172,7 @@ def test_what_contradicts_the_training_is_refused(tmp_path: Path) -> None:
         ({"std": STD}, r"^mean: it is missing"),
         ({"mean": MEAN, "std": STD[:2]}, r"^std: 2 values for images of 3 channels: give one each"),
         ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, r"^std: "),
+        ({"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, r"^mean: .* at least 0 and at most 1"),
     ],
 )
 def test_bad_statements(statement: dict[str, Any], line: str) -> None:
@@ -185,3 +186,8 @@ def test_a_checkpoint_remembers(tmp_path: Path) -> None:
     distiller.save_checkpoint(tmp_path / "saved")
     again = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "saved", [GroupNormModel(4), GroupNormModel(6)])
     assert again.group.shared == distiller.group.shared == Normalisation(MEAN, STD)
+
+
+def test_save_pretrained_takes_no_mean_of_bytes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^mean: 123.7 is not allowed, expected numbers from 0 to 1: of pixels / 255"):
+        build("test_resnet", "test_vit").save_pretrained(tmp_path / "own", mean=[123.7], std=[58.4])

@@ -23,8 +23,8 @@ Verdict = Literal["saturated", "undecided"]
 class DiscriminatorMonitor(Callback):
     """Warns once for each discriminator that was saturated or undecided for long.
 
-    For long means in every record over 500 updates: over a twentieth of the run if that is more, and over three quarters
-    of a run of less than 667 updates, in which the beginning counts more. Never over less than 50.
+    For long means in every record over 500 updates: over a twentieth of the run if that is more, and in a shorter run
+    over three quarters of it, but at least 50 updates.
 
     Args:
         bounded: whether answers pass a sigmoid. Only its gradient vanishes where they are far apart.
