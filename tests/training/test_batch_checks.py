@@ -77,5 +77,6 @@ def test_a_wrong_label_on_a_device_skips_the_update_and_is_counted(wrong: int, p
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 def test_an_update_without_gradients_is_refused(off: Any) -> None:
+    distiller = build()
     with off(), pytest.raises(UserError, match=r"^training_step: gradients are off"):
-        build().training_step(IMAGES, LABELS)
+        distiller.training_step(IMAGES, LABELS)
