@@ -386,6 +386,18 @@ BAD = {
     "empty evaluation": (make(4), make(4).select([]), {}, "^eval_data: split 'evaluation' is empty"),
     "empty torch evaluation": (make(4), Subset(Pictures(), []), {}, "^eval_data: split 'evaluation' is empty"),
     "evaluation without length": (make(4), Dataset(), {}, "^eval_data: the Dataset of split 'evaluation' has no len"),
+    "texts to train on, numbers to evaluate on": (
+        plain(["dog", "cat"] * 4),
+        plain([0, 1]),
+        {},
+        "^labels: split 'evaluation' has plain numbers, and it is not known which of the classes of split 'train'",
+    ),
+    "texts to train on, a torch data set to evaluate on": (
+        plain(["dog", "cat"] * 4),
+        TENSORS,
+        {},
+        "^labels: split 'evaluation' has plain numbers, and it is not known which of the classes of split 'train'",
+    ),
     "evaluation loader that drops images": (
         DataLoader(TENSORS, 4, drop_last=True),
         DataLoader(TENSORS, 4, drop_last=True),
