@@ -12,6 +12,8 @@ _TEXT = ("string", "large_string")
 # Usual names of columns, the likeliest first.
 _IMAGE_NAMES = ("image", "img", "images", "picture", "photo")
 _LABEL_NAMES = ("label", "labels", "target", "targets", "class", "classes", "category", "y")
+# These mean the label whatever the other columns are; the others may say something else beside a `ClassLabel`.
+_SURE_LABEL_NAMES = ("label", "labels", "target", "class")
 # A name that ends in one of these words, such as fine_label, may be a label's too; after it may stand how the class is
 # given, such as class_id. Other words say something about the label: label_quality, class_weight, num_labels.
 _LABEL_WORDS = re.compile(
@@ -70,9 +72,10 @@ def find_image_column(features: Mapping[str, Any], named: str | None, split: str
 def find_label_column(features: Mapping[str, Any], named: str | None, image: str, split: str) -> tuple[str, list[str]]:
     """Finds the column of labels, and lists the other columns that could be meant.
 
-    Takes the named one. Otherwise, of the columns of type `ClassLabel`, whole numbers or texts, takes the one that has
-    a usual name of labels, the likeliest first; else a `ClassLabel`; else one whose name ends like a label's. Of two
-    that are equally likely, takes the first.
+    Takes the named one. Otherwise, of the columns of type `ClassLabel`, whole numbers or texts, takes the one that is
+    called label, labels, target or class; else a `ClassLabel`, with a usual name of labels before others; else one
+    with a usual name, the likeliest first; else one whose name ends like a label's. Of two that are equally likely,
+    takes the first.
 
     Raises:
         UserError: where there is none, or the named one does not exist.
@@ -92,7 +95,8 @@ def find_label_column(features: Mapping[str, Any], named: str | None, image: str
         if name == image or not (declared or _is_value(feature, ("int", "uint", "bool", *_TEXT))):
             continue
         if declared or usual < len(_LABEL_NAMES) or like_a_label:
-            ranks[name] = (usual, not declared, not like_a_label)
+            sure = usual if name.lower() in _SURE_LABEL_NAMES else len(_LABEL_NAMES)
+            ranks[name] = (sure, not declared, usual, not like_a_label)
     if not ranks and len(features) == 1:
         raise UserError(
             f"label_column: split {split!r} has images alone ({image}): give data with labels; in an image folder each "

@@ -11,8 +11,11 @@ from feature_gan_kd.utils.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Tags of TIFF: the bits of a sample, and the sample that means white.
-_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 258, 281, 341
+# Tags of TIFF: the bits of a sample, whether 0 means white (its value is 0) or black, and the largest sample.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 258, 262, 281, 341
+# How a PNG file begins: what all do, the length and the name of the first chunk, width and height, and the bits.
+_PNG, _PNG_BITS = b"\x89PNG\r\n\x1a\n", 24
+HEADER_BYTES = _PNG_BITS + 1
 # Images of 16 or 32 bits of which no value is larger were most likely made of 12-bit or 8-bit values.
 _LARGEST_OF_12_BITS = 4095
 _WHITE_OF_16_BITS = 65535
@@ -23,29 +26,38 @@ class ImageError(UserError):
     """One image that is missing, cannot be decoded or is not understood: what `skip_bad_images` skips."""
 
 
-def convert_channels(image: Image, channels: int, where: str) -> Image:
+def convert_channels(image: Image, channels: int, where: str, header: bytes | None = None) -> Image:
     """Converts an image of any PIL mode to RGB (3 channels) or L (1 channel), turned as its EXIF orientation says.
 
     Drops alpha, as timm does. Takes the first frame of an animation. Grey values of more than 8 bits are scaled so that
-    white is what the file states (TIFF's MaxSampleValue, or BitsPerSample below 16), else 65535. Floats are scaled from
-    what the file states, else from [0, 1].
+    white is what the file states (TIFF's MaxSampleValue, or BitsPerSample below 16), else 65535; where it states that 0
+    is white, they are inverted. Floats are scaled from what the file states, else from [0, 1].
 
     Args:
         image: decoded.
         channels: 3 or 1.
         where: names the image in an error.
+        header: the first `HEADER_BYTES` of its file; None reads them where PIL names the file.
 
     Raises:
         ImageError: for values whose range is not known: all of at most 12 bits in a file of 16 or more, outside their
-            range, or not finite.
+            range, or not finite; also for a mode that PIL cannot convert.
     """
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image, where)
-    elif _lost_its_values(image):
-        raise ImageError(f"images: {where} has 16-bit colours that are all below {16 * 256}: {_REMEDY}")
+    elif _lost_its_values(image, header):
+        raise ImageError(f"images: {where} has 16-bit values that are all below {16 * 256}: {_REMEDY}")
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # PIL warns about a direct conversion of such palettes
-    return upright(image).convert("RGB" if channels == 3 else "L")
+    elif image.mode == "La":
+        image = image.convert("LA")  # the only mode that PIL converts it to
+    mode = "RGB" if channels == 3 else "L"
+    try:
+        return upright(image).convert(mode)
+    except ValueError as error:
+        raise ImageError(
+            f"images: {where} has the mode {image.mode!r}, which PIL cannot convert to {mode!r}: make it RGB first"
+        ) from error
 
 
 def upright(image: Image) -> Image:
@@ -77,6 +89,8 @@ def _to_eight_bits(image: Image, where: str) -> Image:
             f"images: {where} has {kind} from {smallest:g} to {largest:g}, expected 0 to {top:g}: scale them, or "
             "convert the files to 8 bits"
         )
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # PIL inverts up to 8 bits alone
+        values = top - values
     # As many integers for each of the 256 results; floats are rounded, as 8-bit images became floats.
     scaled = np.rint(values * (255 / top)) if floats else np.floor(values * (256 / (top + 1)))
     result = PIL.Image.fromarray(scaled.astype(np.uint8))
@@ -97,10 +111,29 @@ def _stated_white(image: Image) -> float | None:
     return float(2**bits - 1) if image.mode != "F" and bits < 16 else None
 
 
-def _lost_its_values(image: Image) -> bool:
-    """Whether PIL kept the upper 8 of 16 bits of colours (TIFF) that use the lower 12 bits alone."""
+def _lost_its_values(image: Image, header: bytes | None) -> bool:
+    """Whether PIL kept the upper 8 of 16 bits of colours, or greys with alpha, that use the lower 12 alone."""
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return False
     tags: Any = getattr(image, "tag_v2", None)
-    if tags is None or max(tags.get(_BITS_PER_SAMPLE, (8,))) <= 8 or image.mode not in ("RGB", "RGBA"):
+    bits = _png_bits(image, header) if tags is None else max(tags.get(_BITS_PER_SAMPLE, (8,)))
+    if bits <= 8:
         return False
     largest = int(np.asarray(image.convert("RGB")).max())
     return 0 < largest < 16
+
+
+def _png_bits(image: Image, header: bytes | None) -> int:
+    """Returns the bits of a sample of a PNG file, which PIL does not tell; 0 for another or an unknown file."""
+    if header is None:
+        header = read_header(getattr(image, "filename", None)) if image.format == "PNG" else b""
+    return header[_PNG_BITS] if header.startswith(_PNG) and len(header) > _PNG_BITS else 0
+
+
+def read_header(path: Any) -> bytes:
+    """Returns the first `HEADER_BYTES` of a file; empty where there is none of this name on this machine."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEADER_BYTES)
+    except (OSError, TypeError, ValueError):
+        return b""

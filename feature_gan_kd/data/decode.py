@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feature_gan_kd.data.convert import ImageError, convert_channels
+from feature_gan_kd.data.convert import HEADER_BYTES, ImageError, convert_channels, read_header
 from feature_gan_kd.utils.errors import reason
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def decode_image(value: Any, channels: int, where: str) -> Image:
     if value["bytes"] == b"":
         raise ImageError(f"images: {where} is empty (0 bytes): {_REMEDY}")
     try:
-        return convert_channels(ImageFeature().decode_example(value), channels, where)
+        image = ImageFeature().decode_example(value)
+        header = read_header(value["path"]) if value["bytes"] is None else value["bytes"][:HEADER_BYTES]
+        return convert_channels(image, channels, where, header)
     except ImageError:
         raise
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files

@@ -36,12 +36,24 @@ class _Listing:
     Attributes:
         images: image files.
         metadata: files that give images labels, as `datasets` reads them.
-        containers: number of files that hold images themselves.
+        others: all other files but hidden ones.
     """
 
     images: list[str]
     metadata: list[str]
-    containers: int
+    others: list[str]
+
+    def is_image_folder(self) -> bool:
+        """Whether there are images, and not at least as many files that hold images themselves."""
+        containers = sum(_extension(name) in _CONTAINERS for name in self.others)
+        return containers < len(self.images)
+
+    def note_others(self, path: Path, notes: list[str]) -> None:
+        """Notes the files that are left out, as images may be whose names have another ending or none."""
+        if self.others:
+            count = "1 file is" if len(self.others) == 1 else f"{len(self.others)} files are"
+            first = f"; the first is {self.others[0]}" if len(self.others) > 1 else f": {self.others[0]}"
+            notes.append(f"{path}: {count} left out, since the ending of the name is none of an image{first}")
 
 
 def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: bool) -> dict[str, Any] | None:
@@ -50,7 +62,7 @@ def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: 
     Args:
         path: of the folder.
         setting: that named it, for errors.
-        notes: gets a line about images that are in no split.
+        notes: gets a line about files that are no images by their names, and one about images that are in no split.
         streaming: read from front to back.
 
     Returns:
@@ -62,8 +74,9 @@ def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: 
     if _states_its_files(path):
         return None
     listing = _list_files(path)
-    if not listing.images or listing.containers >= len(listing.images):
+    if not listing.is_image_folder():
         return None
+    listing.note_others(path, notes)
     splits = _split_folders(path, listing, setting)
     if listing.metadata:
         return _load_with_metadata(path, splits, listing, setting, streaming=streaming)
@@ -99,16 +112,19 @@ def _states_its_files(path: Path) -> bool:
 def _list_files(path: Path) -> _Listing:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-    kinds, images, metadata, containers = frozenset(ImageFolder.EXTENSIONS), [], [], 0
+    kinds, images, metadata, others = frozenset(ImageFolder.EXTENSIONS), [], [], []
     for name in _walk(str(path), "", (os.path.realpath(path),)):
-        extension = os.path.splitext(name)[1].lower()
-        if extension in kinds:
+        if _extension(name) in kinds:
             images.append(name)
         elif name.rpartition("/")[2] in _METADATA:
             metadata.append(name)
         else:
-            containers += extension in _CONTAINERS
-    return _Listing(sorted(images), sorted(metadata), containers)
+            others.append(name)
+    return _Listing(sorted(images), sorted(metadata), sorted(others))
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _walk(folder: str, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:

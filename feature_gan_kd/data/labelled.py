@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.declared_names import declared_names
 from feature_gan_kd.data.draws import draw_balanced, draw_fifth
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TorchDatasetImages
+from feature_gan_kd.data.loader_parts import check_leaves_none_out
 from feature_gan_kd.data.sources import Split, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table
@@ -63,7 +64,7 @@ def read_split(
             raise _channels_error(split, transform)
         read = read_stream if is_stream(split.data) else read_table
         return read(split, config, notes, classes.count, known)
-    names = _declared_names(split.data)
+    names = declared_names(split, notes)
     if names is not None and classes.given and len(names) != classes.count:
         notes.append(
             f"split {split.name!r}: its {len(names)} class names are not used, since num_classes is {classes.count}"
@@ -77,7 +78,10 @@ def read_split(
         if config.skip_bad_images:
             raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
         notes.append(f"split {split.name!r}: batches as the DataLoader gives them; batch_size is not used")
-        return UserLoader(split.data, transform.channels, names, count, limit, split.name, split.setting)
+        loader = UserLoader(split.data, transform.channels, names, count, limit, split.name, split.setting)
+        if known is not None:
+            check_leaves_none_out(split.data, split.name, split.setting)
+        return loader
     return _read_torch_dataset(split, transform, notes, names, count, limit)
 
 
@@ -108,14 +112,6 @@ def _channels_error(split: Split, transform: ImageTransform) -> UserError:
         f"in_chans: the images of split {split.name!r} are decoded to 1 or 3 channels, the models take "
         f"{transform.channels}: give a torch Dataset or DataLoader of tensors"
     )
-
-
-def _declared_names(data: Any) -> list[str] | None:
-    """Returns the class names that a torch data set carries, as torchvision's do, or the data set that it wraps."""
-    while not hasattr(data, "classes") and hasattr(data, "dataset"):
-        data = data.dataset
-    names = getattr(data, "classes", None)
-    return [str(name) for name in names] if names else None
 
 
 def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSplit, LabelledSplit]:

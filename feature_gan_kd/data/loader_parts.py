@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from feature_gan_kd.data.rng import seeded
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -32,6 +34,32 @@ def check_gives_all_images(loader: DataLoader[Any], split: str, setting: str) ->
     raise UserError(
         f"{setting}: the DataLoader of split {split!r} {problem}, and each batch would be divided once more: {remedy}"
     )
+
+
+def check_leaves_none_out(loader: DataLoader[Any], split: str, setting: str) -> None:
+    """Checks that the loader gives all images that it reads, each of which is to be evaluated.
+
+    Raises:
+        UserError: for a loader that drops a last batch, and one whose sampler gives more than its length says.
+    """
+    whose = f"{setting}: the DataLoader of split {split!r}"
+    size, images, batches = stated_batch_size(loader), count_images(loader), len(loader)
+    own = loader.batch_sampler
+    drops = loader.drop_last or (type(own) is BatchSampler and own.drop_last)
+    if drops and size is not None and images % size:
+        raise UserError(
+            f"{whose} leaves out the last {images % size} of {images} images, and each image is to be evaluated: give "
+            "one with drop_last=False"
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        return  # has no sampler; torch itself warns where its length is too small
+    with seeded(0):
+        given = sum(1 for _ in islice(iter(loader.sampler if own is None else own), batches + 1))
+    if given > batches:
+        raise UserError(
+            f"{whose} gives more than the {batches} batches that its length says, and each image is to be evaluated: "
+            "correct __len__ of its sampler"
+        )
 
 
 def stated_batch_size(loader: DataLoader[Any]) -> int | None:

@@ -192,7 +192,8 @@ def _read_both(
     if eval_split is None:
         train, evaluation = hold_out_fifth(train, notes)
     else:
-        known = Classes(train.class_names, train.num_classes, f"split {train.split!r}")
+        order_declared = not isinstance(train, Table) or train.order_declared
+        known = Classes(train.class_names, train.num_classes, f"split {train.split!r}", order_declared)
         evaluation = read_split(eval_split, config, options.transform, notes, classes, known)
     train = limit_images(train, config.max_train_samples, "max_train_samples", config.seed)
     evaluation = _limit_evaluation(evaluation, config)

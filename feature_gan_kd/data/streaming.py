@@ -97,12 +97,7 @@ def read_stream(
     image, other_images = find_image_column(features, config.image_column, split.name)
     label, other_labels = find_label_column(features, config.label_column, image, split.name)
     declared = class_names_of(features[label], [], label, num_classes)
-    names = declared if known is None else known.resolve_names(declared, split.name)
-    if names is None and "string" in str(getattr(features[label], "dtype", "")):
-        raise UserError(
-            f"labels: column {label!r} of the streamed split {split.name!r} holds texts, so its classes are not known "
-            "before its end: cast it to datasets.ClassLabel(names=[...])"
-        )
+    names = _class_names(declared, str(getattr(features[label], "dtype", "")), label, split.name, known)
     count = known.count if known is not None and known.count is not None else len(names) if names else num_classes
     length = _length(stream, split.name, config, training=known is None)
     notes.append(
@@ -120,6 +115,26 @@ def read_stream(
         length=length,
         split=split.name,
     )
+
+
+def _class_names(
+    declared: list[str] | None, dtype: str, column: str, split: str, known: Classes | None
+) -> list[str] | None:
+    """Returns the names of the classes of a stream, those that it declares or those `known`.
+
+    Raises:
+        UserError: for texts whose classes are not known, and for classes unlike those `known`.
+    """
+    texts = "string" in dtype
+    if declared is None and known is not None and known.names is not None and (texts or are_numbers(known.names)):
+        return known.names  # a text is a name, and so is a number where all names are numbers
+    names = declared if known is None else known.resolve_names(declared, split)
+    if names is None and texts:
+        raise UserError(
+            f"labels: column {column!r} of the streamed split {split!r} holds texts, so its classes are not known "
+            "before its end: cast it to datasets.ClassLabel(names=[...])"
+        )
+    return names
 
 
 def _length(stream: Any, split: str, config: DistillConfig, *, training: bool) -> int:

@@ -24,18 +24,28 @@ class Classes:
         names: by class index; None where the data have none.
         count: number of classes; None where the data do not say.
         owner: whose classes they are, for messages: "split 'train'" or "the models".
+        order_declared: whether the order of the names is that of the data or the models, so that a number means the
+            name at this index. Distinct texts or numbers of a column are sorted here, and a number means none of them.
     """
 
     names: list[str] | None
     count: int | None
     owner: str
+    order_declared: bool = True
 
     def resolve_names(self, names: list[str] | None, split: str) -> list[str] | None:
         """Returns the class names of another split, which itself declares `names` (None: declares none).
 
         Raises:
-            UserError: where the split has other classes, or the same in another order.
+            UserError: where the split has other classes, the same in another order, or numbers of which it is not
+                known which of these names they mean.
         """
+        if names is None and self.names is not None and not self.order_declared:
+            raise UserError(
+                f"labels: split {split!r} has plain numbers, and it is not known which of the classes of {self.owner} "
+                f"({', '.join(map(repr, self.names[:3]))}{', ...' * (len(self.names) > 3)}) each means: give both the "
+                "same names, or cast the label columns of both to datasets.ClassLabel(names=[...])"
+            )
         if names is None:
             return self.names
         count = len(self.names) if self.names is not None else self.count
@@ -65,6 +75,7 @@ class Table:
         num_classes: number of classes.
         positions: int64 `(N,)`, each row's index in the split, for messages.
         split: name of the split.
+        order_declared: see `Classes`.
     """
 
     rows: Any
@@ -74,6 +85,7 @@ class Table:
     num_classes: int
     positions: Tensor
     split: str
+    order_declared: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,6 +155,7 @@ def read_table(
         num_classes=count,
         positions=torch.arange(len(dataset)),
         split=split.name,
+        order_declared=type(dataset.features[label]).__name__ == "ClassLabel",
     )
 
 

@@ -68,6 +68,7 @@ class UserLoader:
         self.split = split
         self.setting = setting
         self.normalise = PixelNormaliser.identity(channels)
+        self._gives_floats: bool | None = None  # as the first batch that was read
 
     def __len__(self) -> int:
         images, size = count_images(self.loader), stated_batch_size(self.loader)
@@ -169,6 +170,14 @@ class UserLoader:
             raise UserError(f"images: {where} has the shape {shape}, expected (n, {self.channels}, height, width)")
         if not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise UserError(f"images: {where} is {images.dtype}, expected uint8 or float")
+        floats = images.is_floating_point()
+        if self._gives_floats not in (None, floats):
+            kind, first = ("floats", "bytes (uint8)") if floats else ("bytes (uint8)", "floats")
+            raise UserError(
+                f"images: {where} holds {kind}, the first batch held {first}, and only bytes are normalised here: give "
+                "all images in one of the two"
+            )
+        self._gives_floats = floats
         if labels.shape != images.shape[:1] or labels.is_floating_point():
             raise UserError(
                 f"labels: {where} has {labels.dtype} of shape {tuple(labels.shape)}, expected one class each"

@@ -102,3 +102,15 @@ def test_a_usual_name_comes_before_any_other_and_the_others_are_named() -> None:
     assert find_label_column(features, None, "image", "s") == ("fine_label", ["sex"])
     plain = Features(**features, label=Value("int64"))
     assert find_label_column(plain, None, "image", "s") == ("label", ["sex", "fine_label"])
+
+
+@pytest.mark.parametrize("kind", ["int64", "string"])
+@pytest.mark.parametrize("name", ["y", "category", "classes", "targets", "class_id"])
+def test_declared_classes_come_before_a_plain_column_that_may_mean_something_else(name: str, kind: str) -> None:
+    features = Features({"image": Image(), name: Value(kind), "species": ClassLabel(names=["a", "b"])})
+    assert find_label_column(features, None, "image", "s") == ("species", [name])
+    both = Features(**features, category_id=ClassLabel(names=["c"]), Y=ClassLabel(names=["d"]))
+    assert find_label_column(both, None, "image", "s")[0] == "Y"
+    for sure in ("label", "Labels", "class", "target"):
+        plain = Features(**features, **{sure: Value(kind)})
+        assert find_label_column(plain, None, "image", "s")[0] == sure

@@ -160,3 +160,26 @@ def test_what_is_no_split_and_no_class_is_refused(files: list[str], message: str
 def test_class_folders_that_differ_in_letter_case_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^labels: the folders of split 'train' of .* has 'Cat' and 'cat', which"):
         choose_splits(folder(tmp_path, "Cat/1.png", "cat/1.png"), None, CONFIG, [])
+
+
+@pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        ([], None),
+        ([".DS_Store", "cat/.hidden", "__MACOSX/x.avif"], None),
+        (["cat/notes.txt"], "1 file is left out, since the ending of the name is none of an image: cat/notes.txt"),
+        (
+            ["eel/9.avif", "dog/8", "eel/10.avif"],
+            "3 files are left out, since the ending of the name is none of an image; the first is dog/8",
+        ),
+    ],
+)
+def test_files_that_are_left_out_are_noted(files: list[str], note: str | None, tmp_path: Path) -> None:
+    folder(tmp_path, *(f"{name}/{k}.png" for name in ("cat", "dog") for k in range(5)))
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    notes: list[str] = []
+    split, _ = choose_splits(tmp_path, None, CONFIG, notes)
+    assert len(split.data) == 10
+    assert [line for line in notes if "left out" in line] == ([] if note is None else [f"{tmp_path}: {note}"])

@@ -386,6 +386,24 @@ BAD = {
     "empty evaluation": (make(4), make(4).select([]), {}, "^eval_data: split 'evaluation' is empty"),
     "empty torch evaluation": (make(4), Subset(Pictures(), []), {}, "^eval_data: split 'evaluation' is empty"),
     "evaluation without length": (make(4), Dataset(), {}, "^eval_data: the Dataset of split 'evaluation' has no len"),
+    "texts to train on, numbers to evaluate on": (
+        plain(["dog", "cat"] * 4),
+        plain([0, 1]),
+        {},
+        "^labels: split 'evaluation' has plain numbers, and it is not known which of the classes of split 'train'",
+    ),
+    "texts to train on, a torch data set to evaluate on": (
+        plain(["dog", "cat"] * 4),
+        TENSORS,
+        {},
+        "^labels: split 'evaluation' has plain numbers, and it is not known which of the classes of split 'train'",
+    ),
+    "evaluation loader that drops images": (
+        DataLoader(TENSORS, 4, drop_last=True),
+        DataLoader(TENSORS, 4, drop_last=True),
+        {},
+        "^eval_data: the DataLoader of split 'evaluation' leaves out the last 2 of 10 images",
+    ),
     "empty evaluation loader": (make(4), DataLoader(TENSORS, 99, drop_last=True), {}, "^eval_data: the DataLoader of"),
     "undecodable": (_broken(), None, {}, r"^images: image 7 of split 'train' cannot be decoded \("),
     "classes": (

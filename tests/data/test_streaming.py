@@ -204,3 +204,19 @@ def test_a_folder_is_streamed_by_name(tmp_path: Path) -> None:
     make(3).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match=r"^streaming: .*saved is read as it is needed in any case"):
         open_data(str(tmp_path / "saved"), None, config, image_size=8, in_chans=3)
+
+
+def test_what_a_label_of_an_evaluation_stream_means() -> None:
+    def labels(values: list[Any], names: list[str], *, order_declared: bool) -> list[int]:
+        known = Classes(names, len(names), "split 'train'", order_declared)
+        stream = read_stream(
+            Split(plain(values).to_iterable_dataset(), "test"), DistillConfig(max_eval_samples=2), [], None, known
+        )
+        result: list[int] = stream.table(list(stream.rows), 0).labels.tolist()
+        return result
+
+    assert labels(["dog", "cat"], ["cat", "dog"], order_declared=False) == [1, 0]
+    assert labels([2, 10], ["1", "10", "2"], order_declared=False) == [2, 1]
+    assert labels([1, 0], ["cat", "dog"], order_declared=True) == [1, 0]
+    with pytest.raises(UserError, match=r"^labels: split 'test' has plain numbers, and it is not known which of the"):
+        labels([1, 0], ["cat", "dog"], order_declared=False)

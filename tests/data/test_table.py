@@ -69,6 +69,7 @@ def test_a_selection_remembers_where_its_rows_stood() -> None:
 
 
 NAMED = Classes(["cat", "dog"], 2, "split 'train'")
+SORTED = Classes(["cat", "dog"], 2, "split 'train'", order_declared=False)
 COUNTED = Classes(None, 2, "split 'train'")
 
 
@@ -77,6 +78,11 @@ def test_an_evaluation_part_takes_the_training_classes() -> None:
     assert table(make(4), COUNTED).class_names == ["cat", "dog"]
     assert table(plain([0, 0]), NAMED).num_classes == 2
     assert table(plain(["dog", "dog"]), NAMED).labels.tolist() == [1, 1]
+    assert table(plain(["dog", "dog"]), SORTED).labels.tolist() == [1, 1]
+    assert table(make(4), SORTED).labels.tolist() == [0, 1, 0, 1]
+    numbers = Classes(["1", "10", "2"], 3, "split 'train'", order_declared=False)
+    assert table(plain([2, 10]), numbers).labels.tolist() == [2, 1]
+    assert (table(make(4)).order_declared, table(plain(["dog", "cat"])).order_declared) == (True, False)
     assert table(plain(["dog", "dog"]), Classes(None, None, "split 'train'")).class_names == ["dog"]
 
 
@@ -92,6 +98,12 @@ def test_an_evaluation_part_takes_the_training_classes() -> None:
         (make(4, names=("cat", "dog", "eel")), NAMED, "split 's' has 3 classes, expected 2 as in split 'train'"),
         (make(4, names=("cat", "dog", "eel")), COUNTED, "split 's' has 3 classes, expected 2 as in split 'train'"),
         (plain(["a", "b", "c"]), COUNTED, "split 's' has 3 classes, expected 2 as in split 'train'"),
+        (
+            plain([0, 1]),
+            SORTED,
+            r"^labels: split 's' has plain numbers, and it is not known which of the classes of split 'train' "
+            r"\('cat', 'dog'\) each means: give both the same names, or cast",
+        ),
         (plain(["dog", "eel"]), NAMED, "image 1 of split 's' has the label 'eel'"),
         (plain([1, 2]), COUNTED, "image 1 of split 's' has the label 2 in column 'label', expected 0 to 1"),
         (plain([0.5, 1.0]), None, "image 0 of split 's' has the label 0.5"),

@@ -17,11 +17,13 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
 )
 
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.decode import channel_statistics
+from feature_gan_kd.data.loader_parts import check_leaves_none_out
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 
@@ -225,3 +227,74 @@ def test_bad_batches_are_one_line(data: Any, message: str) -> None:
 def test_a_single_image_cannot_be_trained_on() -> None:
     with pytest.raises(UserError, match="batch 0 is a single image"):
         epoch_of(source(batch_size=1))
+
+
+class Switching(TensorDataset):
+    """Gives floats from some image on and bytes before it, or the other way round."""
+
+    def __init__(self, *kinds: torch.dtype) -> None:
+        super().__init__(PIXELS, torch.arange(13))
+        self.kinds = kinds
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return PIXELS[index].to(self.kinds[index >= 10]), torch.tensor(index)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ((torch.uint8, torch.float32), r"holds floats, the first batch held bytes \(uint8\), and only bytes are"),
+        ((torch.float32, torch.uint8), r"holds bytes \(uint8\), the first batch held floats, and only bytes are"),
+    ],
+)
+def test_all_batches_are_of_one_kind(kinds: tuple[torch.dtype, ...], message: str) -> None:
+    batches = source(Switching(*kinds), shuffle=False)
+    assert batches.holds_floats() == kinds[0].is_floating_point
+    with pytest.raises(UserError, match=f"^images: batch 2 of split 'train' {message}"):
+        epoch_of(batches)
+    with pytest.raises(UserError, match=f"^images: batch 2 of split 'train' {message}"):
+        epoch_of(batches, start=2)
+    assert len(epoch_of(source(Switching(torch.float32, torch.float64), shuffle=False))) == 3
+
+
+class Short(Sampler[int]):
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(13)
+
+
+DROPS = "leaves out the last 3 of 13 images, and each image is to be evaluated: give one with drop_last=False"
+EXCEEDS = "gives more than the 2 batches that its length says, and each image is to be evaluated: correct __len__"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 5, "drop_last": True}, DROPS),
+        ({"batch_sampler": BatchSampler(SequentialSampler(BYTES), 5, True)}, DROPS),
+        ({"batch_size": 5, "sampler": Short()}, EXCEEDS),
+        ({"batch_sampler": BatchSampler(Short(), 5, False)}, EXCEEDS),
+    ],
+)
+def test_no_image_is_left_out_of_an_evaluation(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^eval_data: the DataLoader of split 'test' {message}"):
+        check_leaves_none_out(DataLoader(BYTES, **options), "test", "eval_data")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 13, "drop_last": True},
+        {"batch_size": 5, "shuffle": True},
+        {"batch_size": 5, "sampler": SubsetRandomSampler(range(7))},
+        {"batch_size": None},
+        {"batch_sampler": [[0, 1], [2]]},
+    ],
+)
+def test_an_evaluation_of_all_that_a_sampler_chooses(options: dict[str, Any]) -> None:
+    state = torch.get_rng_state()
+    check_leaves_none_out(DataLoader(BYTES, **options), "test", "eval_data")
+    assert torch.equal(torch.get_rng_state(), state)
+    check_leaves_none_out(DataLoader(SizedStream(), batch_size=2), "test", "eval_data")

@@ -1,0 +1,110 @@
+"""The class names that a torch data set carries: used only where they are sure to belong to its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+
+from feature_gan_kd.data.sources import Split
+from feature_gan_kd.utils.errors import UserError
+
+_Found = tuple[list[str] | None, str | None]
+"""Names, and why those that there are are not used."""
+
+
+def declared_names(split: Split, notes: list[str]) -> list[str] | None:
+    """Returns the names by class index that a torch data set or the one that it wraps carries, as torchvision's do.
+
+    The attribute `classes` counts: a sequence of names, or a mapping between names and class indices. It is looked for
+    in the data set, then in the one that a `DataLoader` or `Subset` reads, and in all parts of a `ConcatDataset`.
+
+    Args:
+        split: holds the data set.
+        notes: gets a line where there are names that are not used.
+
+    Raises:
+        UserError: for parts of a `ConcatDataset` with different names.
+    """
+    names, problem = _find_names(split.data, split)
+    if problem is not None:
+        notes.append(f"split {split.name!r}: its class names are not used, because {problem}")
+    return names
+
+
+def _find_names(data: Any, split: Split) -> _Found:
+    """Returns the names, or why those that there are are not used; twice None where there are none."""
+    kind = type(data).__name__
+    if getattr(data, "classes", None) is not None:
+        if getattr(data, "target_transform", None) is not None:
+            return None, f"its labels are changed by the target_transform of {kind}"
+        names = _as_names(data.classes)
+        expected = "expected distinct names, or a mapping of each name to its index"
+        return names, f"the attribute classes of {kind} does not list them: {expected}" if names is None else None
+    if isinstance(data, ConcatDataset):
+        return _common_names([_find_names(part, split) for part in data.datasets], split)
+    if not hasattr(data, "dataset"):
+        return None, None
+    names, problem = _find_names(data.dataset, split)
+    if names is None or isinstance(data, DataLoader) or _is_subset(data):
+        return names, problem
+    return None, f"its labels may be changed by {kind}: give {kind} the attribute classes"
+
+
+def _is_subset(data: Any) -> bool:
+    """Whether the items of a data set are those of the one that it wraps, and not made of them."""
+    kind = type(data)
+    return isinstance(data, Subset) and (kind.__getitem__, kind.__getitems__) == (
+        Subset.__getitem__,
+        Subset.__getitems__,
+    )
+
+
+def _common_names(found: list[_Found], split: Split) -> _Found:
+    """Returns the names that all parts of a `ConcatDataset` have."""
+    first = next((names for names, _ in found if names is not None), None)
+    for part, (names, _) in enumerate(found):
+        if names is not None and first is not None and names != first:
+            at = next((k for k, pair in enumerate(zip(first, names, strict=False)) if pair[0] != pair[1]), None)
+            difference = (
+                f"{len(names)} classes and another {len(first)}"
+                if at is None
+                else f"{names[at]!r} as class {at} and another {first[at]!r}"
+            )
+            raise UserError(
+                f"{split.setting}: part {part} of the ConcatDataset of split {split.name!r} has {difference}, so its "
+                "labels mean other classes: map them to one list of classes, and give it to the ConcatDataset as its "
+                "attribute classes"
+            )
+    problem = next((problem for _, problem in found if problem is not None), None)
+    if first is None or problem is not None:
+        return None, problem
+    if any(names is None for names, _ in found):
+        return None, "not all parts of the ConcatDataset have them"
+    return first, None
+
+
+def _as_names(classes: Any) -> list[str] | None:
+    """Returns the names that an attribute `classes` lists by index; None where it lists none, or not in order."""
+    if isinstance(classes, Mapping):
+        classes = _by_index(classes)
+    elif isinstance(classes, np.ndarray) and classes.ndim == 1:
+        classes = classes.tolist()
+    if not isinstance(classes, Sequence) or isinstance(classes, (str, bytes)):
+        return None
+    if not all(isinstance(name, (str, int, tuple)) for name in classes):  # tuples of synonyms: torchvision's ImageNet
+        return None
+    names = [str(name) for name in classes]
+    return names if names and len(set(names)) == len(names) else None
+
+
+def _by_index(classes: Mapping[Any, Any]) -> list[Any] | None:
+    """Returns the names of a mapping {name: index} or {index: name}; None for one of other indices."""
+    for pairs in ([(index, name) for name, index in classes.items()], list(classes.items())):
+        if all(isinstance(index, (int, np.integer)) and isinstance(name, str) for index, name in pairs):
+            by_index = {int(index): name for index, name in pairs}
+            if sorted(by_index) == list(range(len(pairs))):
+                return [by_index[index] for index in range(len(pairs))]
+    return None
