@@ -143,7 +143,7 @@ class OnlineAdversarialDistiller:
         """Trains all models together.
 
         Args:
-            train_data: a name, path or object, see the page "Data"; None is the bundled digits.
+            train_data: a name, a path or an object, see `docs/data.md`; None is the bundled digits.
             eval_data: likewise; None takes the evaluation split of `train_data`, or holds a fifth of it out.
             epochs: passes over the training images; None as in the config.
             batch_size: images of one update over all processes; None as in the config.

@@ -37,13 +37,14 @@ def test_cifar100_table() -> None:
     assert " % and ".join(f"{row[2]:.2f}" for row in rows[:2]) + " % after three" in page
 
 
-def test_tables_of_the_comparison() -> None:
+@pytest.mark.parametrize("folder", ["compare", "decay"])
+def test_tables_of_the_comparison(folder: str) -> None:
     """They are those that the command makes of the committed result files."""
     page = (ROOT / "docs" / "results.md").read_text()
-    command = "python -m benchmarks.compare --tabulate benchmarks/results/compare --markdown"
+    command = f"python -m benchmarks.compare --tabulate benchmarks/results/{folder} --markdown"
     _, _, rest = page.partition(f"<!-- tables: {command} -->\n\n")
     shown, _, _ = rest.partition("\n<!-- end of tables -->")
-    comparisons, left_out = collect(ROOT / "benchmarks" / "results" / "compare")
+    comparisons, left_out = collect(ROOT / "benchmarks" / "results" / folder)
     assert left_out == []
     assert shown == markdown(comparisons, [])
 
