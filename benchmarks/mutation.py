@@ -6,7 +6,7 @@ gone. The tests that reach the changed line run on it, on a copy of the tree; a 
     python -m benchmarks.mutation --count 72 --json mutants.json
 
 It is resumable: mutants that the file already holds are not tried again. The first step runs all fast tests with
-coverage, which needs `pip install pytest-cov`.
+coverage.
 """
 
 from __future__ import annotations
