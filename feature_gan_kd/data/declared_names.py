@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from feature_gan_kd.data.labels import first_difference
 from feature_gan_kd.data.sources import Split
 from feature_gan_kd.utils.errors import UserError
 
@@ -67,10 +68,10 @@ def _common_names(found: list[_Found], split: Split) -> _Found:
     first = next((names for names, _ in found if names is not None), None)
     for part, (names, _) in enumerate(found):
         if names is not None and first is not None and names != first:
-            at = next((k for k, pair in enumerate(zip(first, names, strict=False)) if pair[0] != pair[1]), None)
+            at = first_difference(first, names)
             difference = (
                 f"{len(names)} classes and another {len(first)}"
-                if at is None
+                if at == min(len(first), len(names))
                 else f"{names[at]!r} as class {at} and another {first[at]!r}"
             )
             raise UserError(

@@ -92,7 +92,7 @@ def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: 
         stray = [image for image in listing.images if "/" not in image]
         if stray:
             notes.append(f"{len(stray)} image files of {path} are in no split folder and left out; one is {stray[0]}")
-    class_names = _class_names(files)
+    class_names = _names_by_split(files)
     for name, classes in class_names.items():
         check_class_names(classes, f"the folders of split {name!r} of {path}")
     return {name: _dataset(path, files[name], class_names[name], streaming=streaming) for name in files}
@@ -182,7 +182,7 @@ def _class_files(path: Path, prefix: str, images: list[str], setting: str) -> li
     return sorted((image[len(prefix) :].partition("/")[0], image) for image in images)
 
 
-def _class_names(files: dict[str, list[tuple[str, str]]]) -> dict[str, list[str]]:
+def _names_by_split(files: dict[str, list[tuple[str, str]]]) -> dict[str, list[str]]:
     """Returns the sorted class names of each split.
 
     Splits with a class in common have all their classes together, so that a class without an image in one of them

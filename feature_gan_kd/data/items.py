@@ -164,7 +164,19 @@ def _check_tensor(image: Any, channels: int, where: str) -> Tensor:
         raise UserError(f"images: {where} is {kind}, expected a PIL image or a uint8 or float tensor")
     if image.dim() != 3 or image.shape[0] != channels:
         raise UserError(f"images: {where} has the shape {tuple(image.shape)}, expected ({channels}, height, width)")
+    check_square(image, where)
     return image.permute(1, 2, 0) if image.dtype == torch.uint8 else image.float()
+
+
+def check_square(images: Tensor, where: str) -> None:
+    """Refuses tensors (..., height, width) that are no squares: resized to one, they would be squeezed in silence.
+
+    Raises:
+        UserError: naming the place.
+    """
+    height, width = images.shape[-2:]
+    if height != width:
+        raise UserError(f"images: {where} has {height}x{width} pixels, expected squares: crop or pad the images")
 
 
 def _check_label(label: Any, limit: int | None, where: str) -> int:

@@ -82,6 +82,12 @@ def check_class_names(names: Sequence[str], where: str) -> None:
         seen[plain] = name
 
 
+def first_difference(one: Sequence[str], other: Sequence[str]) -> int:
+    """Returns the first class to which two lists give different names; the shorter's length where one goes on."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((k for k, (own, others) in pairs if own != others), min(len(one), len(other)))
+
+
 def encode_labels(
     values: Sequence[Any], column: str, split: str, names: list[str] | None, classes: int | None, *, begin: int = 0
 ) -> Tensor:

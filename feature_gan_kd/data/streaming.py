@@ -97,7 +97,7 @@ def read_stream(
     image, other_images = find_image_column(features, config.image_column, split.name)
     label, other_labels = find_label_column(features, config.label_column, image, split.name)
     declared = class_names_of(features[label], [], label, num_classes)
-    names = _class_names(declared, str(getattr(features[label], "dtype", "")), label, split.name, known)
+    names = _stream_class_names(declared, str(getattr(features[label], "dtype", "")), label, split.name, known)
     count = known.count if known is not None and known.count is not None else len(names) if names else num_classes
     length = _length(stream, split.name, config, training=known is None)
     notes.append(
@@ -117,7 +117,7 @@ def read_stream(
     )
 
 
-def _class_names(
+def _stream_class_names(
     declared: list[str] | None, dtype: str, column: str, split: str, known: Classes | None
 ) -> list[str] | None:
     """Returns the names of the classes of a stream, those that it declares or those `known`.
@@ -173,6 +173,10 @@ class IterableImages(OnDemandImages):
 
     def __len__(self) -> int:
         return len(self.stream)
+
+    def holds_floats(self) -> bool:
+        """See `ImageSource`; a stream's images are decoded to pixels."""
+        return False
 
     def _sample(self, count: int) -> Batch:
         rows = list(itertools.islice(self.stream.rows, min(count, len(self))))

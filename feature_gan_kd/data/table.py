@@ -11,7 +11,13 @@ from torch import Tensor
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.columns import find_image_column, find_label_column, note_others
-from feature_gan_kd.data.labels import are_numbers, class_names_of, encode_labels, numbers_as_names
+from feature_gan_kd.data.labels import (
+    are_numbers,
+    class_names_of,
+    encode_labels,
+    first_difference,
+    numbers_as_names,
+)
 from feature_gan_kd.data.sources import Split
 from feature_gan_kd.utils.errors import UserError
 
@@ -55,7 +61,7 @@ class Classes:
                 "the same"
             )
         if self.names is not None and names != self.names:
-            at = next(k for k, pair in enumerate(zip(names, self.names, strict=True)) if pair[0] != pair[1])
+            at = first_difference(names, self.names)
             raise UserError(
                 f"labels: class {at} is {names[at]!r} in split {split!r} and {self.names[at]!r} in {self.owner}: "
                 "give both the same names in the same order"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_sizes, rank_slice
 from feature_gan_kd.data.decode import channel_statistics, hash_images
+from feature_gan_kd.data.items import check_square
 from feature_gan_kd.data.loader_parts import (
     check_gives_all_images,
     count_images,
@@ -86,7 +88,7 @@ class UserLoader:
         Raises:
             UserError: for a batch that is not a pair of images and labels.
         """
-        return self._check_batch(next(self._read_batches(0)), 0)[0].is_floating_point()
+        return self._first_batch[0].is_floating_point()
 
     def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
         """See `ImageSource`; of the loader's own batches, whatever `batch_size`."""
@@ -99,8 +101,7 @@ class UserLoader:
         Raises:
             UserError: for a batch that is not a pair of images and labels.
         """
-        images, _ = self._check_batch(next(self._read_batches(0)), 0)
-        return channel_statistics(images.permute(0, 2, 3, 1))
+        return channel_statistics(self._first_batch[0].permute(0, 2, 3, 1))
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the first batch.
@@ -108,7 +109,7 @@ class UserLoader:
         Raises:
             UserError: for a batch that is not a pair of images and labels.
         """
-        return hash_images(*self._check_batch(next(self._read_batches(0)), 0))
+        return hash_images(*self._first_batch)
 
     def batches(
         self,
@@ -141,6 +142,11 @@ class UserLoader:
                 images = self.normalise(images.permute(0, 2, 3, 1))
             yield images.float(), labels
 
+    @functools.cached_property
+    def _first_batch(self) -> Batch:
+        """Read once: the workers of a loader may take long to start."""
+        return self._check_batch(next(self._read_batches(0)), 0)
+
     def _read_batches(self, first: int, *seeds: int) -> Iterator[Any]:
         """Yields the loader's batches.
 
@@ -168,6 +174,7 @@ class UserLoader:
         if images.dim() != 4 or images.shape[1] != self.channels:
             shape = tuple(images.shape)
             raise UserError(f"images: {where} has the shape {shape}, expected (n, {self.channels}, height, width)")
+        check_square(images, where)
         if not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise UserError(f"images: {where} is {images.dtype}, expected uint8 or float")
         floats = images.is_floating_point()

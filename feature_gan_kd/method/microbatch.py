@@ -95,5 +95,14 @@ def microbatch_slices(images: int, parts: int, device: torch.device) -> list[sli
         sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
         sizes[rank()] = images
         shares = all_reduce_sum(sizes).tolist()
-    before, parts = sum(shares[: rank()]), min(parts, sum(shares))
+    return share_slices(sum(shares[: rank()]), min(parts, sum(shares)))
+
+
+def share_slices(before: int, parts: int) -> list[slice]:
+    """The microbatches of one rank's share of a batch, see `microbatch_slices`.
+
+    Args:
+        before: number of images in the shares of the ranks before it.
+        parts: number of microbatches, at most that of all images.
+    """
     return [slice((part - before) % parts, None, parts) for part in range(parts)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class AdversarialStep:
         self.gradient_stats = gradient_stats or GradientStats()
         self.guard = NonFiniteGuard()
         self.number = 0  # of updates done
-        self._trainable = [(id(p), p.requires_grad) for _, p in self._named_parameters()]
+        self._trainable = self._parameter_state()
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
         self._connections_of_learner = Counter(one.edge.learner for one in self.connections)
         self._connections_of_edge = Counter(one.edge for one in self.connections)
@@ -299,12 +299,11 @@ class AdversarialStep:
 
     def _check_trainable(self) -> None:
         """Refuses a parameter that was replaced, frozen or unfrozen since the optimisers were built."""
-        named = list(self._named_parameters())
-        now = [(id(p), p.requires_grad) for _, p in named]
+        now = self._parameter_state()
         if now == self._trainable:
             return
-        pairs = zip(named, zip(self._trainable, now, strict=False), strict=False)
-        differing = [(name, before[0] == after[0]) for (name, _), (before, after) in pairs if before != after]
+        pairs = zip(self._parameter_names(), self._trainable, now, strict=False)
+        differing = [(name, before[0] == after[0]) for name, before, after in pairs if before != after]
         name, is_same = differing[0] if differing else ("models: a number of parameters", True)
         what = "changed requires_grad" if is_same else "was replaced"
         raise UserError(
@@ -312,14 +311,20 @@ class AdversarialStep:
             "then build the distiller"
         )
 
-    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter of learners, transfer layers and discriminators, with a name for messages."""
-        for k in self.learners:
-            for name, parameter in self.models[k].module.named_parameters():
-                yield f"{self.models[k].name}: {name}", parameter
-        for connection in self.connections:
-            for name, parameter in connection.named_parameters():
-                yield f"connection {connection.edge}: {name}", parameter
+    def _trained_modules(self) -> dict[str, nn.Module]:
+        """Learners, and connections with their transfer layers and discriminators, by name for messages."""
+        learners: dict[str, nn.Module] = {self.models[k].name: self.models[k].module for k in self.learners}
+        return learners | {f"connection {one.edge}, tap {one.tap}": one for one in self.connections}
+
+    def _parameter_state(self) -> list[tuple[int, bool]]:
+        """Identity and `requires_grad` of every trained parameter. The optimisers keep the old ones alive."""
+        modules = self._trained_modules().values()
+        return [(id(p), p.requires_grad) for module in modules for p in module.parameters()]
+
+    def _parameter_names(self) -> list[str]:
+        """For each entry of `_parameter_state`, the parameter's name in messages."""
+        modules = self._trained_modules().items()
+        return [f"{where}: {name}" for where, module in modules for name, _ in module.named_parameters()]
 
     def _log_answers(self, loss: Losses, edge: Edge, d_real: Tensor, d_fake: Tensor) -> None:
         share = 1 / self._connections_of_edge[edge]

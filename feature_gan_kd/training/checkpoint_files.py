@@ -248,8 +248,8 @@ def check_signature(folder: Path, expected: Mapping[str, Any]) -> None:
     if difference is not None:
         where, saved, own = difference
         raise MismatchError(
-            f"{folder}: was written with {where} {_short(saved)}, this run has {_short(own)}: resume with what it was "
-            "started with"
+            f"{folder}: was written with {where} {_shorten(saved)}, this run has {_shorten(own)}: resume with what it "
+            "was started with"
         )
 
 
@@ -286,7 +286,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from feature_gan_kd.data.labels import first_difference
 from feature_gan_kd.models.class_order import (
     classifier_tensors,
     order_of,
@@ -80,7 +81,7 @@ def common_class_names(group: PeerGroup) -> list[str] | None:
     first = next(iter(known), None)
     for k, own in known.items():
         if first is not None and own != known[first]:
-            at = _first_difference(known[first], own)
+            at = first_difference(known[first], own)
             raise UserError(
                 f"models: class {at} is {known[first][at]!r} in model {first} and {own[at]!r} in model {k}: fit them "
                 "first, which puts their classes into one order"
@@ -89,12 +90,12 @@ def common_class_names(group: PeerGroup) -> list[str] | None:
 
 
 def check_class_order(group: PeerGroup) -> None:
-    """Checks, before an update of the user's own loop, that a label means the same class to all models.
+    """Checks, before the first update of the user's own loop, that a label means the same class to all models.
 
     Raises:
         UserError: as `common_class_names`; after `fit` all models have the order of its data.
     """
-    if group.provenance is None:
+    if group.provenance is None and group.step.number == 0:
         common_class_names(group)
 
 
@@ -149,7 +150,7 @@ def _plan(group: PeerGroup, index: int, known: Sequence[str], names: Sequence[st
         "model.pretrained_cfg.pop('label_names'))"
     )
     if order is None:
-        at = _first_difference(known, names)
+        at = first_difference(known, names)
         raise UserError(
             f"{where} knows other classes than the data: class {at} is {known[at]!r} in the model and {names[at]!r} in "
             f"the data: {remedy}"
@@ -159,17 +160,12 @@ def _plan(group: PeerGroup, index: int, known: Sequence[str], names: Sequence[st
     shape = (2, group.in_chans, peer.image_size, peer.image_size)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(group.accelerator.device, group.dtype)
     if not reorders_logits(module, tensors, order, images):
-        at = _first_difference(known, names)
+        at = first_difference(known, names)
         raise UserError(
             f"{where} has the data's classes in another order (class {at} is {known[at]!r}, in the data {names[at]!r}) "
             f"and no linear classifier that could be reordered: give the data's classes its order, or {remedy}"
         )
     return _Plan(index, tensors, order)
-
-
-def _first_difference(one: Sequence[str], other: Sequence[str]) -> int:
-    """The first class with two names; 0 where names only repeat."""
-    return next((k for k, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), 0)
 
 
 def _optimizer_rows(group: PeerGroup, plan: _Plan) -> list[Tensor]:

@@ -13,6 +13,7 @@ from feature_gan_kd.data import ImageSource
 from feature_gan_kd.data.batches import rank_slice
 from feature_gan_kd.distributed.sync_batchnorm import check_batchnorm_batches
 from feature_gan_kd.method.discriminator import BatchStatisticsNorm
+from feature_gan_kd.method.microbatch import share_slices
 from feature_gan_kd.models.tapped_model import evaluating
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.utils.errors import UserError
@@ -67,7 +68,7 @@ def microbatch_sizes(images: int, parts: int, processes: int) -> list[list[int]]
     sizes = []
     for rank in range(processes):
         share = range(images)[rank_slice(images, rank, processes)]
-        sizes.append([sum(image % parts == part for image in share) for part in range(parts)])
+        sizes.append([len(share[one]) for one in share_slices(share.start, parts)])
     return sizes
 
 

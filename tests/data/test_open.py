@@ -455,3 +455,9 @@ def test_the_real_cifar_100() -> None:
     assert data.normalisation.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=1e-4)
     assert data.normalisation.std == pytest.approx((0.2673, 0.2564, 0.2762), abs=1e-4)
     assert torch.bincount(all_of(data.evaluation)[1]).tolist() == [100] * 100
+
+
+def test_tensors_that_are_no_squares_are_refused() -> None:
+    data = TensorDataset(torch.rand(4, 3, 8, 16), torch.arange(4) % 2)
+    with pytest.raises(UserError, match=r"^images: image \d of split 'train' has 8x16 pixels, expected squares: crop"):
+        opened(data)

@@ -298,3 +298,26 @@ def test_an_evaluation_of_all_that_a_sampler_chooses(options: dict[str, Any]) ->
     check_leaves_none_out(DataLoader(BYTES, **options), "test", "eval_data")
     assert torch.equal(torch.get_rng_state(), state)
     check_leaves_none_out(DataLoader(SizedStream(), batch_size=2), "test", "eval_data")
+
+
+def test_rectangles_are_refused() -> None:
+    """Resized to the models' squares, they would be squeezed in silence."""
+    loader = DataLoader(TensorDataset(torch.rand(6, 3, 8, 16), torch.arange(6)), batch_size=3)
+    with pytest.raises(UserError, match=r"^images: batch 0 of split .* has 8x16 pixels, expected squares"):
+        UserLoader(loader, 3, None, None, None, "train").holds_floats()
+
+
+def test_the_first_batch_is_read_once() -> None:
+    read: list[int] = []
+
+    class Counting(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    loader = DataLoader(Counting(PIXELS, torch.arange(len(PIXELS))), batch_size=5)
+    source = UserLoader(loader, 3, None, None, None, "train")
+    assert not source.holds_floats()
+    source.statistics()
+    source.fingerprint()
+    assert len(read) == 5

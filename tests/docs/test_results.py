@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks.compare.differences import paired_difference
 from benchmarks.compare.results import collect
+from benchmarks.compare.runs import list_runs
 from benchmarks.compare.tables import markdown
 from feature_gan_kd.config.distill_config import DistillConfig
 
@@ -47,6 +49,15 @@ def test_tables_of_the_comparison(folder: str) -> None:
     comparisons, left_out = collect(ROOT / "benchmarks" / "results" / folder)
     assert left_out == []
     assert shown == markdown(comparisons, [])
+
+
+def test_the_command_of_the_weight_decay_names_its_runs() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    patterns = re.findall(r"'(r14\S+)'", page)
+    named = {f"{run.pair}-{run.method}" for run in list_runs("cpu", ROOT, patterns)}
+    shown = {path.stem.rpartition("-")[0] for path in (ROOT / "benchmarks" / "results" / "decay" / "cpu").iterdir()}
+    assert len(patterns) == 3
+    assert named == shown
 
 
 ANSWERS = (

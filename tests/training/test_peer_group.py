@@ -132,7 +132,7 @@ def test_parameters_that_are_replaced_after_building_are_refused(part: str) -> N
 def test_discriminators_that_are_frozen_after_building_are_refused() -> None:
     distiller = OnlineAdversarialDistiller(own_models(), image_size=8)
     distiller.discriminators.requires_grad_(False)
-    with pytest.raises(UserError, match=r"^connection 0->1: .* changed requires_grad after the distiller was built"):
+    with pytest.raises(UserError, match=r"^connection 0->1, tap 0: .* changed requires_grad after"):
         update(distiller)
 
 

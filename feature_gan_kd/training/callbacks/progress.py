@@ -52,14 +52,14 @@ class ProgressLine(Callback):
     def on_metrics(self, record: Record) -> None:
         """See `Callback`; shows speed, losses and the discriminators' answers."""
         if self.bar is not None:
-            self.bar.set_postfix_str(_short(record), refresh=False)
+            self.bar.set_postfix_str(_figures(record), refresh=False)
 
     def on_evaluate(self, record: Record) -> bool:
         """See `Callback`; prints the line of an evaluated epoch."""
         accuracy = "  ".join(f"{value:.2f}" for value in model_accuracies(record))
         line = (
             f"epoch {record['epoch']}/{record['epochs']}  top-1 % {accuracy}  "
-            f"ensemble {ensemble_accuracy(record):.2f}  {_short(record)}  left {_clock(record['seconds_left'])}"
+            f"ensemble {ensemble_accuracy(record):.2f}  {_figures(record)}  left {_clock(record['seconds_left'])}"
         )
         if record.get("stopped"):
             line += "\nstopped early: a callback ended the training after this epoch"
@@ -75,7 +75,7 @@ class ProgressLine(Callback):
             self.bar.close()
 
 
-def _short(record: Record) -> str:
+def _figures(record: Record) -> str:
     """Speed, losses and answers of a record on one line: of each metric the values of all learners or edges."""
     metrics = record["metrics"]
     words = [f"{metrics['train/images_per_second']:.0f} img/s"]
