@@ -249,7 +249,10 @@ def test_an_empty_share() -> None:
         ),
         (Pictures(change=lambda _: torch.zeros(3, 8, 8).long()), r"^images: image 0 .* is torch.int64, expected"),
         (Pictures(change=lambda _: torch.zeros(1, 8, 8)), r"^images: image 0 .* the shape \(1, 8, 8\), expected \(3, "),
-        (Pictures(change=lambda _: torch.zeros(3, random.randint(1, 50), 8)), "^images: tensors of different shapes"),
+        (
+            Pictures(change=lambda _: torch.zeros(3, *[random.randint(1, 50)] * 2)),
+            "^images: tensors of different shapes",
+        ),
         (
             TensorDataset(torch.zeros(4, 3, 8, 8)),
             "^data: image 0 of split 'train' is not a pair of an image and a label",
