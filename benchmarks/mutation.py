@@ -21,7 +21,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,11 +132,11 @@ def run(root: Path, *arguments: str, cap: float | None = None) -> subprocess.Com
     return subprocess.run(command, cwd=root, env=env, timeout=cap, capture_output=True, text=True)
 
 
-def tests_of_lines(root: Path, workers: str) -> dict[tuple[str, int], list[str]]:
-    """Which fast tests run each line; they all run once, with coverage, unless they have."""
+def tests_of_lines(root: Path, tests: list[str], workers: str) -> dict[tuple[str, int], list[str]]:
+    """Which of the fast tests run each line; they all run once, with coverage, unless they have."""
     data = root / ".coverage"
     if not data.exists():
-        run(root, "-n", workers, "--cov=feature_gan_kd", "--cov-context=test", "--cov-report=")
+        run(root, *tests, "-n", workers, "--cov=feature_gan_kd", "--cov-context=test", "--cov-report=")
     from coverage.numbits import numbits_to_nums
 
     rows = sqlite3.connect(data).execute(
@@ -181,19 +180,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the tree to try [this one]")
     parser.add_argument("--areas", nargs="+", default=AREAS, metavar="GLOB", help="files of each area, with commas")
+    parser.add_argument("--tests", nargs="+", default=["tests"], metavar="PATH", help="tests to try them on [all]")
     parser.add_argument("--count", type=int, default=72, help="mutants in all [72]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cap", type=float, default=300, help="seconds for the tests of one mutant [300]")
     parser.add_argument("--workers", default="2", help="processes of the first run, with coverage [2]")
-    parser.add_argument("--json", type=Path, default=Path("mutants.json"))
+    parser.add_argument(
+        "--json", type=Path, default=Path("mutants.json"), help="the results; NAME.tree beside it is the copied tree"
+    )
     args = parser.parse_args()
     results = json.loads(args.json.read_text()) if args.json.exists() else {}
-    copied = Path(tempfile.gettempdir()) / f"mutants-of-{args.json.stem}"
+    copied = args.json.with_suffix(".tree").resolve()
     if not copied.exists():
         shutil.copytree(
-            args.root, copied, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", ".*_cache")
+            args.root,
+            copied,
+            ignore=shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", ".*_cache", "*.tree"),
         )
-    reached = tests_of_lines(copied, args.workers)
+    reached = tests_of_lines(copied, args.tests, args.workers)
     for path, line, what, source in chosen(copied, args.areas, args.count, args.seed):
         key = f"{path}:{line}: {what}"
         if key in results:

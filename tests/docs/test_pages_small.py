@@ -46,6 +46,9 @@ STAND_INS = {
     r"(benchmarks\.sweep_.*)": r"\1 --only test_resnet resnet18 --image-size 64",
     r"(benchmarks\.speed)": r"\1 --quick --rounds 1 --rows plain exact",
     r"(benchmarks\.scale)": r"\1 --only models --rounds 1",
+    r"\S+python (-m benchmarks\.mutation) --areas \S+ --count 20": (
+        r"python \1 --areas feature_gan_kd/method/topology.py --tests tests/method/test_topology.py --count 1"
+    ),
     r" --only( 'r14\S+')+": "",  # tests/docs/test_results.py looks for these runs
     r"--preset cpu": "--preset smoke --only tiny/logit/0",
     r"--jobs 2": "--jobs 1",
