@@ -128,7 +128,7 @@ def train(name: str, image_size: int | None = None) -> dict[str, Any]:
     model.train()
     metrics = distiller.training_step(images, labels)
     # SGD with momentum has a state for a parameter once it was given a gradient.
-    reached = {id(parameter) for parameter in distiller.step.logit_group.optimizer.state}
+    reached = {id(parameter) for parameter in distiller.step.logit_groups[0].optimizer.state}
     missed = sorted(key for key, value in model.named_parameters() if key in expected and id(value) not in reached)
     problems += [f"{len(missed)} parameters get no gradient, as {missed[0]}"] if missed else []
     problems += [] if all(bool(value.isfinite()) for value in metrics.values()) else ["a loss is not finite"]

@@ -12,6 +12,7 @@ from feature_gan_kd.utils.version import __version__
 
 if TYPE_CHECKING:
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
+    from feature_gan_kd.models.peer import Peer
     from feature_gan_kd.training.callbacks import Callback, EarlyStopping
     from feature_gan_kd.training.history import History
 
@@ -25,6 +26,7 @@ __all__ = [
     "History",
     "Interrupted",
     "OnlineAdversarialDistiller",
+    "Peer",
     "UserError",
     "__version__",
 ]
@@ -35,6 +37,7 @@ _LAZY = {
     "EarlyStopping": "feature_gan_kd.training.callbacks",
     "History": "feature_gan_kd.training.history",
     "OnlineAdversarialDistiller": "feature_gan_kd.distiller",
+    "Peer": "feature_gan_kd.models.peer",
 }
 
 

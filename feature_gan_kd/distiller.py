@@ -17,8 +17,8 @@ from feature_gan_kd.config.distill_config import DistillConfig, override_setting
 from feature_gan_kd.export import save_models
 from feature_gan_kd.export.card import ExportFormat
 from feature_gan_kd.method.topology import Edge, TopologyName
-from feature_gan_kd.models.build import PeerModel
 from feature_gan_kd.models.normalisation import stated_normalisation
+from feature_gan_kd.models.peer import Peer, PeerModel
 from feature_gan_kd.models.tapped_model import Layer, MapShape
 from feature_gan_kd.training import checkpoint_files, run
 from feature_gan_kd.training.callbacks import Callback
@@ -32,7 +32,8 @@ class OnlineAdversarialDistiller:
     """Trains several models that teach each other by their logits and by the distribution of their feature maps.
 
     Args:
-        models: at least two: timm names (also `hf-hub:` and `local-dir:` names), or torch modules.
+        models: at least two: timm names (also `hf-hub:` and `local-dir:` names), torch modules, or a `Peer` of either,
+            which has settings of its own.
         num_classes: of models built by name; None keeps each one's own number.
         in_chans: input channels of models built by name.
         pretrained: load trained weights into models built by name; modules have trained weights, too.
@@ -62,7 +63,7 @@ class OnlineAdversarialDistiller:
 
     def __init__(
         self,
-        models: Sequence[str | nn.Module | PeerModel],
+        models: Sequence[str | nn.Module | Peer | PeerModel],
         *,
         num_classes: int | None = None,
         in_chans: int = 3,

@@ -59,7 +59,7 @@ def measure() -> dict[str, float]:
     step = built.step
     assert step.feature_group is not None
     assert step.discriminator_group is not None
-    groups = (step.logit_group, step.feature_group, step.discriminator_group)
+    groups = (*step.logit_groups, step.feature_group, step.discriminator_group)
     batch = noise(BATCH // world_size())
     for _ in range(2):
         built.training_step(*batch)
@@ -70,7 +70,7 @@ def measure() -> dict[str, float]:
     found["fixed"] = _seconds(lambda: [group.optimizer.step() for group in groups])
     for parameter in (one for group in groups for one in group.parameters):
         parameter.grad = None
-    gradients: list[Tensor | None] = [torch.zeros_like(parameter) for parameter in step.logit_group.parameters]
+    gradients: list[Tensor | None] = [torch.zeros_like(parameter) for parameter in step.logit_groups[0].parameters]
     found["bytes"] = float(sum(one.nbytes for group in groups for one in group.parameters))
     found["bare exchange"] = _seconds(lambda: all_reduce_async(gradients)())
     all_reduce_sum(torch.zeros(1))  # waits for the others, so that all profile the same update
@@ -105,7 +105,7 @@ def _overlap(built: OnlineAdversarialDistiller, batch: tuple[Tensor, Tensor]) ->
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
         events = [one for one in json.loads(path.read_text())["traceEvents"] if one.get("ph") == "X"]
-    size = sum(parameter.numel() for parameter in built.step.logit_group.parameters)
+    size = sum(parameter.numel() for parameter in built.step.logit_groups[0].parameters)
     exchange = next(
         one for one in events if one["name"] == "gloo:all_reduce" and str(size) in str(one["args"].get("Input Dims"))
     )

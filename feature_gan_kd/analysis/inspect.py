@@ -49,7 +49,7 @@ def inspect_models(
             models,
             num_classes=num_classes,
             in_chans=in_chans,
-            pretrained=False,
+            pretrained=[False] * len(models),
             image_size=config.image_size,
             seed=config.seed,
         )

@@ -36,6 +36,7 @@ class Argument:
         help: what it is; names the default where the default is None.
         default: of the value; MISSING where the argument is required.
         is_positional: whether it is given by its place instead of `--name`.
+        per_peer: whether `K:VALUE` gives it to model K alone; a switch takes the positions of models.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Argument:
     help: str
     default: Any
     is_positional: bool = False
+    per_peer: bool = False
 
     @property
     def is_required(self) -> bool:
@@ -60,11 +62,11 @@ class Argument:
         if self.is_positional:
             return f"[{self.label} ...]" if self.type.is_list else self.label
         if self.type.scalar is bool:
-            return f"--[no-]{self.label[2:]}"
+            return f"--[no-]{self.label[2:]}{' [K ...]' * self.per_peer}"
         metavar = f"{{{','.join(map(str, self.type.choices))}}}"
         if not self.type.choices or len(metavar) > _LONGEST_CHOICES:
             metavar = _METAVARS[self.type.scalar]
-        return f"{self.label} {metavar}{' ...' if self.type.is_list else ''}"
+        return f"{self.label} {'[K:]' * self.per_peer}{metavar}{' ...' if self.type.is_list or self.per_peer else ''}"
 
     def describe(self) -> str:
         """The help text with the default, and with the presets that change it."""
@@ -130,10 +132,24 @@ def _parameters(command: Command) -> Iterator[tuple[inspect.Parameter, Any, tupl
 def _fields(section: Any, only: tuple[str, ...] | None) -> list[Argument]:
     hints, docs = typing.get_type_hints(section), field_docs(section)
     return [
-        Argument(spec.name, ValueType.from_hint(hints[spec.name]), docs[spec.name], spec.default)
+        Argument(
+            spec.name,
+            ValueType.from_hint(hints[spec.name]),
+            docs[spec.name],
+            spec.default,
+            per_peer=spec.metadata.get("per_peer", False),
+        )
         for spec in dataclasses.fields(section)
-        if only is None or spec.name in only
+        if spec.name in docs and (only is None or spec.name in only)
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfPeer:
+    """What was given as `K:VALUE`: `value` for model `peer` alone."""
+
+    peer: int
+    value: Any
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -147,11 +163,26 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class _Switch(argparse.BooleanOptionalAction):
-    """`--name` and `--no-name`."""
+    """`--name` and `--no-name`, with positions of models where `nargs` allows them."""
 
-    def __init__(self, *, metavar: str, **details: Any) -> None:
+    def __init__(self, *, metavar: str, nargs: str | int = 0, **details: Any) -> None:
         super().__init__(**details)
-        self.metavar = metavar
+        self.metavar, self.nargs = metavar, nargs
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        on = not str(option_string).startswith("--no-")
+        if not values:
+            setattr(namespace, self.dest, on)
+            return
+        wrong = next((word for word in values if not word.isdecimal()), None)
+        if wrong is not None:
+            raise argparse.ArgumentError(self, f"{wrong!r} is not allowed, expected positions of models, such as 0")
+        before = getattr(namespace, self.dest, [])
+        setattr(
+            namespace,
+            self.dest,
+            [*(before if isinstance(before, list) else []), *(_OfPeer(int(k), on) for k in values)],
+        )
 
 
 class Parser:
@@ -190,7 +221,7 @@ class Parser:
             known, loose = self._argparser(options).parse_known_args(words)
         except argparse.ArgumentError as error:
             raise UserError(f"{str(error.argument_name).partition('/')[0]}: {error.message}") from None
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(known).items()}
+        given, own = _split_by_peer(self.arguments, vars(known))
         for one in self.arguments:
             if given.get(one.name, one) is None:
                 raise UserError(f"{one.label}: its value is missing, expected {one.type.describe_item()}")
@@ -203,7 +234,7 @@ class Parser:
         missing = [one.label for one in self.arguments if one.is_required and one.name not in given]
         if missing:
             raise UserError(f"{self.name}: missing {' and '.join(missing)}, expected {self.usage}")
-        return self._bind(given)
+        return self._bind(given, own)
 
     def _positional(self, words: list[str]) -> dict[str, Any]:
         """The values of the positional arguments; a list takes all that are left."""
@@ -217,8 +248,12 @@ class Parser:
             raise UserError(f"{self.name}: {words[0]!r} is one argument too many, expected {self.usage}")
         return given
 
-    def _bind(self, given: dict[str, Any]) -> Callable[[], None]:
-        """The call of the command with these values, those of a dataclass's fields in a dataclass."""
+    def _bind(self, given: dict[str, Any], own: dict[int, dict[str, Any]]) -> Callable[[], None]:
+        """The call of the command with these values, those of a dataclass's fields in a dataclass.
+
+        What was given for single models is the field `own` of the dataclass that has it.
+        """
+        given = given | ({"own": own} if own else {})
         positional, named = [], {}
         for parameter, hint, _ in _parameters(self.command):
             if dataclasses.is_dataclass(hint):
@@ -247,6 +282,10 @@ class Parser:
                 details: dict[str, Any] = {"help": one.describe().replace("%", "%%"), "metavar": one.usage}
                 if one.type.scalar is bool:
                     details["action"] = _Switch
+                    details["nargs"] = "*" if one.per_peer else 0
+                elif one.per_peer:
+                    details["type"] = functools.partial(_convert_of_peer, one.type)
+                    details["nargs"] = "*"
                 elif not one.is_positional:
                     # An option without its value gets None, which no word can give: `parse` explains it.
                     details["type"] = functools.partial(_convert, one.type)
@@ -264,3 +303,41 @@ def _convert(expected: ValueType, word: str) -> Any:
     if not expected.accepts_item(value):
         raise argparse.ArgumentTypeError(f"{word!r} is not allowed, expected {expected.describe_item()}")
     return value
+
+
+def _convert_of_peer(expected: ValueType, word: str) -> Any:
+    found = re.fullmatch(r"(\d+):(.*)", word)
+    return _convert(expected, word) if found is None else _OfPeer(int(found[1]), _convert(expected, found[2]))
+
+
+def _split_by_peer(
+    arguments: Sequence[Argument], known: dict[str, Any]
+) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """Separates the values for all models from those for single ones; lists become tuples.
+
+    Raises:
+        UserError: for two values of one setting.
+    """
+    given: dict[str, Any] = {}
+    own: dict[int, dict[str, Any]] = {}
+    types = {one.name: one for one in arguments}
+    for name, value in known.items():
+        if not (types[name].per_peer and isinstance(value, list)):
+            given[name] = tuple(value) if isinstance(value, list) else value
+            continue
+        single: dict[int | None, list[Any]] = {}
+        for item in value:
+            peer, one = (item.peer, item.value) if isinstance(item, _OfPeer) else (None, item)
+            single.setdefault(peer, []).append(one)
+        if not value:
+            given[name] = None
+        for peer, items in single.items():
+            if len(items) > 1 and not types[name].type.is_list:
+                whom = "all models" if peer is None else f"model {peer}"
+                raise UserError(f"{option(name)}: {' and '.join(map(_show, items))} are given for {whom}: give one")
+            one = tuple(items) if types[name].type.is_list else items[0]
+            if peer is None:
+                given[name] = one
+            else:
+                own.setdefault(peer, {})[name] = one
+    return given, own

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.topology import TopologyName
@@ -28,8 +29,9 @@ class ModelOptions:
     """Number of classes (default: that of the data)."""
     in_chans: Literal[1, 3] = 3
     """Channels of the images."""
-    pretrained: bool = False
-    """Start from pretrained weights, with the finetune recipe; local-dir: and hf-hub: models always do."""
+    pretrained: bool = dataclasses.field(default=False, metadata={"per_peer": True})
+    """Start from pretrained weights, all models or those at the positions K, with the finetune recipe if all learners
+    do; local-dir: and hf-hub: models always do."""
     feature_layers: tuple[str, ...] = ()
     """Layers whose outputs are the feature maps: module names, or numbers of timm stages (0, 1, ..., -1), for every
     model; K:LAYER is for model K only (default: the last map before pooling)."""
@@ -38,6 +40,8 @@ class ModelOptions:
     model 0 and each of the others."""
     frozen: tuple[int, ...] = ()
     """Positions of models that only teach, such as 0 (default: none)."""
+    # What `K:VALUE` gave to single models: settings by position.
+    own: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def build(models: ModelOptions, config: DistillConfig) -> OnlineAdversarialDistiller:
@@ -48,9 +52,10 @@ def build(models: ModelOptions, config: DistillConfig) -> OnlineAdversarialDisti
     """
     from feature_gan_kd.data import count_classes
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
+    from feature_gan_kd.models.peer import Peer
 
     return OnlineAdversarialDistiller(
-        peers(models),
+        [Peer(name, **models.own.get(k, {})) for k, name in enumerate(peers(models))],
         num_classes=count_classes(models.data, config) if models.num_classes is None else models.num_classes,
         in_chans=models.in_chans,
         pretrained=models.pretrained,
@@ -65,13 +70,17 @@ def peers(models: ModelOptions) -> tuple[str, ...]:
     """The names of the models.
 
     Raises:
-        UserError: for fewer than two.
+        UserError: for fewer than two, or a setting for one that is not there.
     """
     if len(models.models) < 2:
         raise UserError(
             f"models: {len(models.models)} named, at least 2 are needed: name a model and its peer, with a space "
             "between"
         )
+    for k, own in models.own.items():
+        if k >= len(models.models):
+            name = next(iter(own))
+            raise UserError(f"{name}: {k}:{own[name]} is for model {k}, there are 0 to {len(models.models) - 1}")
     return models.models
 
 

@@ -52,6 +52,7 @@ class DistillConfig(
     settings.RuntimeSettings,
     settings.DataSettings,
     settings.DiscriminatorSettings,
+    settings.PeerSettings,
     settings.OptimSettings,
     settings.LossSettings,
     settings.TrainingSettings,

@@ -17,6 +17,16 @@ RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
     "auto": {},
     # The defaults are the paper's (section 4).
     "paper": {},
-    # Ours: pretrained weights stay close, so the steps are small and no coupled decay pulls the weights to zero.
-    "finetune": {"lr": 0.01, "scheduler": "cosine", "warmup_fraction": 0.05, "adversarial_weight_decay": 0.0},
+    # Ours: pretrained weights stay close, so the steps are small and no coupled decay pulls the weights to zero. A new
+    # classifier starts at zero and learns alone at first: two random ones would teach each other noise.
+    "finetune": {
+        "epochs": 30,
+        "lr": 0.01,
+        "scheduler": "cosine",
+        "warmup_fraction": 0.05,
+        "decay_norms": False,
+        "head_init_scale": 0.0,
+        "kl_start_fraction": 0.1,
+        "adversarial_weight_decay": 0.0,
+    },
 }

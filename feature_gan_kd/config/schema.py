@@ -41,7 +41,10 @@ def _describe(expected: ValueType, bounds: Mapping[str, float]) -> dict[str, Any
     if expected.choices:
         described: dict[str, Any] = {"enum": list(expected.choices)}
     else:
-        described = {"type": _TYPES[expected.scalar], **{_BOUNDS[key]: bound for key, bound in bounds.items()}}
+        described = {
+            "type": _TYPES[expected.scalar],
+            **{_BOUNDS[key]: bound for key, bound in bounds.items() if key in _BOUNDS},
+        }
     if expected.is_list:
         described = {"type": "array", "items": described}
     return {"anyOf": [described, {"type": "null"}]} if expected.is_optional else described

@@ -22,11 +22,20 @@ Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
 
 
 def bounded(
-    default: Any, *, at_least: float | None = None, above: float | None = None, at_most: float | None = None
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    per_peer: bool = False,
 ) -> Any:
-    """A dataclass field whose number, or each of whose numbers, must lie within the bounds."""
+    """A dataclass field whose number, or each of whose numbers, must lie within the bounds.
+
+    A model may have a value of its own for a setting that is `per_peer`.
+    """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most}
-    return dataclasses.field(default=default, metadata={key: one for key, one in bounds.items() if one is not None})
+    stated = {key: one for key, one in bounds.items() if one is not None}
+    return dataclasses.field(default=default, metadata=stated | ({"per_peer": True} if per_peer else {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,8 @@ class LossSettings:
     move by weight decay only (a control for afd)."""
     kl_weight: float = bounded(1.0, at_least=0)
     """Weight of the logit term: T^2 times the KL divergence between the softened outputs of source and learner."""
+    kl_start_fraction: float = bounded(0.0, at_least=0, at_most=1)
+    """Fraction of the run after which the logit term joins: before, new classifiers would teach each other noise."""
     temperature: float = bounded(3.0, above=0)
     """T, which softens the outputs in the logit term."""
     adversarial_weight: float = bounded(1.0, at_least=0)
@@ -99,23 +110,37 @@ class OptimSettings:
     """Optimisation: optimisers and their schedules. All times are fractions of the run."""
 
     recipe: RecipeName = "auto"
-    """Preset of the settings below. paper: training from scratch, as in the paper; finetune: small steps from
-    pretrained weights; auto: finetune where all learners start from pretrained weights, else paper."""
-    lr: float = bounded(0.1, above=0)
+    """Preset of the length, the optimisers and new classifiers. paper: training from scratch, as in the paper;
+    finetune: small steps from pretrained weights; auto: finetune where all learners start from pretrained weights,
+    else paper."""
+    lr: float = bounded(0.1, above=0, per_peer=True)
     """Learning rate of the logit optimiser, which trains every parameter of the models."""
-    optimizer: str = "momentum"
+    optimizer: str = bounded("momentum", per_peer=True)
     """timm's name of the logit optimiser; momentum is SGD with momentum."""
-    weight_decay: float = bounded(1e-4, at_least=0)
-    """Weight decay of the logit optimiser, on every parameter."""
-    momentum: float = bounded(0.9, at_least=0, at_most=1)
-    """Momentum of the logit optimiser."""
+    weight_decay: float = bounded(1e-4, at_least=0, per_peer=True)
+    """Weight decay of the logit optimiser."""
+    decay_norms: bool = bounded(True, per_peer=True)
+    """Let the weight decay of the logit optimiser act on biases, normalisation layers and what the model itself names
+    (timm's no_weight_decay), too."""
+    momentum: float = bounded(0.9, at_least=0, at_most=1, per_peer=True)
+    """Momentum of the logit optimiser, where it has one."""
+    betas: tuple[float, ...] | None = bounded(None, at_least=0, at_most=1, per_peer=True)
+    """Decay rates of the running means of the logit optimiser, as 0.9 0.95 for adamw (default: the optimiser's own)."""
+    eps: float | None = bounded(None, above=0, per_peer=True)
+    """Term that keeps the logit optimiser from dividing by zero (default: the optimiser's own)."""
+    layer_decay: float | None = bounded(None, above=0, at_most=1, per_peer=True)
+    """Multiply the learning rate by this for each layer that lies further from the classifier (default: 1)."""
+    head_lr_scale: float = bounded(1.0, above=0, per_peer=True)
+    """Multiply the learning rate of the classifier by this."""
     scheduler: SchedulerName = "multistep"
     """Learning rate schedule of the logit optimiser."""
     milestones: tuple[float, ...] = bounded((0.5, 0.75), above=0, at_most=1)
     """Fractions of the run at which the multistep schedule multiplies the learning rate by 0.1."""
     warmup_fraction: float = bounded(0.0, at_least=0, at_most=0.9)
     """Fraction of the run over which the learning rate rises from zero."""
-    clip_grad: float | None = bounded(None, above=0)
+    min_lr: float = bounded(0.0, at_least=0)
+    """Learning rate at which the schedules other than multistep end."""
+    clip_grad: float | None = bounded(None, above=0, per_peer=True)
     """Largest norm of a model's logit gradient (default: no clipping)."""
     adversarial_lr: float = bounded(2e-5, above=0)
     """Learning rate of the adversarial optimiser of the extractors."""
@@ -138,6 +163,23 @@ class OptimSettings:
     joint_backward: bool = False
     """Add the feature loss to the logit loss, with one backward pass and one optimiser for both: faster, but no longer
     the paper's algorithm. adversarial_weight then sets the strength of the adversarial term."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSettings:
+    """Peers: how each model is built and trained."""
+
+    head_init_scale: float = bounded(1.0, at_least=0, per_peer=True)
+    """Multiply the initial weights of a new classifier by this; 0 starts from equal probabilities. A classifier that
+    comes with pretrained weights is kept as it is."""
+    drop_rate: float | None = bounded(None, at_least=0, at_most=1, per_peer=True)
+    """Dropout before the classifier (default: the architecture's)."""
+    drop_path_rate: float | None = bounded(None, at_least=0, at_most=1, per_peer=True)
+    """Stochastic depth: the largest probability that a block is left out (default: the architecture's)."""
+    freeze_backbone: bool = bounded(False, per_peer=True)
+    """Train the classifier alone; everything before it stays as it is, in evaluation mode."""
+    grad_checkpointing: bool = bounded(False, per_peer=True)
+    """Compute the activations again in the backward pass instead of keeping them: slower, with less memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,8 +273,15 @@ class TrackingSettings:
 
 UPDATE_SETTINGS = frozenset(
     (
-        *(spec.name for section in (LossSettings, DiscriminatorSettings) for spec in dataclasses.fields(section)),
-        *("lr", "optimizer", "weight_decay", "momentum", "clip_grad", "adversarial_lr", "discriminator_lr"),
+        *(
+            spec.name
+            for section in (LossSettings, DiscriminatorSettings)
+            for spec in dataclasses.fields(section)
+            if spec.name != "kl_start_fraction"
+        ),
+        *("lr", "optimizer", "weight_decay", "decay_norms", "momentum", "betas", "eps", "layer_decay", "head_lr_scale"),
+        *("clip_grad", "adversarial_lr", "discriminator_lr"),
+        *(spec.name for spec in dataclasses.fields(PeerSettings)),
         *("adversarial_weight_decay", "discriminator_weight_decay", "adversarial_optimizer", "joint_backward"),
         *("seed", "mixed_precision", "grad_accum_steps", "sync_batchnorm", "mean", "std"),
     )
@@ -244,6 +293,7 @@ SECTIONS = (
     TrainingSettings,
     LossSettings,
     OptimSettings,
+    PeerSettings,
     DiscriminatorSettings,
     DataSettings,
     RuntimeSettings,
@@ -251,6 +301,12 @@ SECTIONS = (
 )
 # All other sections decide the weights of a run, so a run is resumed only with the same values.
 MAY_CHANGE_ON_RESUME = (RuntimeSettings, TrackingSettings)
+
+
+PEER_SETTINGS = frozenset(
+    spec.name for section in SECTIONS for spec in dataclasses.fields(section) if spec.metadata.get("per_peer")
+)
+"""The settings of which a model may have a value of its own."""
 
 
 def field_docs(cls: type) -> dict[str, str]:

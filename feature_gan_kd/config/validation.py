@@ -106,7 +106,7 @@ def _is_within(number: float, bounds: Mapping[str, float]) -> bool:
 
 def _describe_bounds(bounds: Mapping[str, float]) -> str:
     words = {"at_least": "at least", "above": "above", "at_most": "at most"}
-    return "a finite number " + " and ".join(f"{words[key]} {bound}" for key, bound in bounds.items())
+    return "a finite number " + " and ".join(f"{words[key]} {bounds[key]}" for key in words if key in bounds)
 
 
 def show(value: Any) -> str:

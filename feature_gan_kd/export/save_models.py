@@ -17,8 +17,8 @@ from feature_gan_kd.export import (
     publish_graph,
     push,
 )
-from feature_gan_kd.models.build import PeerModel
 from feature_gan_kd.models.normalisation import Normalisation
+from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.training.history import Record, Which, ensemble_accuracy, model_accuracies
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import RunProvenance

@@ -16,11 +16,13 @@ from feature_gan_kd.method.connection import Connection, build_connections, chec
 from feature_gan_kd.method.discriminator import Discriminator
 from feature_gan_kd.method.step import AdversarialStep
 from feature_gan_kd.method.topology import Edge
-from feature_gan_kd.models.build import PeerModel, safe_memory_format
+from feature_gan_kd.models.build import safe_memory_format
 from feature_gan_kd.models.find_taps import DryRun, dry_run, find_taps, layers_of
 from feature_gan_kd.models.input_adapter import InputAdapter
+from feature_gan_kd.models.peer import PeerModel
+from feature_gan_kd.models.prepare import classifier_parameters, modules_in_evaluation
 from feature_gan_kd.models.tapped_model import Layer, MapShape, TappedModel, check_one_head
-from feature_gan_kd.optim.build import build_optimizer
+from feature_gan_kd.optim.build import build_adversarial_optimizer, build_logit_optimizer
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup
 from feature_gan_kd.utils.errors import UserError, reason
@@ -127,7 +129,8 @@ def _tap(
     needs_maps = config.loss_weights.updates_extractors or config.similarity_images
     try:
         taps = find_taps(model.module, images, name, layers, vectors=config.vectors_as_maps) if needs_maps else []
-        tapped = TappedModel(model.module, taps, name, adapter)
+        always_evaluated = modules_in_evaluation(model.module, config.replace(**model.settings))
+        tapped = TappedModel(model.module, taps, name, adapter, always_evaluated)
         return tapped, dry_run(tapped, images)
     except UserError:
         raise
@@ -153,7 +156,10 @@ def _discriminator_factory(
 
 
 def build_step(
-    modules: MethodModules, config: DistillConfig, autocast: Callable[[], contextlib.AbstractContextManager[None]]
+    modules: MethodModules,
+    config: DistillConfig,
+    autocast: Callable[[], contextlib.AbstractContextManager[None]],
+    own: Sequence[Mapping[str, Any]] = (),
 ) -> AdversarialStep:
     """Builds the update of all modules, with an optimiser for each kind of gradient.
 
@@ -161,12 +167,13 @@ def build_step(
         modules: what it updates.
         config: of losses and optimisers.
         autocast: makes the context in which forward passes run.
+        own: for each model the settings that it has values of its own for.
 
     Raises:
         UserError: for a learner without a trainable parameter, or a method that compares maps of frozen layers only.
     """
     logit, feature, discriminator = _parameters_by_loss(modules, config)
-    weights = config.loss_weights
+    weights, n = config.loss_weights, len(modules.tapped)
     if weights.updates_extractors and not feature and not config.joint_backward:
         raise UserError("models: every layer before the tapped maps is frozen: unfreeze one, or choose method logit")
     return AdversarialStep(
@@ -175,7 +182,7 @@ def build_step(
         modules.frozen,
         modules.connections,
         weights,
-        logit_group=_group("logit", logit, config),
+        logit_groups=_logit_groups(modules, logit, [config.replace(**one) for one in own] or [config] * n),
         feature_group=_group("feature", feature, config) if weights.updates_extractors and feature else None,
         discriminator_group=_group("discriminator", discriminator, config) if discriminator else None,
         adversarial_interval=config.adversarial_interval,
@@ -229,8 +236,40 @@ def _gradient_stats_parts(modules: MethodModules) -> dict[nn.Parameter, str]:
     return {parameter: part for module, part in parts for parameter in module.parameters()}
 
 
-def _group(name: str, owned: Owned, config: DistillConfig) -> OptimizerGroup:
+def _logit_groups(modules: MethodModules, owned: Owned, settings: Sequence[DistillConfig]) -> list[OptimizerGroup]:
+    """One group for each kind of optimiser that the learners have, in the order of the learners."""
+    learners: dict[str, list[int]] = {}
+    for k in range(len(modules.tapped)):
+        if k not in modules.frozen:
+            learners.setdefault(settings[k].optimizer, []).append(k)
+    groups = []
+    for name, members in learners.items():
+        models = {k: modules.tapped[k] for k in members}
+        names = {model.name for model in models.values()}
+        own = [(parameter, owner) for parameter, owner in owned if owner in names]
+        optimizer = build_logit_optimizer(
+            [(model.module, settings[k], _classifier(model, settings[k])) for k, model in models.items()]
+        )
+        groups.append(
+            OptimizerGroup(
+                "logit",
+                [parameter for parameter, _ in own],
+                optimizer,
+                [owner for _, owner in own],
+                {models[k].name: largest for k in members if (largest := settings[k].clip_grad) is not None},
+                "logit" if len(learners) == 1 else f"logit-{name}",
+            )
+        )
+    return groups
+
+
+def _classifier(model: TappedModel, settings: DistillConfig) -> list[nn.Parameter]:
+    if settings.head_lr_scale == 1:
+        return []
+    return classifier_parameters(model.module, model.name, "head_lr_scale")
+
+
+def _group(kind: str, owned: Owned, config: DistillConfig) -> OptimizerGroup:
     parameters = [parameter for parameter, _ in owned]
-    optimizer = build_optimizer(name, parameters, config)
-    clip_grad = config.clip_grad if name == "logit" else None
-    return OptimizerGroup(name, parameters, optimizer, [owner for _, owner in owned], clip_grad)
+    optimizer = build_adversarial_optimizer(kind, parameters, config)
+    return OptimizerGroup(kind, parameters, optimizer, [owner for _, owner in owned])

@@ -62,7 +62,7 @@ class AdversarialStep:
         frozen: models that only teach: evaluation mode, no gradient.
         connections: transfer layers and discriminators, one per edge and tap; needed where feature maps are compared.
         loss_weights: the weights of the loss terms.
-        logit_group: all learners' parameters, with the optimiser of the logit loss.
+        logit_groups: all learners' parameters, with the optimisers of the logit loss.
         feature_group: all extractors' and transfer layers' parameters with theirs, or None.
         discriminator_group: all discriminators' parameters with theirs, or None.
         adversarial_interval: compare feature maps only in every N-th update (ours).
@@ -83,7 +83,7 @@ class AdversarialStep:
         connections: Sequence[Connection],
         loss_weights: LossSettings,
         *,
-        logit_group: OptimizerGroup,
+        logit_groups: Sequence[OptimizerGroup],
         feature_group: OptimizerGroup | None,
         discriminator_group: OptimizerGroup | None,
         adversarial_interval: int = 1,
@@ -100,7 +100,7 @@ class AdversarialStep:
         self.sources = {k: sources_of(edges, k) for k in self.learners}
         self.connections = list(connections)
         self.loss_weights = loss_weights
-        self.logit_group = logit_group
+        self.logit_groups = list(logit_groups)
         self.feature_group = feature_group
         self.discriminator_group = discriminator_group
         self.adversarial_interval = adversarial_interval
@@ -112,6 +112,7 @@ class AdversarialStep:
         self.gradient_stats = gradient_stats or GradientStats()
         self.guard = NonFiniteGuard()
         self.number = 0  # of updates done
+        self.kl_start = 0  # the first update with the logit term
         self._trainable = self._parameter_state()
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
         self._connections_of_learner = Counter(one.edge.learner for one in self.connections)
@@ -200,7 +201,7 @@ class AdversarialStep:
             for k in self.learners:
                 loss.add("logit", f"cross_entropy/{k}", terms.cross_entropy(logits[k], labels))
                 loss.log(f"accuracy/{k}", terms.accuracy(logits[k], labels))
-                for s in self.sources[k] if weights.kl_weight else ():
+                for s in self.sources[k] if self.adds_kl else ():
                     kl = terms.distillation(logits[k], logits[s], weights.temperature)
                     loss.add("logit", f"kl/{k}", kl, weights.kl_weight, 1 / len(self.sources[k]))
             for c in self.connections if compare_maps else ():
@@ -240,9 +241,9 @@ class AdversarialStep:
             backward_of_batch(batch.weigh(losses.discriminator), own, retain_graph=True)
         if compares_maps and self.joint_backward:
             loss = losses.logit + losses.feature
-            backward_of_batch(batch.weigh(loss), [self.logit_group, *feature_groups])
+            backward_of_batch(batch.weigh(loss), [*self.logit_groups, *feature_groups])
             return
-        backward_of_batch(batch.weigh(losses.logit), [self.logit_group], retain_graph=compares_maps)
+        backward_of_batch(batch.weigh(losses.logit), self.logit_groups, retain_graph=compares_maps)
         if compares_maps and feature_groups:
             backward_of_batch(batch.weigh(losses.feature), feature_groups)
         elif self.steps_features and feature_group is not None:
@@ -263,13 +264,13 @@ class AdversarialStep:
         """Switches learners into training mode, and frozen models into evaluation mode."""
         for k, model in enumerate(self.models):
             # The user's own module is asked: the user may have switched it since the last update.
-            if model.module.training != (k not in self.frozen):
+            if not model.is_in_mode(k not in self.frozen):
                 model.train(k not in self.frozen)
 
     @property
     def optimizer_groups(self) -> dict[str, OptimizerGroup]:
         """The groups that there are, by name, in the order in which they step."""
-        groups = (self.logit_group, self.feature_group, self.discriminator_group)
+        groups = (*self.logit_groups, self.feature_group, self.discriminator_group)
         return {group.name: group for group in groups if group is not None}
 
     @property
@@ -288,9 +289,14 @@ class AdversarialStep:
         return self.compares_maps and self.number // self.adversarial_interval % self.discriminator_interval == 0
 
     @property
-    def graph_key(self) -> tuple[bool, bool]:
-        """What the next update does besides the logit loss: a CUDA graph is recorded for each kind."""
-        return self.steps_features, self.steps_discriminators
+    def adds_kl(self) -> bool:
+        """Whether the next update has the logit term."""
+        return self.loss_weights.kl_weight > 0 and self.number >= self.kl_start
+
+    @property
+    def graph_key(self) -> tuple[bool, ...]:
+        """What the next update does besides cross-entropy: a CUDA graph is recorded for each kind."""
+        return self.steps_features, self.steps_discriminators, self.adds_kl
 
     @property
     def measures_gradients(self) -> bool:

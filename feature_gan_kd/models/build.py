@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -17,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
 from feature_gan_kd.models.image_shape import check_square
-from feature_gan_kd.models.normalisation import Normalisation
+from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.models.weights import tensor_with_nan
 from feature_gan_kd.utils.errors import UserError, closest, reason
 from feature_gan_kd.utils.offline import offline_without_internet
@@ -26,94 +24,16 @@ from feature_gan_kd.utils.offline import offline_without_internet
 _DEFAULT_IMAGE_SIZE = 224
 
 
-@dataclass
-class PeerModel:
-    """One of the models that train together, with what is needed to build it again.
-
-    Attributes:
-        module: the module itself.
-        name: a short one, for folders and messages.
-        architecture: timm's name, or the class of a module that is not timm's.
-        pretrained: whether it starts from trained weights.
-        model_args: arguments that timm needs to build it again, besides classes and channels.
-        image_size: side in pixels of its images.
-        normalisation: of the images that its weights were trained on, if it is pretrained; None takes that of the data.
-    """
-
-    module: nn.Module
-    name: str
-    architecture: str
-    pretrained: bool = False
-    model_args: dict[str, Any] = field(default_factory=dict)
-    image_size: int = 0
-    normalisation: Normalisation | None = None
-
-    @property
-    def timm_cfg(self) -> dict[str, Any]:
-        """timm's `pretrained_cfg` (`input_size`, `mean`, `std`, `license`, ...); empty for other modules."""
-        cfg = getattr(self.module, "pretrained_cfg", None)
-        return dict(cfg) if isinstance(cfg, dict) else {}
-
-    def stated_normalisation(self, channels: int) -> Normalisation | None:
-        """Returns the normalisation in `timm_cfg`; None where it states none.
-
-        For another number of channels, timm averages or repeats the weights of the first layer; so each channel gets
-        the average of the stated values.
-        """
-        if not {"mean", "std"} <= self.timm_cfg.keys():
-            return None
-        own = (tuple(self.timm_cfg[key]) for key in ("mean", "std"))
-        return Normalisation(*(one if len(one) == channels else (sum(one) / len(one),) * channels for one in own))
-
-    @property
-    def fixed_size(self) -> int | None:
-        """The only side in pixels that the model takes; None where it takes others."""
-        patches: Any = getattr(self.module, "patch_embed", None)
-        size = getattr(patches, "img_size", None)
-        if self.timm_cfg.get("fixed_input_size"):
-            return int(size[-1]) if size else int(self.timm_cfg["input_size"][-1])
-        return None
-
-    @property
-    def weights_origin(self) -> dict[str, Any]:
-        """Where its pretrained weights come from, and their licence, as timm names them; None each where unknown."""
-        return {key: self.timm_cfg.get(key) if self.pretrained else None for key in ("hf_hub_id", "license")}
-
-    def description(self) -> dict[str, Any]:
-        """Returns what is needed to build the model again, as JSON values."""
-        return {
-            "architecture": self.architecture,
-            "name": self.name,
-            "pretrained": self.pretrained,
-            "origin": self.weights_origin,
-            "model_args": self.model_args,
-            "image_size": self.image_size,
-            "normalisation": self.normalisation and dataclasses.asdict(self.normalisation),
-        }
-
-    @classmethod
-    def from_description(cls, module: nn.Module, description: Mapping[str, Any]) -> PeerModel:
-        """Restores a model from its `description`, after JSON, and its module, which the caller has built."""
-        stated = description["normalisation"]
-        own = stated and Normalisation(tuple(stated["mean"]), tuple(stated["std"]))
-        known = {key: value for key, value in description.items() if key != "origin"}
-        model = cls(module, **{**known, "normalisation": own})
-        if model.pretrained and model.timm_cfg:
-            # The module was built without weights, so its config names the weights that timm would have loaded.
-            origin = description.get("origin") or {"hf_hub_id": None, "license": None}
-            model.module.pretrained_cfg = {**model.timm_cfg, **origin}  # type: ignore[assignment]
-        return model
-
-
 def build_models(
     models: Sequence[str | nn.Module | PeerModel],
     *,
     num_classes: int | None,
     in_chans: int,
-    pretrained: bool,
+    pretrained: Sequence[bool],
     image_size: int | None,
     seed: int,
     frozen: Collection[int] = (),
+    model_args: Sequence[Mapping[str, Any]] = (),
 ) -> list[PeerModel]:
     """Builds the models that are named, and takes the modules that are given.
 
@@ -121,16 +41,17 @@ def build_models(
         models: timm names (also `hf-hub:` and `local-dir:`), modules, or ready `PeerModel`s.
         num_classes: of models built by name; None keeps each one's own number.
         in_chans: input channels of models built by name.
-        pretrained: load trained weights into models built by name; modules have trained weights, too.
+        pretrained: for each model, whether trained weights are loaded into it, or a module has them.
         image_size: side of the images in pixels, for models that take any size; None keeps the size that pretrained
             models were trained with, and gives the others the size of the first.
         seed: of the initial weights; those of model k are a function of (seed, k).
         frozen: positions of models that only teach: a module among them has trained weights.
+        model_args: for each model, keyword arguments for timm.
 
     Raises:
         UserError: for fewer than two models or classes, an unknown name (the line lists the closest), anything but
-            names and modules, weights that cannot be loaded or hold NaN, a model that cannot be trained, see
-            `_check_trainable`, one made for rectangles, and models that share a module or a tensor.
+            names and modules, arguments for a module, weights that cannot be loaded or hold NaN, a model that cannot be
+            trained, see `_check_trainable`, one made for rectangles, and models that share a module or a tensor.
     """
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
@@ -138,16 +59,20 @@ def build_models(
         raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")
     built = []
     for index, given in enumerate(models):
+        args = dict(model_args[index]) if model_args else {}
         if not isinstance(given, (str, nn.Module, PeerModel)):
             raise UserError(f"models: {type(given).__name__} at place {index}, expected a timm name or a module")
         if isinstance(given, PeerModel):
             built.append(given)
         elif isinstance(given, nn.Module):
-            built.append(_from_module(given, in_chans, trained=pretrained or index in frozen))
+            if args:
+                name = next(iter(args))
+                raise UserError(f"{name}: model {index} is a module, which has its own: build it with {name}")
+            built.append(_from_module(given, in_chans, trained=pretrained[index] or index in frozen))
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1009 + index)
-                built.append(_build_by_name(given, num_classes, in_chans, pretrained, image_size))
+                built.append(_build_by_name(given, num_classes, in_chans, pretrained[index], image_size, args))
     _check_trainable(built)
     _check_nothing_shared(built)
     first_size = built[0].timm_cfg.get("input_size", (_DEFAULT_IMAGE_SIZE,))[-1]
@@ -220,7 +145,12 @@ def _check_trainable(models: Sequence[PeerModel]) -> None:
 
 
 def _build_by_name(
-    name: str, num_classes: int | None, in_chans: int, pretrained: bool, image_size: int | None
+    name: str,
+    num_classes: int | None,
+    in_chans: int,
+    pretrained: bool,
+    image_size: int | None,
+    args: Mapping[str, Any],
 ) -> PeerModel:
     """Builds a timm model; one with a fixed size is built for `image_size`."""
     has_weights = pretrained or ":" in name  # `hf-hub:` and `local-dir:` models
@@ -228,14 +158,16 @@ def _build_by_name(
     if ":" not in name and not timm.is_model(bare):
         near = closest(bare, timm.list_models())
         raise UserError(f"models: timm has no model {name!r}, the closest are {near or 'listed by timm.list_models()'}")
-    classes = {} if num_classes is None else {"num_classes": num_classes}
-    module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes)
+    args = {**args, **({} if num_classes is None else {"num_classes": num_classes})}
+    module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **args)
     cfg: Any = module.pretrained_cfg
     if image_size is not None and cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_size:
-        module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **classes, img_size=image_size)
+        module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **args, img_size=image_size)
     architecture = cfg.get("architecture") or bare
     model = PeerModel(module, _folder_name(architecture), architecture, has_weights, _model_args(module))
     model.normalisation = model.stated_normalisation(in_chans) if model.pretrained else None
+    # timm's config states the classes of the trained weights; for another number it made a new classifier.
+    model.has_new_classifier = not has_weights or cfg.get("num_classes") != getattr(module, "num_classes", None)
     return model
 
 
@@ -285,7 +217,9 @@ def _explain_failed_build(name: str, error: Exception, options: list[str], offli
             "local-dir:"
         )
     if isinstance(error, TypeError):
-        return f"models: {name} does not take {', '.join(options)} ({cause}): choose another size or model"
+        unknown = [one for one in options if f"'{one}'" in str(error)] or options
+        remedy = "choose another size or model" if "img_size" in unknown else "leave it out, or choose another model"
+        return f"models: {name} does not take {', '.join(unknown)} ({cause}): {remedy}"
     return f"models: {name} could not be built ({cause}): check the name"
 
 

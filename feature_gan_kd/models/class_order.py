@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,22 +56,6 @@ def order_of(known: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
     return None if len(places) < len(known) or sorted(known) != sorted(wanted) else [places[name] for name in wanted]
 
 
-def classifier_tensors(module: nn.Module, num_classes: int) -> list[nn.Parameter]:
-    """Returns the weights and biases with one row for each class, of the layers that may give the logits.
-
-    Those of timm's `get_classifier`; of other models those of all linear layers and convolutions.
-
-    Args:
-        module: the model.
-        num_classes: number of classes.
-    """
-    get_classifier: Any = getattr(module, "get_classifier", None)
-    heads = [module] if get_classifier is None else list(_modules_in(get_classifier()))
-    layers = {layer for head in heads for layer in head.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
-    rows = [layer for layer in layers if layer.weight.shape[0] == num_classes]
-    return [one for layer in rows for one in layer.parameters(recurse=False)]
-
-
 def reorders_logits(module: nn.Module, tensors: Iterable[Tensor], order: Sequence[int], images: Tensor) -> bool:
     """Whether a model's logits come in another order where rows of these tensors do. Leaves the model as it was.
 
@@ -105,13 +89,3 @@ def reorder_rows(tensors: Iterable[Tensor], order: Sequence[int]) -> None:
     """
     for tensor in tensors:
         tensor.copy_(tensor[torch.tensor(order, device=tensor.device)])
-
-
-def _modules_in(found: Any) -> Iterator[nn.Module]:
-    """Yields the modules in what `get_classifier` gives: one, or several in tuples or mappings."""
-    if isinstance(found, nn.Module):
-        yield found
-    elif isinstance(found, Mapping):
-        yield from (module for one in found.values() for module in _modules_in(one))
-    elif isinstance(found, (tuple, list)):
-        yield from (module for one in found for module in _modules_in(one))

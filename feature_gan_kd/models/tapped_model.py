@@ -100,10 +100,19 @@ class TappedModel(nn.Module):
         taps: where to take the maps.
         name: of the model, for error lines.
         adapter: brings the images that all models share to the size and normalisation of this one.
+        always_evaluated: modules that stay in evaluation mode while the model is trained.
     """
 
-    def __init__(self, module: nn.Module, taps: Sequence[Tap], name: str, adapter: InputAdapter | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        taps: Sequence[Tap],
+        name: str,
+        adapter: InputAdapter | None = None,
+        always_evaluated: Sequence[nn.Module] = (),
+    ) -> None:
         super().__init__()
+        self._always_evaluated = tuple(always_evaluated)  # a tuple, since a list of modules would be registered
         self.module = module
         self.adapter = adapter or InputAdapter(0)
         self.taps = tuple(taps)
@@ -136,6 +145,17 @@ class TappedModel(nn.Module):
                 raise UserError(hook_count_error(self.name, tap.layer, len(recorded)))
             maps.append(tap.to_map(recorded[0]))
         return logits, tuple(maps)
+
+    def is_in_mode(self, mode: bool) -> bool:
+        """Whether the model is in training or in evaluation mode, as it should be."""
+        return self.module.training == mode and not any(module.training for module in self._always_evaluated)
+
+    def train(self, mode: bool = True) -> TappedModel:
+        """Switches to training or evaluation mode, except what stays in evaluation mode."""
+        super().train(mode)
+        for module in self._always_evaluated:
+            module.eval()
+        return self
 
     def compile_forward(self, compiler: Compiler) -> None:
         """Compiles the forward pass.

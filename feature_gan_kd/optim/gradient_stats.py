@@ -71,7 +71,7 @@ class GradientStats:
                 "descent": -_cosine(change, gradient),
                 "shrinkage": -_cosine(change, [before[i] for i in own]),
             }
-            self._measured |= {f"{name}_{group.name}/{part}": value for name, value in values.items()}
+            self._measured |= {f"{name}_{group.kind}/{part}": value for name, value in values.items()}
 
     def pop(self) -> dict[str, Tensor]:
         """Returns what was measured since the last call, scalars on the device, and forgets it."""

@@ -6,7 +6,7 @@ A learner's extractor has two gradients, that of the logit loss and that of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,23 +25,28 @@ class OptimizerGroup:
     """Parameters that one optimiser steps by one kind of gradient.
 
     Attributes:
-        name: of the gradient: `logit`, `feature` or `discriminator`.
+        kind: of the gradient: `logit`, `feature` or `discriminator`.
         parameters: those that the optimiser steps.
         optimizer: the optimiser.
         owners: for each parameter the part that it belongs to, in words: a model, a transfer layer, a discriminator.
-        clip_grad: largest norm of the gradients of one owner; None does not clip.
+        clip_grad: largest norm of the gradients of an owner, by its name; those of others are not clipped.
+        name: the kind; where models have different optimisers, with that of the optimiser, as `logit-adamw`.
         gradients: one per parameter, of the batch so far; None where the loss does not depend on it. The list is empty
             in an update in which this group does not step.
     """
 
-    name: str
+    kind: str
     parameters: list[nn.Parameter]
     optimizer: Optimizer
     owners: list[str]
-    clip_grad: float | None = None
+    clip_grad: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
     gradients: Gradients = field(default_factory=list)
     _finish_reduction: Callable[[], None] | None = field(default=None, repr=False)
     _finish_presence: Callable[[], list[bool]] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.kind
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -93,11 +98,20 @@ class OptimizerGroup:
         """Clips the gradients, and steps the optimiser unless `unless`, a scalar 0 or 1 on the device, is 1."""
         with self.attached():
             _start_momentum(self.optimizer)
-            if self.clip_grad is not None:
-                for owner in dict.fromkeys(self.owners):
-                    own = [p for p, name in zip(self.parameters, self.owners, strict=True) if name == owner]
-                    nn.utils.clip_grad_norm_(own, self.clip_grad)
+            for owner, largest in self.clip_grad.items():
+                own = [p for p, name in zip(self.parameters, self.owners, strict=True) if name == owner]
+                nn.utils.clip_grad_norm_(own, largest)
             step_if_finite(unless, self.optimizer)
+
+    def rates(self, key: str = "lr") -> dict[str, float]:
+        """The largest learning rate of each owner's parameters, by the owner; that at the start with `initial_lr`."""
+        owners = dict(zip(self.parameters, self.owners, strict=True))
+        found: dict[str, float] = {}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                owner = owners[parameter]
+                found[owner] = max(found.get(owner, 0.0), group.get(key, group["lr"]))
+        return found
 
     def clear(self) -> None:
         """Frees the gradients."""

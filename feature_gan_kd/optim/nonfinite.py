@@ -63,7 +63,7 @@ class NonFiniteGuard:
                 self._owner_indices[key] = torch.tensor(indices, device=bad.device)
             count = torch.zeros(len(owners), dtype=torch.float32, device=bad.device)
             flags.append(count.index_add_(0, self._owner_indices[key], bad.float()) > 0)
-            names += [f"gradient of the {group.name} loss in {owner}" for owner in owners]
+            names += [f"gradient of the {group.kind} loss in {owner}" for owner in owners]
         found = torch.cat(flags)
         nonfinite = found.any()
         self._count(tuple(names), found, nonfinite)

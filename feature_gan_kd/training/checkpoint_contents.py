@@ -12,7 +12,8 @@ from torch import nn
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.step import AdversarialStep
-from feature_gan_kd.models.build import PeerModel, build_architecture, check_description
+from feature_gan_kd.models.build import build_architecture, check_description
+from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.training.checkpoint_files import Checkpoint, load_optimizer_state, optimizer_state
 from feature_gan_kd.utils.errors import UserError, reason
 

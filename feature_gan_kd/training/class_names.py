@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from feature_gan_kd.data.labels import first_difference
 from feature_gan_kd.models.class_order import (
-    classifier_tensors,
     order_of,
     reorder_rows,
     reorders_logits,
     state_class_names,
     stated_class_names,
 )
+from feature_gan_kd.models.classifier import classifier_tensors
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.utils.errors import UserError
 

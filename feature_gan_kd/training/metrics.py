@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from feature_gan_kd.distributed.collectives import all_reduce_sum
+from feature_gan_kd.method.step import AdversarialStep
 
 
 class MetricAverager:
@@ -85,3 +86,27 @@ class MetricAverager:
         return {
             names: all_reduce_sum(sums.to(accelerator.device, copy=True)).tolist() for names, sums in self.sums.items()
         }
+
+
+def learning_rates(step: AdversarialStep) -> dict[str, float]:
+    """The learning rates in force, by loss; those of the logit loss by learner, as `logit/K`, where they differ.
+
+    The rate of a model is the largest of its parameters.
+
+    Args:
+        step: with the optimisers.
+    """
+    found: dict[str, float] = {}
+    logit: dict[str, float] = {}
+    at_start: set[float] = set()
+    for group in step.optimizer_groups.values():
+        if group.kind == "logit":
+            logit |= group.rates()
+            at_start |= set(group.rates("initial_lr").values())
+        else:
+            found[group.kind] = max(group.rates().values())
+    if len(at_start) == 1:
+        own = {"logit": next(iter(logit.values()))}
+    else:
+        own = {f"logit/{k}": logit[step.models[k].name] for k in step.learners}
+    return own | found

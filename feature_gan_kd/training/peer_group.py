@@ -19,9 +19,11 @@ from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.method.build import MethodModules, build_modules, build_step
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
-from feature_gan_kd.models.build import PeerModel, build_models, move_to_device
+from feature_gan_kd.models.build import build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
+from feature_gan_kd.models.peer import Peer, PeerModel, resolve_peers
+from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
 from feature_gan_kd.models.weights import load_weights
 from feature_gan_kd.optim.nonfinite import SkippedSteps
@@ -62,7 +64,7 @@ class PeerGroup:
 
     def __init__(
         self,
-        models: Sequence[str | nn.Module | PeerModel],
+        models: Sequence[str | nn.Module | Peer | PeerModel],
         *,
         num_classes: int | None,
         in_chans: int,
@@ -74,36 +76,39 @@ class PeerGroup:
         config: DistillConfig,
         accelerator: Accelerator | None,
     ) -> None:
+        asked = resolve_peers(models, pretrained=pretrained, frozen=frozen, feature_layers=feature_layers)
+        self.frozen, self.feature_layers = asked.frozen, asked.feature_layers
         self.peers = build_models(
-            models,
+            asked.models,
             num_classes=num_classes,
             in_chans=in_chans,
-            pretrained=pretrained,
+            pretrained=asked.pretrained,
             image_size=config.image_size,
             seed=config.seed,
-            frozen=tuple(frozen) if not isinstance(frozen, int) else (),
+            frozen=asked.frozen,
+            model_args=asked.architecture_args(config),
         )
-        self.built_by_name = frozenset(k for k, model in enumerate(models) if isinstance(model, str))
-        if isinstance(frozen, int):
-            raise UserError(f"frozen: {frozen!r} is not allowed, expected a list of positions, as [{frozen}]")
-        self.frozen = tuple(sorted(frozen))
+        self.built_by_name = frozenset(k for k, model in enumerate(asked.models) if isinstance(model, str))
         self.edges = build_edges(topology, len(self.peers), self.frozen)
-        self.feature_layers = feature_layers
         self.in_chans = in_chans
         self.num_classes_given = num_classes is not None
         self.image_size = max(model.image_size for model in self.peers)
         self.accelerator = usable_accelerator(accelerator)
-        self.config = self._resolve(config, pretrained)
+        self.config = self._resolve(config)
         self.provenance: RunProvenance | None = None
         self.last_data: tuple[Any, Any] | None = None
         move_to_device(self.peers, self.accelerator.device, channels_last=self.config.channels_last)
-        for k in self.frozen:
-            self.models[k].eval()
+        for k, model in enumerate(self.peers):
+            model.settings = asked.settings[k]
+            if k in self.frozen:
+                model.module.eval()
+            else:
+                prepare(model, self.config.replace(**model.settings), f"model {k} ({model.name})")
         self.modules: MethodModules = build_modules(
             self.peers,
             self.edges,
             self.frozen,
-            feature_layers,
+            self.feature_layers,
             self.config,
             in_chans=in_chans,
             discriminator=discriminator,
@@ -129,16 +134,16 @@ class PeerGroup:
         self.autocast: Callable[[], AbstractContextManager[None]] = functools.partial(
             torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.mixed_precision == "bf16"
         )
-        self.step = build_step(self.modules, config, self.autocast)
+        self.step = build_step(self.modules, config, self.autocast, [model.settings for model in self.peers])
         self.update: Callable[[Tensor, Tensor], dict[str, Tensor]] = self.step
         if config.cuda_graphs:
             self.update = cuda_graphs.graphs_on_gpu(self.step, device)
 
-    def _resolve(self, config: DistillConfig, pretrained: bool) -> DistillConfig:
+    def _resolve(self, config: DistillConfig) -> DistillConfig:
         """The settings, with a recipe for `auto`, and the precision that `accelerate launch` was given."""
         if config.recipe == "auto":
             learners = (model for k, model in enumerate(self.peers) if k not in self.frozen)
-            trained = pretrained or all(model.pretrained for model in learners)
+            trained = all(model.pretrained for model in learners)
             config = config.replace(recipe="finetune" if trained else "paper")
         return config.replace(mixed_precision="bf16") if self.accelerator.mixed_precision == "bf16" else config
 

@@ -13,6 +13,7 @@ from feature_gan_kd.distributed.collectives import on_main_process
 from feature_gan_kd.optim.build import build_schedules
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
 from feature_gan_kd.training.class_names import align_class_names, common_class_names, notes_on_frozen
+from feature_gan_kd.training.describe_recipe import describe_recipe
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
@@ -78,7 +79,12 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     check_batches(group, data.train)
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
-    notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group)]
+    notes = [
+        *data.notes,
+        *align_class_names(group, data.class_names),
+        *_notes_on_models(group),
+        *describe_recipe(group),
+    ]
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:

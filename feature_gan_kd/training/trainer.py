@@ -20,7 +20,7 @@ from feature_gan_kd.distributed.collectives import all_ranks_equal, all_reduce_s
 from feature_gan_kd.training import checkpoint_files
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.history import History, Record, Which
-from feature_gan_kd.training.metrics import MetricAverager
+from feature_gan_kd.training.metrics import MetricAverager, learning_rates
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.signals import StopSignals
 from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
@@ -66,6 +66,7 @@ class Trainer:
         self.signals = StopSignals()
         self.steps_per_epoch = self.data.train.steps(self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
+        self.group.step.kl_start = round(self.config.kl_start_fraction * self.total_steps)
         # Time and step at the start of this process's part of the run, and at the last evaluation.
         self.start = self.last_evaluation = time.perf_counter(), 0
         # Step and number of evaluated epochs in the newest checkpoint: what would be written again is not.
@@ -164,8 +165,7 @@ class Trainer:
         self._raise_if_diverged()
         means = self.averager.means(self.accelerator)
         metrics = {f"train/{name}": value for name, value in means.items()}
-        for name, schedule in self.schedules.items():
-            metrics[f"lr/{name}"] = schedule.optimizer.param_groups[0]["lr"]
+        metrics |= {f"lr/{name}": rate for name, rate in learning_rates(self.group.step).items()}
         return {"step": self.step, "epoch": epoch + 1, "metrics": metrics}
 
     def _evaluate(self, epoch: int) -> None:

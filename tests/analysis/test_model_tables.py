@@ -9,7 +9,7 @@ from torch import nn
 from feature_gan_kd import DistillConfig, Edge
 from feature_gan_kd.analysis.model_tables import summarize
 from feature_gan_kd.method.build import build_modules
-from feature_gan_kd.models.build import PeerModel
+from feature_gan_kd.models.peer import PeerModel
 
 # By hand: 3x3 convolutions and a linear layer, with biases.
 NARROW = (3 * 9 + 1) * 4 + (4 + 1) * 5

@@ -239,6 +239,9 @@ def test_every_kind_of_bad_value_is_tried() -> None:
         "--sync-batchnorm",
         "--check-processes",
         "--cuda-graphs",
+        "--decay-norms",
+        "--freeze-backbone",
+        "--grad-checkpointing",
     }
     assert settings - tried == free | switches
 

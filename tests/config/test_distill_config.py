@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
-from feature_gan_kd.config.settings import SECTIONS, LossSettings, OptimSettings
+from feature_gan_kd.config.settings import SECTIONS, LossSettings
 from feature_gan_kd.utils.errors import UserError
 
 FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
@@ -53,17 +53,17 @@ def test_a_preset_replaces_defaults_and_nothing_that_was_given(kind: str, preset
     assert {name: getattr(config, name) for name in values} == values
     assert all(getattr(config, name) == getattr(DistillConfig(), name) for name in FIELDS.keys() - {*values, kind})
     for name in (name for own, name in OF_PRESETS if own == kind):
-        own = {"scheduler": "tanh", "decay_only_update": False}.get(name, 0.25)
+        own = {"scheduler": "tanh", "decay_only_update": False, "decay_norms": True, "epochs": 7}.get(name, 0.25)
         given = DistillConfig(**{name: own})
         assert getattr(given.replace(**{kind: preset}), name) == own
         assert getattr(given, name) == own
 
 
-def test_presets_hold_settings_of_their_section() -> None:
+def test_methods_and_recipes_preset_different_settings() -> None:
     """A preset of a setting that does not exist would be without effect."""
-    loss, optim = ({spec.name for spec in dataclasses.fields(one)} for one in (LossSettings, OptimSettings))
-    assert {name for values in METHODS.values() for name in values} <= loss
-    assert {name for values in RECIPES.values() for name in values} <= optim
+    methods, recipes = ({name for own in presets.values() for name in own} for presets in (METHODS, RECIPES))
+    assert methods <= {spec.name for spec in dataclasses.fields(LossSettings)}
+    assert recipes <= FIELDS.keys() - methods
 
 
 def test_another_method_brings_its_presets_and_takes_the_others_away() -> None:
@@ -101,6 +101,15 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "lr": ([1e-9], [0, -0.1], "above 0"),
     "momentum": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
     "weight_decay": ([0], [-1e-4], "at least 0"),
+    "betas": ([(0.0, 1.0)], [(-0.1, 0.9), (0.9, 1.1)], "at least 0 and at most 1"),
+    "eps": ([1e-12], [0, -1], "above 0"),
+    "layer_decay": ([0.1, 1], [0, 1.1], "above 0 and at most 1"),
+    "head_lr_scale": ([0.1, 10], [0, -1], "above 0"),
+    "min_lr": ([0], [-1e-4], "at least 0"),
+    "kl_start_fraction": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
+    "head_init_scale": ([0, 2], [-0.1], "at least 0"),
+    "drop_rate": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
+    "drop_path_rate": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
     "milestones": ([(0.5,), (0.1, 1.0), ()], [(0.0, 0.5), (0.5, 1.1)], "above 0 and at most 1"),
     "warmup_fraction": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
     "adversarial_lr": ([1e-9], [0], "above 0"),
@@ -132,7 +141,7 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
 
 
 def test_every_bound_is_tested() -> None:
-    assert BOUNDS.keys() == {name for name, spec in FIELDS.items() if spec.metadata}
+    assert BOUNDS.keys() == {name for name, spec in FIELDS.items() if spec.metadata.keys() - {"per_peer"}}
 
 
 @pytest.mark.parametrize("name", BOUNDS)

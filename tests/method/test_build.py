@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd import DistillConfig, Edge, UserError
 from feature_gan_kd.method.build import MethodModules, build_modules, build_step
-from feature_gan_kd.models.build import PeerModel
+from feature_gan_kd.models.peer import PeerModel
 
 BOTH_WAYS = (Edge(0, 1), Edge(1, 0))
 
@@ -143,7 +143,7 @@ def test_each_optimiser_has_its_own_parameters() -> None:
     built = wired(modules)
     step = build_step(built, DistillConfig(), context)
     every = {f"{k}.{name}" for k, module in enumerate(modules) for name, _ in named(module)} - {"0.first.bias"}
-    assert names_of(step.logit_group.parameters, modules) == every
+    assert names_of(step.logit_groups[0].parameters, modules) == every
     assert step.feature_group is not None
     transfers = {id(p) for connection in built.connections for p in connection.transfer.parameters()}
     assert transfers
@@ -172,7 +172,7 @@ def test_a_frozen_model_is_in_no_optimiser_and_owns_nothing() -> None:
     for update in step.optimizer_groups.values():
         assert not frozen & {id(p) for p in update.parameters}
     owned: dict[str, set[int]] = {}
-    for parameter, owner in zip(step.logit_group.parameters, step.logit_group.owners, strict=True):
+    for parameter, owner in zip(step.logit_groups[0].parameters, step.logit_groups[0].owners, strict=True):
         owned.setdefault(owner, set()).add(id(parameter))
     assert owned == {f"model {k} (Tiny)": {id(p) for p in modules[k].parameters()} for k in (1, 2)}
 

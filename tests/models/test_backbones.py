@@ -38,7 +38,7 @@ def test_twenty_random_pairs() -> None:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm warns while it builds some architectures
             models = build_models(
-                pair, num_classes=7, in_chans=max(channels), pretrained=False, image_size=None, seed=0
+                pair, num_classes=7, in_chans=max(channels), pretrained=[False, False], image_size=None, seed=0
             )
             modules = build_modules(models, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=max(channels))
             maps = [torch.zeros(2, *model.taps[0].shape) for model in modules.tapped]

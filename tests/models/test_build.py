@@ -15,14 +15,15 @@ import torch
 from torch import nn
 
 from feature_gan_kd import UserError
-from feature_gan_kd.models.build import PeerModel, build_architecture, build_models, safe_memory_format
+from feature_gan_kd.models.build import build_architecture, build_models, safe_memory_format
+from feature_gan_kd.models.peer import PeerModel
 
 
 def build(models: Any, **settings: Any) -> list[PeerModel]:
     defaults: dict[str, Any] = {
         "num_classes": 3,
         "in_chans": 3,
-        "pretrained": False,
+        "pretrained": [False] * len(models) if isinstance(models, (list, tuple)) else [],
         "image_size": None,
         "seed": 0,
     }
@@ -216,7 +217,7 @@ def test_a_name_like_no_other() -> None:
     [
         ("resnet18.unheard_of", {}, "resnet18.unheard_of could not be built"),
         ("local-dir:/nowhere", {}, "local-dir:/nowhere could not be read"),
-        ("cifar_resnet20", {"pretrained": True}, "No pretrained weights exist for cifar_resnet20"),
+        ("cifar_resnet20", {"pretrained": [True, True]}, "No pretrained weights exist for cifar_resnet20"),
         ("test_resnet", {"num_classes": 1}, "num_classes: 1 is not allowed, expected a whole number of at least 2"),
         ("test_resnet", {"num_classes": -4}, "num_classes: -4 is not allowed"),
         ("test_resnet", {"num_classes": 2.0}, "num_classes: 2.0 is not allowed"),
@@ -234,7 +235,7 @@ def test_weights_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     for name in ("test_resnet", "hf-hub:nobody/no-such-model"):
-        message = refused([name, "test_vit"], pretrained=True)
+        message = refused([name, "test_vit"], pretrained=[True] * 2)
         assert message.startswith(f"models: the weights of {name} could not be fetched (there is no internet access")
 
 

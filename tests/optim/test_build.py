@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from feature_gan_kd import DistillConfig, UserError
-from feature_gan_kd.optim.build import build_optimizer, build_schedules
+from feature_gan_kd.optim.build import build_adversarial_optimizer, build_logit_optimizer, build_schedules
 
 KINDS = ("logit", "feature", "discriminator")
 
@@ -20,7 +20,12 @@ def parameters() -> list[nn.Parameter]:
 
 
 def optimizers(config: DistillConfig) -> dict[str, Optimizer]:
-    return {kind: build_optimizer(kind, parameters(), config) for kind in KINDS}
+    adversarial = {kind: build_adversarial_optimizer(kind, parameters(), config) for kind in KINDS[1:]}
+    return {"logit": logit_optimizer(parameters(), config), **adversarial}
+
+
+def logit_optimizer(own: list[nn.Parameter], config: DistillConfig) -> Optimizer:
+    return build_logit_optimizer([(nn.ParameterList(own), config, ())])
 
 
 def rates(config: DistillConfig, steps: int) -> dict[str, list[float]]:
@@ -87,7 +92,7 @@ def test_own_settings_reach_the_optimisers() -> None:
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lion", "rmsprop", "adafactor", "muon"])
 def test_timms_optimisers_step(name: str) -> None:
     mine = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))]
-    optimizer = build_optimizer("logit", mine, DistillConfig(optimizer=name, lr=0.01))
+    optimizer = logit_optimizer(mine, DistillConfig(optimizer=name, lr=0.01))
     for parameter in mine:
         parameter.grad = torch.linspace(0.1, 1, parameter.numel()).view_as(parameter)
     optimizer.step()
@@ -105,7 +110,7 @@ def test_timms_optimisers_step(name: str) -> None:
 )
 def test_names_that_cannot_be_used(name: str, message: str) -> None:
     with pytest.raises(UserError, match=f"^optimizer: {message}") as error:
-        build_optimizer("logit", parameters(), DistillConfig(optimizer=name))
+        logit_optimizer(parameters(), DistillConfig(optimizer=name))
     assert "\n" not in str(error.value)
 
 

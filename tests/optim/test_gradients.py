@@ -49,7 +49,7 @@ def test_a_parameter_that_joins_later_is_trained_from_then_on(optimizer: str) ->
     distiller.training_step(*batch())
     assert torch.equal(late, before)
     distiller.step.gradients(*batch())
-    group = distiller.step.logit_group
+    group = distiller.step.logit_groups[0]
     index = next(i for i, p in enumerate(group.parameters) if p is late)
     gradient = group.gradients[index]
     assert gradient is not None

@@ -253,7 +253,7 @@ def _frozen_statistics(distiller: OnlineAdversarialDistiller) -> None:
 
 
 def _no_decay(distiller: OnlineAdversarialDistiller) -> None:
-    distiller.step.logit_group.optimizer.param_groups[0]["weight_decay"] = 0.0
+    distiller.step.logit_groups[0].optimizer.param_groups[0]["weight_decay"] = 0.0
 
 
 def _less_dropout(distiller: OnlineAdversarialDistiller) -> None:

@@ -1,0 +1,53 @@
+"""The recipe in force in a few lines: what every run says first."""
+
+from __future__ import annotations
+
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.training.peer_group import PeerGroup
+
+
+def describe_recipe(group: PeerGroup) -> list[str]:
+    """Lines on the schedule that all models share, and on the optimiser of each; models with the same share a line.
+
+    Args:
+        group: the models, with their settings.
+    """
+    config = group.config
+    schedule = f"{config.scheduler} learning rate over {config.epochs} epochs"
+    if config.warmup_fraction:
+        schedule += f", the first {config.warmup_fraction:.0%} rising"
+    if config.kl_start_fraction and config.kl_weight:
+        schedule += f", logits of the sources after {config.kl_start_fraction:.0%}"
+    lines: dict[str, list[int]] = {}
+    for k, model in enumerate(group.peers):
+        if k not in group.frozen:
+            own = config.replace(**model.settings)
+            text = describe_optimizer(own, has_new_classifier=model.has_new_classifier)
+            lines.setdefault(text, []).append(k)
+    models = [f"model{'s' * (len(own) > 1)} {' and '.join(map(str, own))}: {text}" for text, own in lines.items()]
+    return [f"recipe {config.recipe}: {schedule}", *models]
+
+
+def describe_optimizer(settings: DistillConfig, *, has_new_classifier: bool) -> str:
+    """How one model is trained, in a line.
+
+    Args:
+        settings: in force for the model.
+        has_new_classifier: whether `head_init_scale` acts on it.
+    """
+    decay = "" if settings.decay_norms or not settings.weight_decay else " (none on biases and norms)"
+    parts = [settings.optimizer, f"lr {settings.lr:g}", f"weight decay {settings.weight_decay:g}{decay}"]
+    if settings.layer_decay is not None:
+        parts.append(f"layer decay {settings.layer_decay:g}")
+    if settings.head_lr_scale != 1:
+        parts.append(f"classifier at {settings.head_lr_scale:g} times the rate")
+    if has_new_classifier and settings.head_init_scale != 1:
+        parts.append(
+            "new classifier at 0"
+            if settings.head_init_scale == 0
+            else f"new classifier times {settings.head_init_scale:g}"
+        )
+    rates = {"dropout": settings.drop_rate, "drop path": settings.drop_path_rate}
+    parts += [f"{name} {rate:g}" for name, rate in rates.items() if rate is not None]
+    parts += ["backbone frozen"] * settings.freeze_backbone + ["gradient checkpointing"] * settings.grad_checkpointing
+    return ", ".join(parts)
