@@ -31,6 +31,9 @@ METHODS: dict[str, Options] = {
     "logit-decay-5e-4": {"method": "logit", "weight-decay": "5e-4"},
     "logit-decay-1e-3": {"method": "logit", "weight-decay": "1e-3"},
     "vanilla-decay-5e-4": {"method": "vanilla", "weight-decay": "5e-4"},
+    # The recipe finetune as it was: a new classifier as timm draws it, logits at once, decay on norms and biases.
+    "vanilla-random-head": {"method": "vanilla", "head-init-scale": "1", "decay-norms": ()},
+    "logit-random-head": {"method": "logit", "head-init-scale": "1", "decay-norms": (), "kl-start-fraction": "0"},
     # AFD's cheaper modes.
     "afd-interval-4": {"method": "afd", "adversarial-interval": "4"},
     "afd-joint-backward": {"method": "afd", "joint-backward": ()},
@@ -74,6 +77,8 @@ PAIRS: dict[str, tuple[str, ...]] = {
     "r32x4-complete": ("cifar_resnet32",) * 4,
     "r18+r34": ("resnet18", "resnet34"),
     "tiny": ("test_resnet", "test_vit"),
+    # Folders that hold timm's models of these names, with their ImageNet weights.
+    "lite0+lite2": ("local-dir:weights/tf_efficientnet_lite0", "local-dir:weights/tf_efficientnet_lite2"),
 }
 
 
@@ -140,6 +145,18 @@ PRESETS: dict[str, Preset] = {
         (0, 1, 2, 3, 4),
         more=tuple(method for method in METHODS if method not in _MAIN),
         for_cpu=True,
+    ),
+    "finetune": Preset(
+        "ImageNet weights on 400 photographs at 96 pixels, 10 epochs: 20 minutes of one core for each seed",
+        {
+            **{"recipe": "finetune", "epochs": "10", "batch-size": "32", "max-train-samples": "400"},
+            **{"image-size": "96", "evaluate-every-epochs": "5"},
+            **_SHORT_RATES,
+        },
+        ("lite0+lite2",),
+        ("vanilla-random-head", "vanilla", "logit-random-head", "logit", "afd", "zero-gradient"),
+        (0, 1, 2, 3, 4),
+        data=None,
     ),
     "paper": Preset(
         "CIFAR-100, the paper's recipe at full length, for a GPU",
