@@ -133,19 +133,33 @@ def decode_images(
     return torch.from_numpy(np.delete(pixels, bad, axis=0) if bad else pixels), bad, resized
 
 
-def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Computes mean and standard deviation per channel of uint8 `(N, H, W, C)`, of pixel values scaled to [0, 1].
+def count_values(pixels: Tensor) -> Tensor:
+    """Counts how often each value occurs in each channel of uint8 `(N, H, W, C)`: float64 `(C, 256)`."""
+    counts = torch.zeros(pixels.shape[-1], 256, dtype=torch.float64)
+    for channel, own in enumerate(counts):
+        for part in torch.split(pixels[..., channel], 4096):
+            own += torch.bincount(part.reshape(-1), minlength=256)
+    return counts
 
-    The deviation is at least 1/255, so that a constant channel can be normalised. Counts how often each of the 256
-    values occurs, which is exact and needs no float copy of the images.
+
+def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Computes mean and standard deviation per channel of uint8 `(N, H, W, C)`, see `statistics_of_counts`."""
+    return statistics_of_counts(count_values(pixels))
+
+
+def statistics_of_counts(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Computes mean and standard deviation per channel of pixel values scaled to [0, 1].
+
+    The deviation is at least 1/255, so that a constant channel can be normalised. The counts make it exact, without a
+    float copy of the images.
+
+    Args:
+        counts: float64 (channels, 256), of `count_values`, or their sum over several batches.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
-    for channel in range(pixels.shape[-1]):
-        counts = torch.zeros(256, dtype=torch.float64)
-        for part in torch.split(pixels[..., channel], 4096):
-            counts += torch.bincount(part.reshape(-1), minlength=256)
-        frequency = counts / counts.sum()
+    for own in counts:
+        frequency = own / own.sum()
         centre = float((frequency * values).sum())
         mean.append(centre)
         std.append(max(float((frequency * (values - centre) ** 2).sum()) ** 0.5, 1 / 255))

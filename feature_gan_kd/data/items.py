@@ -181,7 +181,7 @@ def check_square(images: Tensor, where: str) -> None:
 
 def _check_label(label: Any, limit: int | None, where: str) -> int:
     """Returns a user's label as a class index."""
-    if (isinstance(label, Tensor) and label.dim() == 0) or type(label).__module__ == "numpy":
+    if getattr(label, "ndim", None) == 0:  # a scalar of torch or numpy
         label = label.item()
     if not isinstance(label, int) or label < 0 or (limit is not None and label >= limit):
         expected = "a whole number from 0" if limit is None else f"0 to {limit - 1}"

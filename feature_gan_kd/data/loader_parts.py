@@ -45,7 +45,9 @@ def check_leaves_none_out(loader: DataLoader[Any], split: str, setting: str) -> 
     whose = f"{setting}: the DataLoader of split {split!r}"
     size, images, batches = stated_batch_size(loader), count_images(loader), len(loader)
     own = loader.batch_sampler
-    drops = loader.drop_last or (type(own) is BatchSampler and own.drop_last)
+    drops = loader.drop_last
+    if isinstance(own, BatchSampler) and own.drop_last:
+        drops, size, images = True, own.batch_size, len(own.sampler)  # type: ignore[arg-type]
     if drops and size is not None and images % size:
         raise UserError(
             f"{whose} leaves out the last {images % size} of {images} images, and each image is to be evaluated: give "
@@ -77,6 +79,14 @@ def count_images(loader: DataLoader[Any]) -> int:
         sampler = loader.batch_sampler.sampler
     data: Any = loader.dataset
     return len(sampler if hasattr(sampler, "__len__") else data)
+
+
+def count_sampled_images(loader: DataLoader[Any]) -> int | None:
+    """Counts the images in the batches of a sampler of the user's own; None for a loader without one."""
+    if loader.batch_sampler is None:
+        return None
+    with seeded(0):
+        return sum(len(batch) for batch in islice(iter(loader.batch_sampler), len(loader)))
 
 
 def seed_parts(loader: DataLoader[Any], seed: int) -> None:

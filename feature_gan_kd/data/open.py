@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ class Data:
         skipped_images: number of images left out of both because they cannot be decoded. Does not count images that
             are decoded while the run reads them: which of these are bad is not known beforehand.
         notes: lines that tell the user what was chosen.
-        fingerprint: of the training images and labels; of a sample of them where they are not in memory.
+        fingerprint: of the images and labels of both; of a sample of them where they are not in memory.
     """
 
     train: ImageSource
@@ -144,7 +145,7 @@ def open_data(
         normalisation=normalisation,
         skipped_images=len(train) - len(train_source) + len(evaluation) - len(eval_source),
         notes=notes,
-        fingerprint=train_source.fingerprint(),
+        fingerprint=hashlib.sha256(f"{train_source.fingerprint()} {eval_source.fingerprint()}".encode()).hexdigest(),
     )
 
 

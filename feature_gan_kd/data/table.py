@@ -181,6 +181,12 @@ def _read_names(
         texts = numbers_as_names(values) if are_numbers(known.names) else values
         if any(isinstance(value, str) for value in texts):
             return texts, known.names
+    knows_numbers_alone = known is not None and known.names is None and not known.order_declared
+    if known is not None and knows_numbers_alone and not declared and any(isinstance(one, str) for one in values):
+        raise UserError(
+            f"labels: split {split!r} has texts, {known.owner} has plain numbers, and it is not known which number "
+            "each text means: give both the same, or cast the label columns of both to datasets.ClassLabel(names=[...])"
+        )
     names = class_names_of(feature, values, f"column {column!r} of split {split!r}", None if known else num_classes)
     if names is None or declared or any(isinstance(value, str) for value in values):
         return values, names if known is None else known.resolve_names(names, split)

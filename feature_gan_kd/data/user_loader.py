@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_sizes, rank_slice
-from feature_gan_kd.data.decode import channel_statistics, hash_images
+from feature_gan_kd.data.decode import count_values, hash_images, statistics_of_counts
 from feature_gan_kd.data.items import check_square
 from feature_gan_kd.data.loader_parts import (
     check_gives_all_images,
     count_images,
+    count_sampled_images,
     seed_parts,
     set_epoch,
     stated_batch_size,
@@ -74,7 +75,9 @@ class UserLoader:
 
     def __len__(self) -> int:
         images, size = count_images(self.loader), stated_batch_size(self.loader)
-        return images if size is None else min(images, self._num_batches * size)
+        if size is None:
+            return self._counted_images
+        return min(images, self._num_batches * size)
 
     def steps(self, batch_size: int, *, train: bool = True) -> int:
         """See `ImageSource`; counts the loader's own batches, whatever `batch_size`."""
@@ -96,12 +99,17 @@ class UserLoader:
         return () if size is None else batch_sizes(len(self), size)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Computes mean and std of the first batch, whose images must not be floats.
+        """Computes mean and std of all images, which must not be floats: reads the loader once.
+
+        The first batch alone would mislead where the images are sorted.
 
         Raises:
             UserError: for a batch that is not a pair of images and labels.
         """
-        return channel_statistics(self._first_batch[0].permute(0, 2, 3, 1))
+        counts = torch.zeros(self.channels, 256, dtype=torch.float64)
+        for number, read in enumerate(self._read_batches(*item_seeds(0, 0, torch.arange(self._num_batches + 1)))):
+            counts += count_values(self._check_batch(read, number)[0].permute(0, 2, 3, 1))
+        return statistics_of_counts(counts)
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the first batch.
@@ -141,6 +149,15 @@ class UserLoader:
             if not images.is_floating_point():
                 images = self.normalise(images.permute(0, 2, 3, 1))
             yield images.float(), labels
+
+    @functools.cached_property
+    def _counted_images(self) -> int:
+        """The images of an epoch whose batches have any size: counted by their sampler, or else by reading them."""
+        counted = count_sampled_images(self.loader)
+        if counted is not None:
+            return counted
+        reader = self._read_batches(*item_seeds(0, 0, torch.arange(self._num_batches + 1)))
+        return sum(len(self._check_batch(read, number)[0]) for number, read in enumerate(reader))
 
     @functools.cached_property
     def _first_batch(self) -> Batch:

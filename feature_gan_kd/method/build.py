@@ -69,6 +69,7 @@ def build_modules(
     *,
     in_chans: int,
     discriminator: Callable[[MapShape], nn.Module] | None = None,
+    knows_classes: bool = True,
 ) -> MethodModules:
     """Finds every model's maps by one forward pass, and builds the connections between them.
 
@@ -80,11 +81,13 @@ def build_modules(
         config: its method decides what is built.
         in_chans: channels of the images.
         discriminator: makes a discriminator for maps of a shape; None makes the paper's.
+        knows_classes: whether the user stated the number of classes, which the logits are compared with elsewhere.
 
     Raises:
-        UserError: for a layer that cannot be tapped or belongs to a model that is not there; for models without
-            parameters, with different numbers of classes, or that fail on the images; for peers with different numbers
-            of taps; for a discriminator of your own that does not fit.
+        UserError: for a model that returns several vectors where it is not known which are the logits; for a layer that
+            cannot be tapped or belongs to a model that is not there; for models without parameters, with different
+            numbers of classes, or that fail on the images; for peers with different numbers of taps; for a
+            discriminator of your own that does not fit.
     """
     first = next((p for model in models for p in model.module.parameters()), None)
     if first is None:
@@ -96,6 +99,11 @@ def build_modules(
         if k not in frozen:
             check_one_head(model.module, f"model {k} ({model.name})")
         one, found = _tap(model, k, layers_of(feature_layers, k), config, in_chans, first)
+        if not knows_classes and len(set(found.vector_sizes)) > 1:
+            raise UserError(
+                f"models: {one.name} returns vectors of {' and '.join(map(str, found.vector_sizes))} numbers, and it "
+                "is not known which are the logits: give num_classes, or a model that returns the logits alone"
+            )
         tapped.append(one)
         extractors.append(found.extractor)
         classes.append(found.classes)

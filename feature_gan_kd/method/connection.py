@@ -33,7 +33,8 @@ def build_connections(
 
     Raises:
         UserError: if source and learner have different numbers of taps, or a discriminator is not a module, gives
-            neither one answer for each map nor one for each patch, or gives answers that the loss does not take.
+            neither one answer for each map nor one for each patch, or gives answers that the loss does not take; for
+            discriminators that share parameters.
     """
     check_taps(edges, shapes)
     connections = []
@@ -42,6 +43,12 @@ def build_connections(
         for edge in edges:
             for tap, (own, other) in enumerate(zip(shapes[edge.learner], shapes[edge.source], strict=True)):
                 connections.append(Connection(edge, tap, own, other, discriminator, bounded=bounded))
+    parameters = [id(p) for one in connections if one.discriminator for p in one.discriminator.parameters()]
+    if len(set(parameters)) < len(parameters):
+        raise UserError(
+            "discriminator: the function gives the same module, or parts of it, for several connections, and each is "
+            "stepped by itself: let it build a new one at every call"
+        )
     return connections
 
 

@@ -308,10 +308,17 @@ class AdversarialStep:
         now = self._parameter_state()
         if now == self._trainable:
             return
+        if len({dtype for *_, dtype in now}) == 1 and [one[:2] for one in now] == [one[:2] for one in self._trainable]:
+            self._trainable = now  # all were converted to one type, which optimisers follow
+            return
         pairs = zip(self._parameter_names(), self._trainable, now, strict=False)
-        differing = [(name, before[0] == after[0]) for name, before, after in pairs if before != after]
-        name, is_same = differing[0] if differing else ("models: a number of parameters", True)
-        what = "changed requires_grad" if is_same else "was replaced"
+        differing = [(name, before, after) for name, before, after in pairs if before != after]
+        name, before, after = differing[0] if differing else ("models: a number of parameters", None, None)
+        what = "was replaced"
+        if before is None or after is None or before[1] != after[1]:
+            what = "changed requires_grad"
+        elif before[2] != after[2]:
+            what = f"changed from {before[2]} to {after[2]}"
         raise UserError(
             f"{name}: {what} after the distiller was built, and the optimisers cannot follow: change the models first, "
             "then build the distiller"
@@ -322,10 +329,10 @@ class AdversarialStep:
         learners: dict[str, nn.Module] = {self.models[k].name: self.models[k].module for k in self.learners}
         return learners | {f"connection {one.edge}, tap {one.tap}": one for one in self.connections}
 
-    def _parameter_state(self) -> list[tuple[int, bool]]:
-        """Identity and `requires_grad` of every trained parameter. The optimisers keep the old ones alive."""
+    def _parameter_state(self) -> list[tuple[int, bool, torch.dtype]]:
+        """Identity, `requires_grad` and type of every trained parameter. The optimisers keep the old ones alive."""
         modules = self._trained_modules().values()
-        return [(id(p), p.requires_grad) for module in modules for p in module.parameters()]
+        return [(id(p), p.requires_grad, p.dtype) for module in modules for p in module.parameters()]
 
     def _parameter_names(self) -> list[str]:
         """For each entry of `_parameter_state`, the parameter's name in messages."""

@@ -128,6 +128,12 @@ def _check_trainable(models: Sequence[PeerModel]) -> None:
                 "the module as it was before scripting"
             )
         tensors = (*model.module.named_parameters(), *model.module.named_buffers())
+        complex_one = next((name for name, one in model.module.named_parameters() if one.is_complex()), None)
+        if complex_one is not None:
+            raise UserError(
+                f"models: model {k} ({model.name}) has a complex parameter {complex_one!r}, which cannot be trained "
+                "here: hold its real and imaginary parts (torch.view_as_real)"
+            )
         lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
         if lazy is not None:
             raise UserError(

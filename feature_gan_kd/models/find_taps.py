@@ -233,10 +233,13 @@ class DryRun:
     Attributes:
         classes: number of logits.
         extractor: the parameters that the maps are computed from.
+        vector_sizes: sizes of the vectors that the model returns for an image; several where it returns more than the
+            logits, such as an embedding.
     """
 
     classes: int
     extractor: set[nn.Parameter]
+    vector_sizes: tuple[int, ...]
 
 
 def dry_run(model: TappedModel, images: Tensor) -> DryRun:
@@ -245,8 +248,14 @@ def dry_run(model: TappedModel, images: Tensor) -> DryRun:
     Raises:
         UserError: for probabilities in place of logits, and for a map that is not one map per image.
     """
-    with evaluating(model), torch.enable_grad():
-        logits, maps = model(images)
+    returned: list[Any] = []
+    handle = model.module.register_forward_hook(lambda module, args, output: returned.append(output))
+    try:
+        with evaluating(model), torch.enable_grad():
+            logits, maps = model(images)
+    finally:
+        handle.remove()
+    vectors = [one for output in returned if isinstance(output, (tuple, list)) for one in tensors_of(output)]
     for tap, feature_map in zip(model.taps, maps, strict=True):
         if len(feature_map) != len(images):
             raise UserError(
@@ -257,7 +266,8 @@ def dry_run(model: TappedModel, images: Tensor) -> DryRun:
         sums = logits.detach().float().sum(1)
         if bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-4).all()):
             raise UserError(f"{model.name}: it outputs probabilities, expected logits: leave out its last softmax")
-    return DryRun(logits.shape[1], upstream_parameters(maps))
+    sizes = tuple(one.shape[1] for one in vectors if one.ndim == 2)
+    return DryRun(logits.shape[1], upstream_parameters(maps), sizes)
 
 
 def layers_of(feature_layers: Any, index: int) -> list[Layer]:

@@ -69,7 +69,7 @@ def map_layout(
     """
     if tensor.ndim == 4:
         _, a, b, c = tensor.shape
-        if _is_channels_last(model, tensor, known):
+        if _is_channels_last(model, tensor, known, grids):
             return Layout.NHWC, 0, (c, a, b)
         return Layout.NCHW, 0, (a, b, c)
     if tensor.ndim != 3:
@@ -138,7 +138,7 @@ def _stated_prefix(model: Any) -> int | None:
     return 1 + registers if isinstance(registers, int) else None
 
 
-def _is_channels_last(model: nn.Module, tensor: Tensor, known: Sequence[MapShape]) -> bool:
+def _is_channels_last(model: nn.Module, tensor: Tensor, known: Sequence[MapShape], grids: Sequence[Grid]) -> bool:
     """Whether a tensor of four dimensions is (batch, height, width, channels)."""
     _, a, b, c = tensor.shape
     if any((a, b, c) == shape for shape in known):
@@ -148,5 +148,7 @@ def _is_channels_last(model: nn.Module, tensor: Tensor, known: Sequence[MapShape
     stated = getattr(model, "output_fmt", None)
     if stated is not None:
         return str(getattr(stated, "value", stated)) == "NHWC"
+    if (b, c) in grids and (a, b) not in grids:
+        return False  # as many channels as rows, on the oblong grid of a convolution
     # Maps of square images are square: the two equal dimensions are height and width, unless all three are equal.
     return a == b and b != c

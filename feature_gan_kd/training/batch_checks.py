@@ -31,7 +31,9 @@ def check_batch(images: Any, labels: Any, form: tuple[int, int], classes: int) -
     check_images(images, *form)
     if len(images) == 0 and world_size() == 1:
         raise UserError("images: the batch is empty: give at least 2 images")
-    checked = check_labels(labels, len(images), classes)
+    checked = check_labels(labels, len(images), classes).detach()  # labels teach, they do not learn
+    # Tensors made in inference mode cannot be kept for a backward pass; copies can.
+    images, checked = (one.clone() if one.is_inference() else one for one in (images, checked))
     return (images, checked) if checked.device.type == "cpu" else mark_bad_labels(images, checked, classes)
 
 

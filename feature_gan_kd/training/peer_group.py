@@ -112,6 +112,7 @@ class PeerGroup:
             self.config,
             in_chans=in_chans,
             discriminator=discriminator,
+            knows_classes=num_classes is not None or any(isinstance(model, PeerModel) for model in asked.models),
         )
         if num_classes is not None and self.num_classes != num_classes:
             raise UserError(

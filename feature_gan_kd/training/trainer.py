@@ -67,8 +67,10 @@ class Trainer:
         self.steps_per_epoch = self.data.train.steps(self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
         self.group.step.kl_start = round(self.config.kl_start_fraction * self.total_steps)
-        # Time and step at the start of this process's part of the run, and at the last evaluation.
-        self.start = self.last_evaluation = time.perf_counter(), 0
+        # Time and step at the start of this process's part of the run; the time of the last evaluation, and the images
+        # that this process has trained on since.
+        self.start = time.perf_counter(), 0
+        self.last_evaluation, self.images = time.perf_counter(), 0
         # Step and number of evaluated epochs in the newest checkpoint: what would be written again is not.
         self.saved: tuple[int, int] | None = None
         if self.total_steps == 0:
@@ -88,7 +90,8 @@ class Trainer:
         if resume:
             self.load_newest_checkpoint()
         self._notify("on_start", self.step, self.total_steps, self.history)
-        self.start = self.last_evaluation = time.perf_counter(), self.step
+        self.start = time.perf_counter(), self.step
+        self.last_evaluation = self.start[0]
         try:
             with self.signals:
                 self._run_epochs()
@@ -150,6 +153,7 @@ class Trainer:
         if self.mixing is not None:
             images, labels = self.mixing(images, labels, self.step)
         self.averager.add(self.group.training_step(images, labels), len(images))
+        self.images += len(images)
         self.step += 1
         if self.accelerator.is_main_process:  # without `_notify`, whose exchange would wait for all processes
             for callback in self.callbacks:
@@ -177,11 +181,12 @@ class Trainer:
         self._notify("on_metrics", record)
         now = time.perf_counter()
         seconds_per_step = (now - self.start[0]) / max(self.step - self.start[1], 1)
-        seconds, steps = now - self.last_evaluation[0], self.step - self.last_evaluation[1]
-        self.last_evaluation = now, self.step
+        seconds = now - self.last_evaluation
+        images = float(all_reduce_sum(torch.tensor(float(self.images), device=self.accelerator.device)))
+        self.last_evaluation, self.images = now, 0
         metrics = {
             **record["metrics"],
-            "train/epoch_images_per_second": steps * self.config.batch_size / seconds,
+            "train/epoch_images_per_second": images / seconds,
             **evaluation.metrics(),
             **{f"eval/{name}": value for name, value in similarity.items()},
         }

@@ -40,6 +40,8 @@ def test_twenty_random_pairs() -> None:
             models = build_models(
                 pair, num_classes=7, in_chans=max(channels), pretrained=[False, False], image_size=None, seed=0
             )
+            for model in models:
+                model.image_size = model.timm_cfg["input_size"][-1]
             modules = build_modules(models, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=max(channels))
             maps = [torch.zeros(2, *model.taps[0].shape) for model in modules.tapped]
             for connection in modules.connections:
