@@ -59,7 +59,7 @@ class Result:
         """
         curves = {
             f"{k} {name}": self._curve(str(k))
-            for k, name in enumerate(PAIRS[self.pair])
+            for k, name in enumerate(self.contents["models"])
             if k not in self.contents["frozen"]
         }
         if not self.contents["frozen"]:
@@ -111,7 +111,8 @@ def _check_entries(contents: Any) -> None:
     for key in known:
         if contents[key] not in known[key]:
             raise UserError(f"foreign: there is no {key} {contents[key]!r} here")
-    if tuple(contents["models"]) != PAIRS[contents["pair"]]:
+    # A published model is called after its folder.
+    if contents["models"] != [name.rpartition("/")[2] for name in PAIRS[contents["pair"]]]:
         models = " and ".join(map(str, contents["models"]))
         raise UserError(f"foreign: its models are {models}, not those of {contents['pair']}")
     if "--output-dir" not in contents["command"] or not all(isinstance(word, str) for word in contents["command"]):

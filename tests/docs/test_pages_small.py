@@ -50,7 +50,7 @@ STAND_INS = {
         r"python \1 --areas feature_gan_kd/method/topology.py --tests tests/method/test_topology.py --count 1"
     ),
     r" --only( 'r14\S+')+": "",  # tests/docs/test_results.py looks for these runs
-    r"--preset cpu": "--preset smoke --only tiny/logit/0",
+    r"--preset (cpu|finetune)": "--preset smoke --only tiny/logit/0",
     r"--jobs 2": "--jobs 1",
 }
 LARGE = [

@@ -39,7 +39,7 @@ def test_cifar100_table() -> None:
     assert " % and ".join(f"{row[2]:.2f}" for row in rows[:2]) + " % after three" in page
 
 
-@pytest.mark.parametrize("folder", ["compare", "decay"])
+@pytest.mark.parametrize("folder", ["compare", "decay", "finetune"])
 def test_tables_of_the_comparison(folder: str) -> None:
     """They are those that the command makes of the committed result files."""
     page = (ROOT / "docs" / "results.md").read_text()
