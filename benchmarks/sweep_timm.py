@@ -88,7 +88,7 @@ def connect(name: str, partner: str = "resnet18") -> dict[str, Any]:
     model = model_of(name, empty=True)
     with torch.device("meta"):
         models = build_models(
-            [model, partner], num_classes=CLASSES, in_chans=channels, pretrained=False, image_size=side, seed=0
+            [model, partner], num_classes=CLASSES, in_chans=channels, pretrained=[False] * 2, image_size=side, seed=0
         )
         modules = build_modules(models, build_edges("cycle", 2), (), None, DistillConfig(), in_chans=channels)
     tap = modules.tapped[0].taps[0]

@@ -31,7 +31,7 @@ RUN = "runs/small"
 PUBLISHED = "local-dir:published/0-test_resnet local-dir:published/1-test_vit"
 # What a page names, and what stands in for it; of a training all is short, of a launch there are two processes.
 STAND_INS = {
-    r"\.\./shared/data/cifar100|\bDATA\b|\bFOLDER\b": CIFAR,
+    r"\.\./shared/data/(?:cifar100|clothing)|\bDATA\b|\bFOLDER\b": CIFAR,
     r"\S+ \S+ --pretrained": f"{PUBLISHED} --pretrained",
     r"resnet18 resnet34": "test_resnet test_vit",
     r"--num-classes 1000": "--num-classes 100",
