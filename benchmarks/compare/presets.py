@@ -157,7 +157,7 @@ PRESETS: dict[str, Preset] = {
         ("lite0+lite2",),
         ("vanilla-random-head", "vanilla", "logit-random-head", "logit", "afd", "zero-gradient"),
         (0, 1, 2, 3, 4),
-        data=None,
+        data="clothing",
     ),
     "paper": Preset(
         "CIFAR-100, the paper's recipe at full length, for a GPU",

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feature_gan_kd.data import ImageSource
+from feature_gan_kd.distributed.collectives import average_buffers
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.tapped_model import TappedModel, evaluating
-from feature_gan_kd.training.peer_group import PeerGroup
+from feature_gan_kd.training.peer_group import EVALUATION_BATCH_SIZE, PeerGroup
 from feature_gan_kd.utils.errors import UserError
 
 MIN_IMAGES = 4  # unbiased CKA is not defined for fewer
@@ -146,7 +147,10 @@ def measure_group(
     count = group.config.similarity_images
     if count is None:
         return {}
-    batches = group.same_images_everywhere(source, count)
+    average_buffers(group.models)
+    size = min(count, EVALUATION_BATCH_SIZE)
+    read = source.batches(batch_size=size, seed=0, epoch=0, device=group.accelerator.device, train=False)
+    batches = ((images.to(group.dtype), labels) for images, labels in read)
     return measure_similarity(
         group.tapped, group.edges, batches, count, autocast=group.autocast, after_batch=after_batch
     )

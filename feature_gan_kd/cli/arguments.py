@@ -171,18 +171,11 @@ class _Switch(argparse.BooleanOptionalAction):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         on = not str(option_string).startswith("--no-")
-        if not values:
-            setattr(namespace, self.dest, on)
-            return
-        wrong = next((word for word in values if not word.isdecimal()), None)
+        wrong = next((word for word in values or [] if not word.isdecimal()), None)
         if wrong is not None:
             raise argparse.ArgumentError(self, f"{wrong!r} is not allowed, expected positions of models, such as 0")
-        before = getattr(namespace, self.dest, [])
-        setattr(
-            namespace,
-            self.dest,
-            [*(before if isinstance(before, list) else []), *(_OfPeer(int(k), on) for k in values)],
-        )
+        of_peers = [_OfPeer(int(k), on) for k in values or []]
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), of_peers or [on]])
 
 
 class Parser:
@@ -286,6 +279,7 @@ class Parser:
                 elif one.per_peer:
                     details["type"] = functools.partial(_convert_of_peer, one.type)
                     details["nargs"] = "*"
+                    details["action"] = "append"  # each occurrence by itself: a later one may be for another model
                 elif not one.is_positional:
                     # An option without its value gets None, which no word can give: `parse` explains it.
                     details["type"] = functools.partial(_convert, one.type)
@@ -315,29 +309,36 @@ def _split_by_peer(
 ) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """Separates the values for all models from those for single ones; lists become tuples.
 
+    Where an option is given several times, the last value for all models counts, and the last for each single one.
+
     Raises:
-        UserError: for two values of one setting.
+        UserError: for two values of one setting in one occurrence of its option.
     """
     given: dict[str, Any] = {}
     own: dict[int, dict[str, Any]] = {}
-    types = {one.name: one for one in arguments}
-    for name, value in known.items():
-        if not (types[name].per_peer and isinstance(value, list)):
-            given[name] = tuple(value) if isinstance(value, list) else value
+    for one in arguments:
+        if one.name not in known:
             continue
-        single: dict[int | None, list[Any]] = {}
-        for item in value:
-            peer, one = (item.peer, item.value) if isinstance(item, _OfPeer) else (None, item)
-            single.setdefault(peer, []).append(one)
-        if not value:
-            given[name] = None
-        for peer, items in single.items():
-            if len(items) > 1 and not types[name].type.is_list:
-                whom = "all models" if peer is None else f"model {peer}"
-                raise UserError(f"{option(name)}: {' and '.join(map(_show, items))} are given for {whom}: give one")
-            one = tuple(items) if types[name].type.is_list else items[0]
-            if peer is None:
-                given[name] = one
-            else:
-                own.setdefault(peer, {})[name] = one
+        value = known[one.name]
+        if not (one.per_peer or one.type.scalar is bool):
+            given[one.name] = tuple(value) if isinstance(value, list) else value
+            continue
+        for occurrence in value:
+            for peer, items in _by_peer(occurrence).items():
+                if len(items) > 1 and not one.type.is_list:
+                    whom = "all models" if peer is None else f"model {peer}"
+                    raise UserError(f"{one.label}: {' and '.join(map(_show, items))} are given for {whom}: give one")
+                values = given if peer is None else own.setdefault(peer, {})
+                values[one.name] = tuple(items) if one.type.is_list else items[0]
+            if not occurrence:
+                given[one.name] = None
     return given, own
+
+
+def _by_peer(words: Sequence[Any]) -> dict[int | None, list[Any]]:
+    """The values of one occurrence of an option by model; None for all models."""
+    found: dict[int | None, list[Any]] = {}
+    for word in words:
+        peer, value = (word.peer, word.value) if isinstance(word, _OfPeer) else (None, word)
+        found.setdefault(peer, []).append(value)
+    return found

@@ -75,8 +75,6 @@ class LossSettings:
     move by weight decay only (a control for afd)."""
     kl_weight: float = bounded(1.0, at_least=0)
     """Weight of the logit term: T^2 times the KL divergence between the softened outputs of source and learner."""
-    kl_start_fraction: float = bounded(0.0, at_least=0, at_most=1)
-    """Fraction of the run after which the logit term joins: before, new classifiers would teach each other noise."""
     temperature: float = bounded(3.0, above=0)
     """T, which softens the outputs in the logit term."""
     adversarial_weight: float = bounded(1.0, at_least=0)
@@ -140,6 +138,8 @@ class OptimSettings:
     """Fraction of the run over which the learning rate rises from zero."""
     min_lr: float = bounded(0.0, at_least=0)
     """Learning rate at which the schedules other than multistep end."""
+    kl_start_fraction: float = bounded(0.0, at_least=0, at_most=1)
+    """Fraction of the run after which the logit term joins: before, new classifiers would teach each other noise."""
     clip_grad: float | None = bounded(None, above=0, per_peer=True)
     """Largest norm of a model's logit gradient (default: no clipping)."""
     adversarial_lr: float = bounded(2e-5, above=0)
@@ -273,12 +273,7 @@ class TrackingSettings:
 
 UPDATE_SETTINGS = frozenset(
     (
-        *(
-            spec.name
-            for section in (LossSettings, DiscriminatorSettings)
-            for spec in dataclasses.fields(section)
-            if spec.name != "kl_start_fraction"
-        ),
+        *(spec.name for section in (LossSettings, DiscriminatorSettings) for spec in dataclasses.fields(section)),
         *("lr", "optimizer", "weight_decay", "decay_norms", "momentum", "betas", "eps", "layer_decay", "head_lr_scale"),
         *("clip_grad", "adversarial_lr", "discriminator_lr"),
         *(spec.name for spec in dataclasses.fields(PeerSettings)),

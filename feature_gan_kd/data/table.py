@@ -39,8 +39,13 @@ class Classes:
     owner: str
     order_declared: bool = True
 
-    def resolve_names(self, names: list[str] | None, split: str) -> list[str] | None:
-        """Returns the class names of another split, which itself declares `names` (None: declares none).
+    def resolve_names(self, names: list[str] | None, split: str, *, order_declared: bool = True) -> list[str] | None:
+        """Returns the class names of another split, which itself has `names` (None: has none).
+
+        Args:
+            names: of the split.
+            split: its name.
+            order_declared: whether it declares their order, see the attribute.
 
         Raises:
             UserError: where the split has other classes, the same in another order, or numbers of which it is not
@@ -54,6 +59,12 @@ class Classes:
             )
         if names is None:
             return self.names
+        if self.names is None and not (self.order_declared or order_declared):
+            raise UserError(
+                f"labels: split {split!r} has texts, {self.owner} has plain numbers, and it is not known which number "
+                "each text means: give both the same, or cast the label columns of both to "
+                "datasets.ClassLabel(names=[...])"
+            )
         count = len(self.names) if self.names is not None else self.count
         if count is not None and len(names) != count:
             raise UserError(
@@ -181,15 +192,9 @@ def _read_names(
         texts = numbers_as_names(values) if are_numbers(known.names) else values
         if any(isinstance(value, str) for value in texts):
             return texts, known.names
-    knows_numbers_alone = known is not None and known.names is None and not known.order_declared
-    if known is not None and knows_numbers_alone and not declared and any(isinstance(one, str) for one in values):
-        raise UserError(
-            f"labels: split {split!r} has texts, {known.owner} has plain numbers, and it is not known which number "
-            "each text means: give both the same, or cast the label columns of both to datasets.ClassLabel(names=[...])"
-        )
     names = class_names_of(feature, values, f"column {column!r} of split {split!r}", None if known else num_classes)
     if names is None or declared or any(isinstance(value, str) for value in values):
-        return values, names if known is None else known.resolve_names(names, split)
+        return values, names if known is None else known.resolve_names(names, split, order_declared=declared)
     if known is not None:
         return values, known.resolve_names(None, split)
     notes.append(

@@ -106,10 +106,7 @@ class UserLoader:
         Raises:
             UserError: for a batch that is not a pair of images and labels.
         """
-        counts = torch.zeros(self.channels, 256, dtype=torch.float64)
-        for number, read in enumerate(self._read_batches(*item_seeds(0, 0, torch.arange(self._num_batches + 1)))):
-            counts += count_values(self._check_batch(read, number)[0].permute(0, 2, 3, 1))
-        return statistics_of_counts(counts)
+        return statistics_of_counts(self._whole_pass[1])
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the first batch.
@@ -154,10 +151,18 @@ class UserLoader:
     def _counted_images(self) -> int:
         """The images of an epoch whose batches have any size: counted by their sampler, or else by reading them."""
         counted = count_sampled_images(self.loader)
-        if counted is not None:
-            return counted
-        reader = self._read_batches(*item_seeds(0, 0, torch.arange(self._num_batches + 1)))
-        return sum(len(self._check_batch(read, number)[0]) for number, read in enumerate(reader))
+        return self._whole_pass[0] if counted is None else counted
+
+    @functools.cached_property
+    def _whole_pass(self) -> tuple[int, Tensor]:
+        """Reads all batches: the number of images, and how often each value of a byte occurs, (channels, 256)."""
+        images, counts = 0, torch.zeros(self.channels, 256, dtype=torch.float64)
+        for number, read in enumerate(self._read_batches(*item_seeds(0, 0, torch.arange(self._num_batches + 1)))):
+            batch, _ = self._check_batch(read, number)
+            images += len(batch)
+            if not batch.is_floating_point():
+                counts += count_values(batch.permute(0, 2, 3, 1))
+        return images, counts
 
     @functools.cached_property
     def _first_batch(self) -> Batch:

@@ -18,7 +18,7 @@ from feature_gan_kd.export import (
     push,
 )
 from feature_gan_kd.models.normalisation import Normalisation
-from feature_gan_kd.models.peer import PeerModel
+from feature_gan_kd.models.peer import DROP_RATES, PeerModel
 from feature_gan_kd.training.history import Record, Which, ensemble_accuracy, model_accuracies
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import RunProvenance
@@ -126,7 +126,7 @@ def model_card_info(
     model, provenance = group.peers[index], group.provenance
     record = None if provenance is None else _record_of(provenance, index, which)
     normalisation, updates = published_normalisation(group, index, stated), group.step.number
-    settings = group.config.to_dict()
+    settings = model.own_config(group.config).to_dict()
     if provenance is None:  # nobody called `fit`: what only `fit` uses says nothing about these weights
         settings = {name: value for name, value in settings.items() if name in UPDATE_SETTINGS} if updates else {}
     return ModelCardInfo(
@@ -149,7 +149,7 @@ def model_card_info(
         which=which,
         license=license or (provenance.license if provenance else None),
         pretrained=model.pretrained,
-        model_args=model.model_args,
+        model_args={name: value for name, value in model.model_args.items() if name not in DROP_RATES},
     )
 
 

@@ -99,11 +99,8 @@ def build_modules(
         if k not in frozen:
             check_one_head(model.module, f"model {k} ({model.name})")
         one, found = _tap(model, k, layers_of(feature_layers, k), config, in_chans, first)
-        if not knows_classes and len(set(found.vector_sizes)) > 1:
-            raise UserError(
-                f"models: {one.name} returns vectors of {' and '.join(map(str, found.vector_sizes))} numbers, and it "
-                "is not known which are the logits: give num_classes, or a model that returns the logits alone"
-            )
+        if not knows_classes:
+            found.check_one_vector(one.name)
         tapped.append(one)
         extractors.append(found.extractor)
         classes.append(found.classes)
@@ -112,18 +109,21 @@ def build_modules(
     shapes = [[tap.shape for tap in model.taps] for model in tapped]
     if config.similarity_images:
         check_taps(edges, shapes)
-    connections: list[Connection] = []
-    if config.loss_weights.has_feature_loss:
-        connections = build_connections(
-            edges,
-            shapes,
-            config.seed,
-            _discriminator_factory(discriminator, config),
-            bounded=config.loss_weights.adversarial_loss == "paper",
-        )
-        for connection in connections:
-            connection.to(device=first.device, dtype=first.dtype)
+    connections = _connect(edges, shapes, config, discriminator) if config.loss_weights.has_feature_loss else []
+    for connection in connections:
+        connection.to(device=first.device, dtype=first.dtype)
     return MethodModules(edges, tuple(frozen), tapped, extractors, connections, classes[0])
+
+
+def _connect(
+    edges: tuple[Edge, ...],
+    shapes: Sequence[Sequence[MapShape]],
+    config: DistillConfig,
+    discriminator: Callable[[MapShape], nn.Module] | None,
+) -> list[Connection]:
+    """Builds a connection for each edge and tap, with discriminators of the user's own or the paper's."""
+    bounded = config.loss_weights.adversarial_loss == "paper"
+    return build_connections(edges, shapes, config.seed, _discriminator_factory(discriminator, config), bounded=bounded)
 
 
 def _tap(
@@ -137,7 +137,7 @@ def _tap(
     needs_maps = config.loss_weights.updates_extractors or config.similarity_images
     try:
         taps = find_taps(model.module, images, name, layers, vectors=config.vectors_as_maps) if needs_maps else []
-        always_evaluated = modules_in_evaluation(model.module, config.replace(**model.settings))
+        always_evaluated = modules_in_evaluation(model.module, model.own_config(config))
         tapped = TappedModel(model.module, taps, name, adapter, always_evaluated)
         return tapped, dry_run(tapped, images)
     except UserError:
@@ -167,7 +167,7 @@ def build_step(
     modules: MethodModules,
     config: DistillConfig,
     autocast: Callable[[], contextlib.AbstractContextManager[None]],
-    own: Sequence[Mapping[str, Any]] = (),
+    own: Sequence[DistillConfig] = (),
 ) -> AdversarialStep:
     """Builds the update of all modules, with an optimiser for each kind of gradient.
 
@@ -175,14 +175,15 @@ def build_step(
         modules: what it updates.
         config: of losses and optimisers.
         autocast: makes the context in which forward passes run.
-        own: for each model the settings that it has values of its own for.
+        own: for each model the settings in force for it; empty: `config` for all.
 
     Raises:
         UserError: for a learner without a trainable parameter, or a method that compares maps of frozen layers only.
     """
     logit, feature, discriminator = _parameters_by_loss(modules, config)
-    weights, n = config.loss_weights, len(modules.tapped)
-    if weights.updates_extractors and not feature and not config.joint_backward:
+    weights = config.loss_weights
+    has_extractor = any(modules.extractors[k] for k in range(len(modules.tapped)) if k not in modules.frozen)
+    if weights.updates_extractors and not has_extractor:
         raise UserError("models: every layer before the tapped maps is frozen: unfreeze one, or choose method logit")
     return AdversarialStep(
         modules.tapped,
@@ -190,7 +191,7 @@ def build_step(
         modules.frozen,
         modules.connections,
         weights,
-        logit_groups=_logit_groups(modules, logit, [config.replace(**one) for one in own] or [config] * n),
+        logit_groups=_logit_groups(modules, logit, own or [config] * len(modules.tapped)),
         feature_group=_group("feature", feature, config) if weights.updates_extractors and feature else None,
         discriminator_group=_group("discriminator", discriminator, config) if discriminator else None,
         adversarial_interval=config.adversarial_interval,

@@ -59,20 +59,13 @@ def build_models(
         raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")
     built = []
     for index, given in enumerate(models):
-        args = dict(model_args[index]) if model_args else {}
-        if not isinstance(given, (str, nn.Module, PeerModel)):
-            raise UserError(f"models: {type(given).__name__} at place {index}, expected a timm name or a module")
-        if isinstance(given, PeerModel):
-            built.append(given)
-        elif isinstance(given, nn.Module):
-            if args:
-                name = next(iter(args))
-                raise UserError(f"{name}: model {index} is a module, which has its own: build it with {name}")
-            built.append(_from_module(given, in_chans, trained=pretrained[index] or index in frozen))
-        else:
+        args = model_args[index] if model_args else {}
+        if isinstance(given, str):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1009 + index)
                 built.append(_build_by_name(given, num_classes, in_chans, pretrained[index], image_size, args))
+        else:
+            built.append(_take_module(given, index, in_chans, args, trained=pretrained[index] or index in frozen))
     _check_trainable(built)
     _check_nothing_shared(built)
     first_size = built[0].timm_cfg.get("input_size", (_DEFAULT_IMAGE_SIZE,))[-1]
@@ -84,6 +77,22 @@ def build_models(
             remedy = "name another" if num_classes else "give num_classes, or name another"
             raise UserError(f"models: {model.name} has no classifier, it only encodes: {remedy}")
     return built
+
+
+def _take_module(given: Any, index: int, channels: int, args: Mapping[str, Any], *, trained: bool) -> PeerModel:
+    """Takes what was not given by name.
+
+    Raises:
+        UserError: for anything but a module or a ready model, and for arguments of timm for either.
+    """
+    if isinstance(given, PeerModel):
+        return given  # with the arguments that it was built with
+    if not isinstance(given, nn.Module):
+        raise UserError(f"models: {type(given).__name__} at place {index}, expected a timm name or a module")
+    if args:
+        name = next(iter(args))
+        raise UserError(f"{name}: model {index} is a module, which has its own: build it with {name}")
+    return _from_module(given, channels, trained=trained)
 
 
 def _from_module(module: nn.Module, channels: int, *, trained: bool) -> PeerModel:

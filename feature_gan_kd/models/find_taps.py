@@ -241,6 +241,14 @@ class DryRun:
     extractor: set[nn.Parameter]
     vector_sizes: tuple[int, ...]
 
+    def check_one_vector(self, name: str) -> None:
+        """Raises UserError where it is not known which of several vectors are the logits of the model `name`."""
+        if len(set(self.vector_sizes)) > 1:
+            raise UserError(
+                f"models: {name} returns vectors of {' and '.join(map(str, self.vector_sizes))} numbers, and it is not "
+                "known which are the logits: give num_classes, or a model that returns the logits alone"
+            )
+
 
 def dry_run(model: TappedModel, images: Tensor) -> DryRun:
     """Runs images (batch, channels, height, width) through a model in evaluation mode, and reads the autograd graph.

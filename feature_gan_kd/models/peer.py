@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from feature_gan_kd.config.validation import show
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.models.tapped_model import Layer
 from feature_gan_kd.utils.errors import UserError, closest
+
+DROP_RATES = ("drop_rate", "drop_path_rate")
+"""Settings that belong to a training: timm builds a model with them, but a published one is built without."""
 
 
 class Peer:
@@ -103,7 +106,7 @@ class PeerOptions:
         found = []
         for k, (args, settings) in enumerate(zip(self.model_args, self.settings, strict=True)):
             own = config.replace(**settings)
-            rates = {} if k in self.frozen else {"drop_rate": own.drop_rate, "drop_path_rate": own.drop_path_rate}
+            rates = {} if k in self.frozen else {name: getattr(own, name) for name in DROP_RATES}
             found.append({**args, **{name: rate for name, rate in rates.items() if rate is not None}})
         return found
 
@@ -176,6 +179,10 @@ class PeerModel:
     settings: Mapping[str, Any] = field(default_factory=dict)
     has_new_classifier: bool = False
 
+    def own_config(self, config: DistillConfig) -> DistillConfig:
+        """The settings in force for this model: its own, else those of the run."""
+        return config.replace(**self.settings)
+
     @property
     def timm_cfg(self) -> dict[str, Any]:
         """timm's `pretrained_cfg` (`input_size`, `mean`, `std`, `license`, ...); empty for other modules."""
@@ -232,3 +239,15 @@ class PeerModel:
             origin = description.get("origin") or {"hf_hub_id": None, "license": None}
             model.module.pretrained_cfg = {**model.timm_cfg, **origin}  # type: ignore[assignment]
         return model
+
+
+def resolve_recipe(config: DistillConfig, learners: Iterable[PeerModel]) -> DistillConfig:
+    """The settings with the recipe that `auto` means: finetune where all learners start from trained weights.
+
+    Args:
+        config: of the run.
+        learners: the models that learn.
+    """
+    if config.recipe != "auto":
+        return config
+    return config.replace(recipe="finetune" if all(model.pretrained for model in learners) else "paper")

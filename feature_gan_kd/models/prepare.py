@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.models.classifier import classifiers
+from feature_gan_kd.models.classifier import classifier_tensors, classifiers
 from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.utils.errors import UserError
 
@@ -25,9 +25,7 @@ def prepare(model: PeerModel, settings: DistillConfig, where: str) -> None:
         UserError: where the classifier must be known and is not, or the model has no gradient checkpointing.
     """
     if model.has_new_classifier and settings.head_init_scale != 1:
-        with torch.no_grad():
-            for parameter in classifier_parameters(model.module, where, "head_init_scale"):
-                parameter.mul_(settings.head_init_scale)
+        scale_logits(model.module, settings.head_init_scale)
     if settings.freeze_backbone:
         trained = set(classifier_parameters(model.module, where, "freeze_backbone"))
         for parameter in model.module.parameters():
@@ -38,6 +36,20 @@ def prepare(model: PeerModel, settings: DistillConfig, where: str) -> None:
             checkpoint(True)
         except (AssertionError, TypeError, NotImplementedError):
             raise UserError(f"grad_checkpointing: {where} does not support it: leave it out") from None
+
+
+@torch.no_grad()
+def scale_logits(module: nn.Module, scale: float) -> None:
+    """Multiplies the layers that give the logits, and nothing before them.
+
+    Some classifiers have several layers. With a norm or a hidden layer at zero, no gradient would ever pass.
+
+    Args:
+        module: a timm model, which states its number of classes.
+        scale: factor of weights and biases.
+    """
+    for parameter in classifier_tensors(module, int(getattr(module, "num_classes", 0))):
+        parameter.mul_(scale)
 
 
 def classifier_parameters(module: nn.Module, where: str, setting: str) -> list[nn.Parameter]:

@@ -181,9 +181,9 @@ PANELS = (
     Panel(
         "learning rates",
         "Learning rates",
-        "by optimiser, logarithmic",
+        "by optimiser, that of the logit loss by model where they differ, logarithmic",
         "learning rate",
-        {"lr": ""},
+        {"lr/logit": "logit", "lr": ""},
         digits=".2g",
         logarithmic=True,
         stepped=True,
@@ -203,8 +203,9 @@ PANELS = (
 def split_name(name: str) -> tuple[str, str]:
     """Splits the name of a series into its kind and its owner.
 
-    The owner is a model (`0`), an edge (`0->1`, with several layers `0->1@0`), the ensemble or an optimiser (of
-    `lr/logit`). A figure of the whole run, such as `train/images_per_second`, has none: its kind is its whole name.
+    The owner is a model (`0`, also of `lr/logit/0`), an edge (`0->1`, with several layers `0->1@0`), the ensemble or an
+    optimiser (of `lr/logit`). A figure of the whole run, such as `train/images_per_second`, has none: its kind is its
+    whole name.
     """
     kind, _, owner = name.rpartition("/")
     return (name, "") if kind in ("train", "eval") else (kind, owner)

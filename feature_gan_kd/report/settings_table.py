@@ -23,10 +23,11 @@ def differing_settings(runs: Sequence[RecordedRun]) -> list[tuple[str, list[str]
 
 
 def list_settings(run: RecordedRun) -> list[tuple[str, str, bool]]:
-    """Every setting of a run: its name, its value, and whether that is not the default."""
+    """Every setting of a run and of single models: its name, its value, and whether that is not the default."""
     default = DistillConfig().to_dict()
     values = run.config.to_dict()
-    return [(name, format_value(value), value != default[name]) for name, value in values.items()]
+    common = [(name, format_value(value), value != default[name]) for name, value in values.items()]
+    return common + [(name, value, True) for name, value in _settings_of_models(run).items()]
 
 
 def format_value(value: Any) -> str:
@@ -38,11 +39,21 @@ def format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _settings_of_models(run: RecordedRun) -> dict[str, str]:
+    """What single models have in place of the run's settings, as `lr of model 1`."""
+    return {
+        f"{name} of model {k}": format_value(value)
+        for k, model in enumerate(run.description["models"])
+        for name, value in model.get("settings", {}).items()
+    }
+
+
 def _flatten_description(run: RecordedRun) -> dict[str, str]:
     """Everything that may set one run apart from another, by name."""
     flat = {key: format_value(value) for key, value in run.config.to_dict().items()}
     models = enumerate(run.description["models"])
     flat |= {f"model {k}": format_value(model.get("architecture", model["name"])) for k, model in models}
+    flat |= _settings_of_models(run)
     for key, value in run.description.items():
         if isinstance(value, Mapping) and key != "config":
             flat |= {f"{key}: {name}": format_value(one) for name, one in value.items()}

@@ -21,7 +21,7 @@ def describe_recipe(group: PeerGroup) -> list[str]:
     lines: dict[str, list[int]] = {}
     for k, model in enumerate(group.peers):
         if k not in group.frozen:
-            own = config.replace(**model.settings)
+            own = model.own_config(config)
             text = describe_optimizer(own, has_new_classifier=model.has_new_classifier)
             lines.setdefault(text, []).append(k)
     models = [f"model{'s' * (len(own) > 1)} {' and '.join(map(str, own))}: {text}" for text, own in lines.items()]

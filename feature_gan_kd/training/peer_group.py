@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
-from feature_gan_kd.models.peer import Peer, PeerModel, resolve_peers
+from feature_gan_kd.models.peer import Peer, PeerModel, resolve_peers, resolve_recipe
 from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
 from feature_gan_kd.models.weights import load_weights
@@ -33,7 +33,7 @@ from feature_gan_kd.training.checkpoint_contents import collect_state, describe_
 from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.evaluate import Evaluation, evaluate
 from feature_gan_kd.training.history import History
-from feature_gan_kd.training.provenance import RunProvenance, names_of_data, title_of_data
+from feature_gan_kd.training.provenance import RunProvenance
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.memory import explain_out_of_memory
 
@@ -94,16 +94,13 @@ class PeerGroup:
         self.num_classes_given = num_classes is not None
         self.image_size = max(model.image_size for model in self.peers)
         self.accelerator = usable_accelerator(accelerator)
-        self.config = self._resolve(config)
+        learners = [model for k, model in enumerate(self.peers) if k not in self.frozen]
+        self.config = resolve_recipe(config, learners)
+        if self.accelerator.mixed_precision == "bf16":  # as `accelerate launch` was told
+            self.config = self.config.replace(mixed_precision="bf16")
         self.provenance: RunProvenance | None = None
         self.last_data: tuple[Any, Any] | None = None
-        move_to_device(self.peers, self.accelerator.device, channels_last=self.config.channels_last)
-        for k, model in enumerate(self.peers):
-            model.settings = asked.settings[k]
-            if k in self.frozen:
-                model.module.eval()
-            else:
-                prepare(model, self.config.replace(**model.settings), f"model {k} ({model.name})")
+        self._prepare_models(asked.settings)
         self.modules: MethodModules = build_modules(
             self.peers,
             self.edges,
@@ -114,15 +111,28 @@ class PeerGroup:
             discriminator=discriminator,
             knows_classes=num_classes is not None or any(isinstance(model, PeerModel) for model in asked.models),
         )
-        if num_classes is not None and self.num_classes != num_classes:
-            raise UserError(
-                f"num_classes: {num_classes} is given, the models have {self.num_classes} logits: give the number that "
-                "they have, or models with as many"
-            )
+        self._check_num_classes(num_classes)
         collectives.broadcast_parameters([*self.models, *self.connections])
         self.shared: Normalisation | None = None
         self._share(self.stated_normalisation())
         self._build_step()
+
+    def _prepare_models(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Moves every model to the device, and applies its own settings or those of the run."""
+        move_to_device(self.peers, self.accelerator.device, channels_last=self.config.channels_last)
+        for k, (model, own) in enumerate(zip(self.peers, settings, strict=True)):
+            model.settings = own
+            if k in self.frozen:
+                model.module.eval()
+            else:
+                prepare(model, model.own_config(self.config), f"model {k} ({model.name})")
+
+    def _check_num_classes(self, given: int | None) -> None:
+        if given not in (None, self.num_classes):
+            raise UserError(
+                f"num_classes: {given} is given, the models have {self.num_classes} logits: give the number that they "
+                "have, or models with as many"
+            )
 
     def _build_step(self) -> None:
         config, device = self.config, self.accelerator.device
@@ -135,18 +145,10 @@ class PeerGroup:
         self.autocast: Callable[[], AbstractContextManager[None]] = functools.partial(
             torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.mixed_precision == "bf16"
         )
-        self.step = build_step(self.modules, config, self.autocast, [model.settings for model in self.peers])
+        self.step = build_step(self.modules, config, self.autocast, [model.own_config(config) for model in self.peers])
         self.update: Callable[[Tensor, Tensor], dict[str, Tensor]] = self.step
         if config.cuda_graphs:
             self.update = cuda_graphs.graphs_on_gpu(self.step, device)
-
-    def _resolve(self, config: DistillConfig) -> DistillConfig:
-        """The settings, with a recipe for `auto`, and the precision that `accelerate launch` was given."""
-        if config.recipe == "auto":
-            learners = (model for k, model in enumerate(self.peers) if k not in self.frozen)
-            trained = all(model.pretrained for model in learners)
-            config = config.replace(recipe="finetune" if trained else "paper")
-        return config.replace(mixed_precision="bf16") if self.accelerator.mixed_precision == "bf16" else config
 
     @property
     def models(self) -> list[nn.Module]:
@@ -241,24 +243,6 @@ class PeerGroup:
             models, batches, all_reduce=collectives.all_reduce_sum, autocast=self.autocast, after_batch=after_batch
         )
 
-    def same_images_everywhere(self, source: ImageSource, count: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Evaluation batches of which every process takes all.
-
-        Args:
-            source: of the images.
-            count: how many images are needed; a batch has no more.
-
-        Returns:
-            Images (batch, channels, height, width) and labels (batch,).
-
-        Raises:
-            UserError: where another process is gone.
-        """
-        collectives.average_buffers(self.models)
-        size = min(count, EVALUATION_BATCH_SIZE)
-        batches = source.batches(batch_size=size, seed=0, epoch=0, device=self.accelerator.device, train=False)
-        return ((images.to(self.dtype), labels) for images, labels in batches)
-
     def state(self) -> Checkpoint:
         """Everything that training changes.
 
@@ -330,14 +314,7 @@ class PeerGroup:
             The history of the training, to be filled.
         """
         self.last_data = (train_data, eval_data)
-        self.provenance = RunProvenance(
-            title_of_data(train_data),
-            names_of_data(train_data, eval_data),
-            data.class_names,
-            data.normalisation,
-            license,
-            History(),
-        )
+        self.provenance = RunProvenance.of_fit(self.last_data, data.class_names, data.normalisation, license)
         self._share(data.normalisation)
         return self.provenance.history
 

@@ -36,6 +36,24 @@ class RunProvenance:
     license: str | None
     history: History
 
+    @classmethod
+    def of_fit(
+        cls,
+        given: tuple[Any, Any],
+        class_names: list[str] | None,
+        normalisation: Normalisation | None,
+        license: str | None,
+    ) -> RunProvenance:
+        """That of a training which begins.
+
+        Args:
+            given: training and evaluation data as `fit` was given them.
+            class_names: see the attribute; normalisation and license likewise.
+            normalisation: of the images.
+            license: of the weights.
+        """
+        return cls(title_of_data(given[0]), names_of_data(*given), class_names, normalisation, license, History())
+
     def to_dict(self) -> dict[str, Any]:
         """The provenance as JSON values."""
         return dataclasses.asdict(self)

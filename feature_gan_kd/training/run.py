@@ -79,12 +79,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     check_batches(group, data.train)
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
-    notes = [
-        *data.notes,
-        *align_class_names(group, data.class_names),
-        *_notes_on_models(group),
-        *describe_recipe(group),
-    ]
+    notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group)]
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
@@ -199,11 +194,11 @@ def _check_normalisation(group: PeerGroup, data: Data, folder: Path | None) -> N
 
 
 def _notes_on_models(group: PeerGroup) -> list[str]:
-    """Lines on frozen models that teach noise, and on a precision that is slow on this processor."""
+    """Lines on frozen models that teach noise, on a precision that is slow on this processor, and on the recipe."""
     notes, bf16 = notes_on_frozen(group), group.config.mixed_precision == "bf16"
     if bf16 and group.accelerator.device.type == "cpu" and emulates_bf16():
         notes.append("mixed_precision bf16: this processor emulates bf16, several times slower than fp32")
-    return notes
+    return [*notes, *describe_recipe(group)]
 
 
 def _circumstances(group: PeerGroup, train_data: Any, data: Data) -> dict[str, Any]:

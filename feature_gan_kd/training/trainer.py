@@ -66,7 +66,6 @@ class Trainer:
         self.signals = StopSignals()
         self.steps_per_epoch = self.data.train.steps(self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs
-        self.group.step.kl_start = round(self.config.kl_start_fraction * self.total_steps)
         # Time and step at the start of this process's part of the run; the time of the last evaluation, and the images
         # that this process has trained on since.
         self.start = time.perf_counter(), 0
@@ -89,6 +88,9 @@ class Trainer:
         """
         if resume:
             self.load_newest_checkpoint()
+        # The group may have been trained before this run.
+        before = self.group.step.number - self.step
+        self.group.step.kl_start = before + round(self.config.kl_start_fraction * self.total_steps)
         self._notify("on_start", self.step, self.total_steps, self.history)
         self.start = time.perf_counter(), self.step
         self.last_evaluation = self.start[0]

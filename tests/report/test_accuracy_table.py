@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from feature_gan_kd.report import read_run
@@ -12,6 +13,19 @@ from feature_gan_kd.report.accuracy_table import (
 )
 from feature_gan_kd.report.settings_table import differing_settings, list_settings
 from tests.report.fake_runs import change_description, read_lines, write_lines, write_run
+
+
+def test_the_settings_of_single_models_are_listed_and_compared(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "own")
+    description = json.loads((folder / "config.json").read_text())
+    description["models"][1]["settings"] = {"lr": 5e-4, "optimizer": "adamw"}
+    (folder / "config.json").write_text(json.dumps(description))
+    own, plain = read_run(folder), read_run(write_run(tmp_path / "plain"))
+    assert ("lr of model 1", "0.0005", True) in list_settings(own)
+    assert dict(differing_settings([own, plain])) == {
+        "lr of model 1": ["0.0005", "-"],
+        "optimizer of model 1": ["adamw", "-"],
+    }
 
 
 def test_results_of_one_run(tmp_path: Path) -> None:

@@ -10,12 +10,20 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from feature_gan_kd import OnlineAdversarialDistiller, Peer, UserError
+from feature_gan_kd import Callback, OnlineAdversarialDistiller, Peer, UserError
 from feature_gan_kd.cli import main
+from feature_gan_kd.cli.main import parse
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.models.peer import PeerModel
+from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.optim.build import build_schedules
+from feature_gan_kd.report import read_run, write_curves, write_page
+from feature_gan_kd.report.panels import PANELS, select_series
+from feature_gan_kd.report.records import collect_series
 from feature_gan_kd.training.describe_recipe import describe_recipe
+from feature_gan_kd.training.history import Record
 from feature_gan_kd.training.metrics import learning_rates
 
 SIZE = 32
@@ -260,11 +268,66 @@ def test_frozen_and_layers_of_a_peer() -> None:
     assert [[tap.layer for tap in model.taps] for model in built.group.tapped] == [["blocks.1"], ["blocks.2"]]
 
 
-def test_logits_join_late() -> None:
-    built = distiller("test_resnet", "test_vit")
-    built.step.kl_start = 1
-    assert "kl/0" not in built.training_step(*batch())
-    assert "kl/0" in built.training_step(*batch(1))
+class Records(Callback):
+    def __init__(self) -> None:
+        self.has_kl: list[bool] = []
+
+    def on_metrics(self, record: Record) -> None:
+        self.has_kl.append("train/kl/0" in record["metrics"])
+
+
+def test_logits_join_late_in_every_run() -> None:
+    images, labels = torch.randn(32, 3, SIZE, SIZE), torch.arange(32) % 4
+    data = TensorDataset(images, labels)
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "log_every_steps": 1, "kl_start_fraction": 0.25}
+    built = distiller("test_resnet", "test_vit", **settings)
+    built.training_step(images[:8], labels[:8])  # a step before the run counts for nothing
+    for _ in range(2):
+        records = Records()
+        built.fit(data, data, callbacks=[records], progress=False)
+        assert records.has_kl == [False] * 2 + [True] * 6
+
+
+class Deep(nn.Module):
+    """A classifier of several layers, as those of CAFormer and LeViT."""
+
+    num_classes = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3, 2, 1)
+        self.head = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, images: Tensor) -> Any:
+        return self.head(self.features(images).mean((2, 3)))
+
+
+def test_a_deep_classifier_that_starts_at_zero_learns() -> None:
+    module = Deep()
+    hidden = module.head[0].weight.clone()
+    prepare(PeerModel(module, "deep", "deep", has_new_classifier=True), DistillConfig(head_init_scale=0), "model 0")
+    images, labels = batch()
+    assert not module(images).any()
+    assert torch.equal(module.head[0].weight, hidden)
+    nn.functional.cross_entropy(module(images), labels).backward()
+    assert module.head[2].weight.grad.any()
+
+
+def test_maps_of_frozen_backbones_cannot_be_taught() -> None:
+    with pytest.raises(UserError, match=r"^models: every layer before the tapped maps is frozen"):
+        distiller("test_resnet", "test_vit", freeze_backbone=True)  # also where a transfer layer could learn
+    built = distiller(Peer("test_resnet", freeze_backbone=True), "test_vit")
+    metrics = built.training_step(*batch())
+    assert "adversarial/1" in metrics
+
+
+def test_rates_of_dropout_are_not_published(tmp_path: Path) -> None:
+    built = distiller(Peer("test_vit", drop_path_rate=0.2, drop_rate=0.1), "test_resnet")
+    built.save_pretrained(tmp_path, mean=[0.5] * 3, std=[0.2] * 3)
+    assert "drop" not in (tmp_path / "0-test_vit" / "config.json").read_text()
 
 
 def test_the_recipe_is_said() -> None:
@@ -291,6 +354,27 @@ def test_the_recipe_is_said() -> None:
 RUN = "train --models test_resnet test_vit --image-size 32 --epochs 1 --batch-size 64 --max-train-samples 128"
 
 
+def test_what_each_had_is_recorded_and_published(tmp_path: Path) -> None:
+    vit = Peer("test_vit", optimizer="adamw", lr=2e-3, decay_norms=False)
+    built = distiller(
+        "test_resnet", vit, lr=0.05, scheduler="cosine", epochs=2, batch_size=8, mean=[0.5] * 3, std=[1] * 3
+    )
+    data = TensorDataset(torch.randn(32, 3, SIZE, SIZE), torch.arange(32) % 4)
+    built.fit(data, data, output_dir=tmp_path / "run", progress=False)
+    run = read_run(tmp_path / "run")
+    assert {"lr/logit/0", "lr/logit/1"} <= collect_series(run).keys()
+    panel = next(panel for panel in PANELS if panel.name == "learning rates")
+    drawn = select_series(panel, collect_series(run))
+    assert drawn.keys() == {"lr/logit/0", "lr/logit/1", "lr/feature", "lr/discriminator"}
+    write_curves(run, tmp_path / "curves.png")
+    write_page([run], tmp_path / "report.html")
+    cards = [
+        (tmp_path / "run" / "networks" / name / "README.md").read_text() for name in ("0-test_resnet", "1-test_vit")
+    ]
+    assert ["adamw" in card for card in cards] == [False, True]
+    assert ["0.002" in card for card in cards] == [False, True]
+
+
 def test_the_command_line_gives_each_its_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = "--optimizer 0:sgd 1:adamw --lr 0:0.1 1:5e-4 --layer-decay 1:0.75 --betas 1:0.8 1:0.9 --no-decay-norms 1"
     main([*RUN.split(), *own.split(), "--output-dir", "run"])
@@ -310,7 +394,7 @@ def test_the_command_line_gives_each_its_own(here: Path, capsys: pytest.CaptureF
         ("--lr 0:x", "--lr: 'x' is not allowed, expected a number"),
         ("--lr 0:0.1 0:0.2", "--lr: 0.1 and 0.2 are given for model 0: give one"),
         ("--lr 0.1 0.2", "--lr: 0.1 and 0.2 are given for all models: give one"),
-        ("--lr 5:0.1", "--lr: 5:0.1 is for model 5, there are 0 to 1"),
+        ("--lr 0:0.1 --lr 5:0.1", "--lr: 5:0.1 is for model 5, there are 0 to 1"),
         ("--lr", "--lr: its value is missing"),
         ("--pretrained 7", "--pretrained: 7:True is for model 7, there are 0 to 1"),
         ("--freeze-backbone test_vit", "--freeze-backbone: 'test_vit' is not allowed, expected positions of models"),
@@ -327,7 +411,27 @@ def test_bad_settings_of_a_peer(words: str, message: str, here: Path, capsys: py
     assert not Path("run").exists()
 
 
-def test_every_setting_of_a_peer_is_one_of_the_run() -> None:
-    assert Peer("test_vit", **{"lr": 1}).settings == {"lr": 1.0}
+@pytest.mark.parametrize(
+    ("words", "common", "own"),
+    [
+        ("--lr 0.1 --lr 0.2", {"lr": 0.2}, {}),
+        ("--lr 0:0.1 --lr 1:0.2", {}, {0: {"lr": 0.1}, 1: {"lr": 0.2}}),
+        ("--lr 0.3 1:0.2 --lr 1:0.4", {"lr": 0.3}, {1: {"lr": 0.4}}),
+        ("--no-decay-norms --decay-norms 1", {"decay_norms": False}, {1: {"decay_norms": True}}),
+        ("--decay-norms --no-decay-norms", {"decay_norms": False}, {}),
+        ("--betas 0.9 0.95 --betas 1:0.8 1:0.9", {"betas": (0.9, 0.95)}, {1: {"betas": (0.8, 0.9)}}),
+    ],
+)
+def test_an_option_given_twice(words: str, common: dict[str, Any], own: dict[int, Any]) -> None:
+    call: Any = parse([*RUN.split(), *words.split(), "--output-dir", "run"])
+    models, config = call.keywords["models"], call.keywords["config"]
+    assert models.own == own
+    assert {name: getattr(config, name) for name in common} == common
+    assert {name: getattr(config, name) for name in own.get(1, {}) if name not in common} == {
+        name: getattr(DistillConfig(), name) for name in own.get(1, {}) if name not in common
+    }
+
+
+def test_a_peer_shows_and_checks_its_settings() -> None:
+    assert Peer("test_vit", lr=1).settings == {"lr": 1.0}
     assert repr(Peer("test_vit", lr=0.5)) == "Peer('test_vit', lr=0.5)"
-    assert DistillConfig(lr=0.5).lr == 0.5
