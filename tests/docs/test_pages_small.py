@@ -33,6 +33,7 @@ PUBLISHED = "local-dir:published/0-test_resnet local-dir:published/1-test_vit"
 STAND_INS = {
     r"\.\./shared/data/(?:cifar100|clothing)|\bDATA\b|\bFOLDER\b": CIFAR,
     r"\S+ \S+ --pretrained": f"{PUBLISHED} --pretrained",
+    r"local-dir:weights/\S+ local-dir:weights/\S+": PUBLISHED,
     r"resnet18 resnet34": "test_resnet test_vit",
     r"--num-classes 1000": "--num-classes 100",
     r"/shared/runs": "runs",
