@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.config import settings
+from feature_gan_kd.config.combinations import IMAGE_SETTINGS, check_combinations, warmup_as_fraction
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.config.validation import ValueType, check_value, show
@@ -50,6 +51,7 @@ class RemembersGiven:
 class DistillConfig(
     settings.TrackingSettings,
     settings.RuntimeSettings,
+    settings.AugmentationSettings,
     settings.DataSettings,
     settings.DiscriminatorSettings,
     settings.PeerSettings,
@@ -72,28 +74,24 @@ class DistillConfig(
             value = check_value(spec.name, getattr(self, spec.name), expected[spec.name], spec.metadata)
             object.__setattr__(self, spec.name, value)
         for name, value in {**METHODS[self.method], **RECIPES[self.recipe]}.items():
-            if name not in self.__dict__["_given"]:
+            without_effect = self.augmentation == "none" and name in (*IMAGE_SETTINGS, "reprob")
+            if not (self.is_given(name) or without_effect):
                 object.__setattr__(self, name, value)
-        self._check_combinations()
+        self._convert_warmup()
+        check_combinations(self)
 
-    def _check_combinations(self) -> None:
-        """What depends on several settings, or on several numbers of one."""
-        for name in ("milestones", "adversarial_milestones"):
-            value = getattr(self, name)
-            if list(value) != sorted(set(value)):
-                raise UserError(f"{name}: {show(value)} is not allowed, expected rising fractions of the run")
-        if self.grad_accum_steps > self.batch_size:
-            raise UserError(
-                f"grad_accum_steps: {self.grad_accum_steps} parts of a batch of {self.batch_size} images: "
-                "at most one part per image"
-            )
-        if self.joint_backward and self.decay_only_update:
-            raise UserError(
-                "joint_backward: decay_only_update (of method zero-gradient) needs a second optimiser: leave one of "
-                "them out"
-            )
-        if self.sync_batchnorm and self.compile:
-            raise UserError("sync_batchnorm: cannot be combined with compile: leave one of them out")
+    def _convert_warmup(self) -> None:
+        """Keeps a warm-up in epochs as the fraction of the run that it is: all times are fractions."""
+        if self.warmup_epochs is None:
+            return
+        if self.is_given("warmup_fraction"):
+            raise UserError("warmup_epochs: warmup_fraction is given too, and both say the same: leave one of them out")
+        object.__setattr__(self, "warmup_fraction", warmup_as_fraction(self.warmup_epochs, self.epochs))
+        object.__setattr__(self, "warmup_epochs", None)
+
+    def is_given(self, name: str) -> bool:
+        """Whether the user gave this setting; otherwise a preset or the default decides."""
+        return name in self.__dict__["_given"]
 
     @property
     def loss_weights(self) -> settings.LossSettings:
