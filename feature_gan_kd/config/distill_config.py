@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.config import settings
-from feature_gan_kd.config.combinations import IMAGE_SETTINGS, check_combinations, warmup_as_fraction
+from feature_gan_kd.config.augmentation import IMAGE_SETTINGS, check_augmentation
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.config.validation import ValueType, check_value, show
@@ -78,7 +78,7 @@ class DistillConfig(
             if not (self.is_given(name) or without_effect):
                 object.__setattr__(self, name, value)
         self._convert_warmup()
-        check_combinations(self)
+        self._check_combinations()
 
     def _convert_warmup(self) -> None:
         """Keeps a warm-up in epochs as the fraction of the run that it is: all times are fractions."""
@@ -86,11 +86,42 @@ class DistillConfig(
             return
         if self.is_given("warmup_fraction"):
             raise UserError("warmup_epochs: warmup_fraction is given too, and both say the same: leave one of them out")
-        object.__setattr__(self, "warmup_fraction", warmup_as_fraction(self.warmup_epochs, self.epochs))
+        (fraction,) = (spec for spec in dataclasses.fields(self) if spec.name == "warmup_fraction")
+        most = fraction.metadata["at_most"] * self.epochs
+        if self.warmup_epochs > most:
+            wrong = f"{self.warmup_epochs:g} of {self.epochs} epochs"
+            raise UserError(f"warmup_epochs: {wrong} is not allowed, expected at most {most:g}")
+        object.__setattr__(self, "warmup_fraction", self.warmup_epochs / self.epochs)
         object.__setattr__(self, "warmup_epochs", None)
 
+    def _check_combinations(self) -> None:
+        """What depends on several settings, or on several numbers of one."""
+        for name in ("milestones", "adversarial_milestones"):
+            value = getattr(self, name)
+            if list(value) != sorted(set(value)):
+                raise UserError(f"{name}: {show(value)} is not allowed, expected rising fractions of the run")
+        if self.grad_accum_steps > self.batch_size:
+            raise UserError(
+                f"grad_accum_steps: {self.grad_accum_steps} parts of a batch of {self.batch_size} images: "
+                "at most one part per image"
+            )
+        if self.joint_backward and self.decay_only_update:
+            raise UserError(
+                "joint_backward: decay_only_update (of method zero-gradient) needs a second optimiser: leave one of "
+                "them out"
+            )
+        if self.sync_batchnorm and self.compile:
+            raise UserError("sync_batchnorm: cannot be combined with compile: leave one of them out")
+        if self.class_weights and self.balanced_sampling:
+            raise UserError("class_weights: balanced_sampling already balances the classes: leave one of them out")
+        check_augmentation(self)
+
     def is_given(self, name: str) -> bool:
-        """Whether the user gave this setting; otherwise a preset or the default decides."""
+        """Whether the user gave a setting; otherwise a preset or the default decides.
+
+        Args:
+            name: of the setting.
+        """
         return name in self.__dict__["_given"]
 
     @property

@@ -6,7 +6,7 @@ import functools
 import re
 from dataclasses import dataclass
 
-from feature_gan_kd.config.combinations import IMAGE_SETTINGS, active, check_crop_settings
+from feature_gan_kd.config.augmentation import IMAGE_SETTINGS, active, check_crop_settings
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.batch_transforms import CropFlip, Erasing
 from feature_gan_kd.data.image_transforms import (

@@ -80,7 +80,7 @@ def _note_once(note: str, notes: list[str]) -> None:
 
 
 def known_labels(source: Source) -> Tensor | None:
-    """Returns the labels of all images, where they are known before the images are read."""
+    """Returns the labels of all images, int64 `(N,)`, where they are known before the images are read."""
     if isinstance(source, MemoryImages):
         return source.labels
     return source.known_labels() if isinstance(source, LazyImages) else None
@@ -88,6 +88,12 @@ def known_labels(source: Source) -> Tensor | None:
 
 def balance(train: Source, labels: Tensor | None, config: DistillConfig, notes: list[str]) -> None:
     """Lets the training images be drawn from all classes equally often, if the user asks for it.
+
+    Args:
+        train: their source.
+        labels: int64 `(N,)`; None where they are not known.
+        config: of the run.
+        notes: gets a line for the user.
 
     Raises:
         UserError: where `balanced_sampling` or `class_weights` need labels that are not known beforehand.

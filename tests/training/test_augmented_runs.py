@@ -15,7 +15,9 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method import losses
+from feature_gan_kd.training.describe_recipe import describe_labels_and_images
 from tests.helpers.runs import AtStep, assert_same_run, build
 
 
@@ -110,3 +112,14 @@ def test_what_is_published_is_what_was_evaluated(tmp_path: Path) -> None:
 def test_an_augmentation_that_timm_does_not_know_is_refused_at_once(notation: str) -> None:
     with pytest.raises(UserError, match=r"^aa: "):
         build(aa=notation)
+
+
+def test_the_first_lines_say_how_labels_and_images_are_changed() -> None:
+    described = describe_labels_and_images(
+        DistillConfig(smoothing=0.1, bce_loss=True, aa="rand-m9", reprob=0.25, mixup=0.2, balanced_sampling=True)
+    )
+    assert described == [
+        "label loss: binary cross-entropy, smoothing 0.1",
+        "training images: rand-m9, 25% erased in part, mixup 0.2, every class equally often",
+    ]
+    assert describe_labels_and_images(DistillConfig()) == []
