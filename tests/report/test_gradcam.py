@@ -134,7 +134,7 @@ class TestPage:
         other = write_run(tmp_path / "other")
         main(["report", str(other), str(drawn), "--output", str(tmp_path / "both.html")])
         page = (tmp_path / "both.html").read_text()
-        assert page.count("<img ") == 6
+        assert page.count("<td><img ") == 6
         assert page.count("Grad-CAM: where the models see the right class: run") == 1
 
     def test_a_run_without_pictures(self, tmp_path: Path) -> None:
