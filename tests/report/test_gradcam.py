@@ -120,7 +120,7 @@ def stop(number: int, error: type[Exception]) -> None:
 class TestPage:
     def test_pictures_with_what_they_show(self, drawn: Path) -> None:
         page = (drawn / "report.html").read_text()
-        images = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', page)
+        images = re.findall(r'<td><img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', page)
         assert len(images) == 6
         assert images[1][1].startswith("where model 0 test_resnet sees ")
         names = ["7.png", "7-0.png", "7-1.png", "2.png", "2-0.png", "2-1.png"]
