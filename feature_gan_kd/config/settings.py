@@ -116,8 +116,8 @@ class OptimSettings:
 
     recipe: RecipeName = "auto"
     """Preset of the length, the optimisers and new classifiers. paper: training from scratch, as in the paper;
-    finetune: small steps from pretrained weights; auto: finetune where all learners start from pretrained weights,
-    else paper."""
+    finetune: small steps from pretrained weights; scratch: training from scratch on your own images, with an optimiser
+    by the kind of each model; auto: finetune where all learners start from pretrained weights, else paper."""
     lr: float = bounded(0.1, above=0, per_peer=True)
     """Learning rate of the logit optimiser, which trains every parameter of the models."""
     optimizer: str = bounded("momentum", per_peer=True)

@@ -23,7 +23,7 @@ from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
-from feature_gan_kd.models.peer import Peer, PeerModel, resolve_peers, resolve_recipe
+from feature_gan_kd.models.peer import Peer, PeerModel, recipe_settings, resolve_peers, resolve_recipe
 from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
 from feature_gan_kd.models.weights import load_weights
@@ -131,6 +131,7 @@ class PeerGroup:
             if k in self.frozen:
                 model.module.eval()
             else:
+                model.settings = {**recipe_settings(self.config, model), **own}
                 prepare(model, model.own_config(self.config), f"model {k} ({model.name})")
 
     def _check_num_classes(self, given: int | None) -> None:

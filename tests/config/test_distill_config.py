@@ -170,7 +170,7 @@ def test_numbers_are_finite(name: str, value: float) -> None:
 
 CHOICES = {
     "method": list(METHODS),
-    "recipe": ["auto", "paper", "finetune"],
+    "recipe": ["auto", "paper", "finetune", "scratch"],
     "scheduler": ["multistep", "cosine", "poly", "tanh"],
     "adversarial_optimizer": ["adam", "adamw"],
     "discriminator_norm": ["batch", "group", "none"],
