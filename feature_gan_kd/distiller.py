@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -40,9 +39,8 @@ class OnlineAdversarialDistiller:
             or a mapping from a model's position to either. None finds the last map before pooling.
         topology: who teaches whom: `cycle` (the paper's), `complete`, `star`, or edges `(source, learner)`.
         frozen: positions of models that only teach.
-        discriminator: a function that takes the shape of a map (channels, height, width) and returns a module of your
-            own, which gives one answer per map, (batch,), or per patch, (batch, patches): in (0, 1) for the
-            adversarial_loss `paper`, any number for the others. None makes the paper's.
+        discriminator: a function of the shape of a map (channels, height, width) that returns a module of your own: its
+            answers, (batch,) or (batch, patches), are in (0, 1) for the adversarial_loss `paper`. None: the paper's.
         config: every other setting.
         accelerator: devices and processes; None makes one.
         **overrides: single settings of `config`, by name.
@@ -177,18 +175,20 @@ class OnlineAdversarialDistiller:
         return run.fit(self.group, train_data, eval_data, options, services)
 
     def evaluate(self, data: Any = None) -> dict[str, Any]:
-        """Measures accuracy and cross-entropy of each model, and accuracy of the ensemble (mean of the logits).
+        """Measures each model, its averaged weights, and the ensemble (mean of the logits).
 
         Args:
             data: as `eval_data` of `fit` (its evaluation split is taken); None takes that of the last training.
 
         Returns:
-            `accuracy` (percent) and `cross_entropy` (nats) of each model, `ensemble` (percent), number of `images`.
+            `accuracy` and `top5` (percent), `cross_entropy` (nats), `macro_f1` (percent), `class_accuracy` (percent by
+            class) and `confusions` (label, answer, images), a list each with one entry for each model; `ensemble`
+            (percent), `ensemble_scores`, `images`, `class_images`; `ema`, the same of averaged weights, or None.
 
         Raises:
             UserError: for data that cannot be used, or that are not known any more.
         """
-        return dataclasses.asdict(self.group.evaluate(run.open_evaluation_images(self.group, data)))
+        return self.group.evaluate(run.open_evaluation_images(self.group, data)).to_dict()
 
     def save_pretrained(
         self,

@@ -179,7 +179,7 @@ def test_numbers_are_finite(name: str, value: float) -> None:
 
 CHOICES = {
     "method": list(METHODS),
-    "recipe": ["auto", "paper", "finetune"],
+    "recipe": ["auto", "paper", "finetune", "scratch"],
     "scheduler": ["multistep", "cosine", "poly", "tanh"],
     "adversarial_optimizer": ["adam", "adamw"],
     "discriminator_norm": ["batch", "group", "none"],
@@ -188,11 +188,12 @@ CHOICES = {
     "interpolation": ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"],
     "remode": ["pixel", "rand", "const"],
     "targets": ["live", "ema"],
+    "best_metric": ["accuracy", "top5", "macro_f1", "cross_entropy"],
 }
 
 
 def test_every_choice_is_tested() -> None:
-    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode")
+    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric")
     assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
 
 
@@ -263,6 +264,12 @@ COMBINATIONS = [
 @pytest.mark.parametrize(("values", "line"), COMBINATIONS, ids=[line.partition(":")[0] for _, line in COMBINATIONS])
 def test_what_cannot_be_combined(values: dict[str, Any], line: str) -> None:
     assert refused(**values).startswith(line)
+
+
+def test_a_preset_gives_way_to_what_it_cannot_be_combined_with() -> None:
+    assert DistillConfig(recipe="scratch").aa == "rand-m9-mstd0.5"
+    assert DistillConfig(recipe="scratch", augmentation="none").aa is None
+    assert DistillConfig(recipe="scratch", color_jitter=0.4).aa is None
 
 
 def test_a_warm_up_in_epochs_is_kept_as_a_fraction_of_the_run() -> None:
