@@ -287,6 +287,16 @@ def with_config(**changes: Any) -> Change:
     return lambda here: (here / path).write_text(json.dumps({**json.loads((here / path).read_text()), **changes}))
 
 
+def picture(here: Path) -> None:
+    """A good image file."""
+    pictures(1)[0].save(here / "good.png")
+
+
+def also(change: Change) -> Change:
+    """The change, and a good image file."""
+    return lambda here: (picture(here), change(here))
+
+
 PUBLISHED = "net/model.safetensors"
 BEST = "run/networks/0-test_resnet-best/model.safetensors"
 
@@ -384,15 +394,22 @@ CASES = {
     "path: a file where models are to be": Case("export run file", content("file", b"")),
     "path: the run's own models where models are to be": Case("export run run/networks --which best"),
     # What is published, put to use.
-    "predict: no such model": Case("predict nowhere image.png"),
-    "predict: a run in place of a model": Case("predict run image.png"),
+    "predict: no such model": Case("predict nowhere good.png", picture),
+    "predict: a run in place of a model": Case("predict run good.png", picture),
     "predict: no such image": Case("predict net image.png"),
-    "predict: a folder in place of an image": Case("predict net data"),
+    "predict: a folder without images": Case("predict net data"),
+    "predict: an empty folder": Case("predict net void", lambda here: (here / "void").mkdir()),
+    "predict: a timm name without weights": Case("predict cifar_resnet20 good.png", picture),
+    "predict: weights that timm does not have": Case("predict resnet18.own good.png", picture),
+    "predict: a name that is unknown": Case("predict resnet51 good.png", picture),
+    "predict: a table and lines": Case("predict net good.png --json --csv out.csv", picture),
+    "predict: a table where no folder is": Case("predict net good.png --csv nowhere/out.csv", picture),
+    "predict: a table in place of an image": Case("predict net good.png --csv good.png", picture),
     "predict: a text in place of an image": Case("predict net text.png", content("text.png", b"no image")),
-    "predict: no class at all": Case("predict net image.png --top 0"),
-    "predict: a graph that is none": Case("predict net image.png", content("net/model.onnx", b"no graph")),
-    "predict: a file that can run code": Case("predict net image.png", content("net/model.pt2", b"code")),
-    "predict: a description that is cut short": Case("predict net image.png", cut("net/config.json")),
+    "predict: no class at all": Case("predict net good.png --top 0", picture),
+    "predict: a graph that is none": Case("predict net good.png", also(content("net/model.onnx", b"no graph"))),
+    "predict: a file that can run code": Case("predict net good.png", also(content("net/model.pt2", b"code"))),
+    "predict: a description that is cut short": Case("predict net good.png", also(cut("net/config.json"))),
     # Pictures.
     "pictures: before the first evaluation": Case(
         "report run --grad-cam 0", lambda here: shutil.rmtree(here / "run" / "networks")
