@@ -204,7 +204,7 @@ class OnlineAdversarialDistiller:
 
         Args:
             directory: for the folders `<index>-<name>`.
-            which: what the card calls these weights. The models' present weights are written in any case.
+            which: `ema` writes the averaged weights that there are, `last` and `best` the models' present ones.
             format: `safetensors`, which timm loads, or a graph that runs without timm: `onnx`, `torch-export`.
             license: of the weights; None takes what `fit` was given, else that of pretrained weights.
             mean: that the images of your own loop were normalised with, where the distiller was not told; std likewise.

@@ -14,7 +14,7 @@ def export(
     run: Path,
     output_dir: Path,
     /,
-    which: Literal["last", "best"] = "last",
+    which: Literal["last", "best", "ema"] = "last",
     format: Literal["safetensors", "onnx", "torch-export"] = "safetensors",
     license: str | None = None,
     json: bool = False,
@@ -24,7 +24,7 @@ def export(
     Args:
         run: Folder of the run.
         output_dir: Folder for the folders of the models.
-        which: Weights of the last checkpoint or of each model's best epoch.
+        which: Weights of the last checkpoint, of each model's best epoch, or their running mean (see --model-ema).
         format: Weights for timm, or a graph that runs without timm; both come with class names and preprocessing.
         license: Licence of the weights, as the hub writes it (mit, apache-2.0, ...).
         json: Print the folders as one line of JSON.

@@ -89,6 +89,9 @@ class LossSettings:
     """Weight of the mean absolute difference of the feature maps."""
     l2_weight: float = bounded(0.0, at_least=0)
     """Weight of the mean squared difference of the feature maps."""
+    targets: Literal["live", "ema"] = "live"
+    """Weights that the sources teach with. live: those of the last update; ema: their running mean, see model_ema, with
+    one more forward pass of every source that learns."""
     decay_only_update: bool = False
     """Step the extractors' adversarial optimiser even without a feature loss, so that only its weight decay acts."""
 
@@ -180,6 +183,9 @@ class PeerSettings:
     """Train the classifier alone; everything before it stays as it is, in evaluation mode."""
     grad_checkpointing: bool = bounded(False, per_peer=True)
     """Compute the activations again in the backward pass instead of keeping them: slower, with less memory."""
+    model_ema: float | None = bounded(None, above=0, at_most=1, per_peer=True)
+    """Keep a running mean of the weights, of which an update keeps this part, as 0.9998; early means forget faster. It
+    is evaluated beside the model and published as INDEX-NAME-ema (default: none)."""
 
 
 @dataclass(frozen=True, kw_only=True)

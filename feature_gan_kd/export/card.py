@@ -14,6 +14,7 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from feature_gan_kd.config.methods import METHODS, MethodName
+from feature_gan_kd.training.history import Which
 from feature_gan_kd.utils.errors import UserError
 
 ExportFormat = Literal["safetensors", "onnx", "torch-export"]
@@ -45,7 +46,7 @@ class ModelCardInfo:
         epochs: passes over the training images that these weights have seen; None where they are not known.
         updates: updates that these weights have had; 0 for those that were not trained here.
         recipe: the settings in force, with the values that method and recipe chose; the card leaves out None.
-        which: weights of the last epoch or of the best.
+        which: weights of the last epoch, of the best, or their running mean.
         license: as the user stated it.
         pretrained: whether the model started from pretrained weights, whose licence it inherits.
         model_args: keyword arguments that timm needs to rebuild the model, besides those that it records itself.
@@ -70,7 +71,7 @@ class ModelCardInfo:
     epochs: int | None
     updates: int
     recipe: dict[str, Any]
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     license: str | None = None
     pretrained: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -141,6 +142,9 @@ def _epoch_count(card_info: ModelCardInfo) -> str:
 
 
 def _which_weights(card_info: ModelCardInfo) -> str:
+    if card_info.which == "ema":
+        when = f"its last epoch{_epoch_count(card_info)}" if card_info.epochs else f"{card_info.updates} updates"
+        return f"with the running mean of its weights (EMA) after {when}"
     if card_info.epochs is not None:
         return f"with the weights of its {card_info.which} epoch{_epoch_count(card_info)}"
     return f"after {card_info.updates} updates" if card_info.updates else "before any training in it"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 from feature_gan_kd.config.settings import UPDATE_SETTINGS
-from feature_gan_kd.distributed.collectives import average_buffers
 from feature_gan_kd.export import (
     ExportFormat,
     ModelCardInfo,
@@ -34,7 +34,7 @@ def save_models(
     license: str | None,
     stated: Normalisation | None,
 ) -> list[Path]:
-    """Publishes every model of a group, see `OnlineAdversarialDistiller.save_pretrained`.
+    """Publishes every model of a group that has such weights, see `OnlineAdversarialDistiller.save_pretrained`.
 
     Args:
         group: the models.
@@ -48,13 +48,16 @@ def save_models(
         The folders.
 
     Raises:
-        UserError: as `write_model`, for a normalisation that is not known, or where another process is gone.
+        UserError: as `write_model`, for a normalisation that is not known, where no model has averaged weights, or
+            another process is gone.
     """
-    folders = [directory / f"{index}-{name}" for index, name in enumerate(group.names)]
-    cards = [model_card_info(group, index, which, license, stated) for index in range(len(folders))]
-    average_buffers(group.models)
+    indices = list(group.averaged_models()) if which == "ema" else list(range(len(group.peers)))
+    models = [_model_with(group, index, which) for index in indices or [0]]
+    folders = [directory / f"{index}-{group.names[index]}" for index in indices]
+    cards = [model_card_info(group, index, which, license, stated) for index in indices]
+    group.average_buffers()
     if group.accelerator.is_main_process:
-        for model, folder, card in zip(group.peers, folders, cards, strict=True):
+        for model, folder, card in zip(models, folders, cards, strict=True):
             write_model(model, folder, card, form)
     group.accelerator.wait_for_everyone()
     return folders
@@ -74,8 +77,9 @@ def save_if_changed(group: PeerGroup, index: int, which: Which, folder: Path) ->
     Raises:
         UserError: as `write_model`.
     """
-    if not has_same_weights(folder, group.models[index]):
-        write_model(group.peers[index], folder, model_card_info(group, index, which, None))
+    model = _model_with(group, index, which)
+    if not has_same_weights(folder, model.module):
+        write_model(model, folder, model_card_info(group, index, which, None))
 
 
 def push_model(
@@ -98,10 +102,11 @@ def push_model(
         token: see there.
 
     Raises:
-        UserError: without internet access, or with a wrong token.
+        UserError: without internet access, with a wrong token, or for averaged weights that the model does not have.
     """
+    model = _model_with(group, index, card_info.which)
     if group.accelerator.is_main_process:
-        push(group.models[index], repo_id, card_info, private=private, token=token)
+        push(model.module, repo_id, card_info, private=private, token=token)
     group.accelerator.wait_for_everyone()
 
 
@@ -126,7 +131,7 @@ def model_card_info(
     model, provenance = group.peers[index], group.provenance
     record = None if provenance is None else _record_of(provenance, index, which)
     normalisation, updates = published_normalisation(group, index, stated), group.step.number
-    settings = model.own_config(group.config).to_dict()
+    settings, measured = model.own_config(group.config).to_dict(), "ema_accuracy" if which == "ema" else "accuracy"
     if provenance is None:  # nobody called `fit`: what only `fit` uses says nothing about these weights
         settings = {name: value for name, value in settings.items() if name in UPDATE_SETTINGS} if updates else {}
     return ModelCardInfo(
@@ -141,8 +146,8 @@ def model_card_info(
         method=group.config.method,
         peers=[name for k, name in enumerate(group.names) if k != index],
         data=provenance.data if provenance else None,
-        accuracy=model_accuracies(record)[index] if record else None,
-        ensemble=ensemble_accuracy(record) if record else None,
+        accuracy=model_accuracies(record, measured)[index] if record else None,
+        ensemble=ensemble_accuracy(record, measured) if record else None,
         epochs=record["epoch"] if record else None,
         updates=updates,
         recipe=settings,
@@ -200,6 +205,20 @@ def write_model(model: PeerModel, folder: Path, card_info: ModelCardInfo, form: 
     except RebuildError as error:
         print(f"{error}; the bare weights are in {folder}", file=sys.stderr)
         publish_bare(model.module, folder, card_info)
+
+
+def _model_with(group: PeerGroup, index: int, which: Which) -> PeerModel:
+    """One model of a group with the weights that are asked for; those of the best epoch must be loaded by then.
+
+    Raises:
+        UserError: for averaged weights that it does not have.
+    """
+    model = group.peers[index]
+    if which != "ema":
+        return model
+    if index not in group.averaged_models():
+        raise UserError(f"which: {model.name} has no averaged weights: train with model_ema, or choose last or best")
+    return dataclasses.replace(model, module=group.averages[index].module)
 
 
 def _record_of(provenance: RunProvenance, index: int, which: Which) -> Record | None:

@@ -168,6 +168,7 @@ def build_step(
     config: DistillConfig,
     autocast: Callable[[], contextlib.AbstractContextManager[None]],
     own: Sequence[DistillConfig] = (),
+    averaged_sources: Mapping[int, TappedModel] | None = None,
 ) -> AdversarialStep:
     """Builds the update of all modules, with an optimiser for each kind of gradient.
 
@@ -176,6 +177,7 @@ def build_step(
         config: of losses and optimisers.
         autocast: makes the context in which forward passes run.
         own: for each model the settings in force for it; empty: `config` for all.
+        averaged_sources: what teaches in place of a model, by its position.
 
     Raises:
         UserError: for a learner without a trainable parameter, or a method that compares maps of frozen layers only.
@@ -205,6 +207,7 @@ def build_step(
             config.log_every_steps if config.log_gradients else None,
             config.adversarial_interval * config.discriminator_interval,
         ),
+        averaged_sources=averaged_sources,
     )
 
 

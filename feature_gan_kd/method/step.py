@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,12 @@ from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
+from feature_gan_kd.method.parameter_watch import ParameterWatch
 from feature_gan_kd.method.topology import Edge, sources_of
 from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup, backward
 from feature_gan_kd.optim.nonfinite import BufferSnapshot, NonFiniteGuard
-from feature_gan_kd.utils.errors import UserError
 
 Metrics = dict[str, Tensor]
 
@@ -73,6 +73,7 @@ class AdversarialStep:
         sync_batchnorm: batch normalisation in the models takes its statistics over all processes.
         autocast: makes the context in which forward passes run.
         gradient_stats: measures what moves the weights, in some updates; None measures in none.
+        averaged_sources: what teaches in place of a model, by its position; empty where all teach as they are (ours).
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class AdversarialStep:
         sync_batchnorm: bool = False,
         autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         gradient_stats: GradientStats | None = None,
+        averaged_sources: Mapping[int, TappedModel] | None = None,
     ) -> None:
         self.models = list(models)
         self.frozen = frozenset(frozen)
@@ -113,7 +115,8 @@ class AdversarialStep:
         self.guard = NonFiniteGuard()
         self.number = 0  # of updates done
         self.kl_start = 0  # the first update with the logit term
-        self._trainable = self._parameter_state()
+        self.averaged_sources = dict(averaged_sources or {})
+        self._parameters = ParameterWatch(self._trained_modules())
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
         self._connections_of_learner = Counter(one.edge.learner for one in self.connections)
         self._connections_of_edge = Counter(one.edge for one in self.connections)
@@ -137,7 +140,7 @@ class AdversarialStep:
                 unfrozen since then, or if another process is gone.
         """
         self.set_modes()
-        self._check_trainable()
+        self._parameters.check()
         buffers = BufferSnapshot([*(self.models[k].module for k in self.learners), *self.connections])
         metrics = self.gradients(images, labels)
         groups = [group for group in self.optimizer_groups.values() if group.gradients]
@@ -197,16 +200,17 @@ class AdversarialStep:
         weights, compare_maps = self.loss_weights, self.compares_maps
         with self.autocast():
             logits, maps = self.forward(images)
+            taught_logits, taught_maps = self.targets(images, logits, maps)
             loss = Losses(logits[0].new_zeros(()))
             for k in self.learners:
                 loss.add("logit", f"cross_entropy/{k}", terms.cross_entropy(logits[k], labels))
                 loss.log(f"accuracy/{k}", terms.accuracy(logits[k], labels))
                 for s in self.sources[k] if self.adds_kl else ():
-                    kl = terms.distillation(logits[k], logits[s], weights.temperature)
+                    kl = terms.distillation(logits[k], taught_logits[s], weights.temperature)
                     loss.add("logit", f"kl/{k}", kl, weights.kl_weight, 1 / len(self.sources[k]))
             for c in self.connections if compare_maps else ():
                 k, s = c.edge.learner, c.edge.source
-                fake, real = c.maps(maps[k][c.tap], maps[s][c.tap])
+                fake, real = c.maps(maps[k][c.tap], taught_maps[s][c.tap])
                 share = 1 / self._connections_of_learner[k]
                 if weights.l1_weight:
                     loss.add("feature", f"l1/{k}", terms.l1(fake, real), weights.l1_weight, share)
@@ -260,6 +264,27 @@ class AdversarialStep:
             maps.append(model_maps)
         return logits, maps
 
+    def targets(
+        self, images: Tensor, logits: Sequence[Tensor], maps: Sequence[tuple[Tensor, ...]]
+    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+        """What each model teaches: its own logits and maps, or those of its averaged weights, without gradient.
+
+        Args:
+            images: (batch, channels, height, width).
+            logits: of every model's own forward pass, (batch, classes) each.
+            maps: of the same, (batch, channels, height, width) for each tap.
+
+        Raises:
+            UserError: as `forward`.
+        """
+        taught_logits, taught_maps = list(logits), list(maps)
+        if self.adds_kl or self.compares_maps:
+            for k, averaged in self.averaged_sources.items():
+                with torch.no_grad():
+                    own_logits, taught_maps[k] = averaged(images)
+                taught_logits[k] = terms.at_least_float32(own_logits)
+        return taught_logits, taught_maps
+
     def set_modes(self) -> None:
         """Switches learners into training mode, and frozen models into evaluation mode."""
         for k, model in enumerate(self.models):
@@ -303,41 +328,10 @@ class AdversarialStep:
         """Whether the next update measures what moves the weights."""
         return self.gradient_stats.due(self.number)
 
-    def _check_trainable(self) -> None:
-        """Refuses a parameter that was replaced, frozen or unfrozen since the optimisers were built."""
-        now = self._parameter_state()
-        if now == self._trainable:
-            return
-        if len({dtype for *_, dtype in now}) == 1 and [one[:2] for one in now] == [one[:2] for one in self._trainable]:
-            self._trainable = now  # all were converted to one type, which optimisers follow
-            return
-        pairs = zip(self._parameter_names(), self._trainable, now, strict=False)
-        differing = [(name, before, after) for name, before, after in pairs if before != after]
-        name, before, after = differing[0] if differing else ("models: a number of parameters", None, None)
-        what = "was replaced"
-        if before is None or after is None or before[1] != after[1]:
-            what = "changed requires_grad"
-        elif before[2] != after[2]:
-            what = f"changed from {before[2]} to {after[2]}"
-        raise UserError(
-            f"{name}: {what} after the distiller was built, and the optimisers cannot follow: change the models first, "
-            "then build the distiller"
-        )
-
     def _trained_modules(self) -> dict[str, nn.Module]:
         """Learners, and connections with their transfer layers and discriminators, by name for messages."""
         learners: dict[str, nn.Module] = {self.models[k].name: self.models[k].module for k in self.learners}
         return learners | {f"connection {one.edge}, tap {one.tap}": one for one in self.connections}
-
-    def _parameter_state(self) -> list[tuple[int, bool, torch.dtype]]:
-        """Identity, `requires_grad` and type of every trained parameter. The optimisers keep the old ones alive."""
-        modules = self._trained_modules().values()
-        return [(id(p), p.requires_grad, p.dtype) for module in modules for p in module.parameters()]
-
-    def _parameter_names(self) -> list[str]:
-        """For each entry of `_parameter_state`, the parameter's name in messages."""
-        modules = self._trained_modules().items()
-        return [f"{where}: {name}" for where, module in modules for name, _ in module.named_parameters()]
 
     def _log_answers(self, loss: Losses, edge: Edge, d_real: Tensor, d_fake: Tensor) -> None:
         share = 1 / self._connections_of_edge[edge]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from feature_gan_kd.report.charts import COLOR_COUNT, owner_title
 from feature_gan_kd.report.records import RecordedRun, collect_series, index_of_max
+from feature_gan_kd.report.text_table import rows_of_accuracy
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class AccuracyRow:
 
 def accuracy_rows(run: RecordedRun) -> list[AccuracyRow]:
     """The rows of one run: its models and their ensemble; none before the first evaluation."""
-    owners = [*map(str, range(len(run.names))), "ensemble"]
-    colors = [*(str(k % COLOR_COUNT) for k in range(len(run.names))), "ink"]
-    rows = [_row(run, owner, owner_title(owner, run.names), color) for owner, color in zip(owners, colors, strict=True)]
+    titles = {str(k): owner_title(str(k), run.names) for k in range(len(run.names))}
+    colors = {owner: str(int(owner) % COLOR_COUNT) for owner in titles}
+    keys = rows_of_accuracy(run, titles)
+    rows = [_row(run, key, title, colors.get(key.rpartition("/")[2], "ink")) for key, title in keys.items()]
     return [row for row in rows if row is not None]
 
 
@@ -49,25 +51,25 @@ def compare_accuracies(runs: Sequence[RecordedRun], labels: Sequence[str]) -> di
         titles = {owner_title(owner, run.names) for run in having}
         rows = []
         for k, run in enumerate(runs):
-            row = _row(run, owner, labels[k], str(k % COLOR_COUNT), None if k == 0 else runs[0])
+            row = _row(run, f"eval/accuracy/{owner}", labels[k], str(k % COLOR_COUNT), None if k == 0 else runs[0])
             rows += [] if row is None else [row]
         if rows:
             found[titles.pop() if len(titles) == 1 else f"model {owner}"] = rows
     return found
 
 
-def _row(run: RecordedRun, owner: str, name: str, color: str, first: RecordedRun | None = None) -> AccuracyRow | None:
-    own = _last_and_best(run, owner)
+def _row(run: RecordedRun, key: str, name: str, color: str, first: RecordedRun | None = None) -> AccuracyRow | None:
+    own = _last_and_best(run, key)
     if own is None:
         return None
     last, best, epoch = own
-    other = None if first is None else _last_and_best(first, owner)
+    other = None if first is None else _last_and_best(first, key)
     changes = [f"{own[i] - other[i]:+.2f}" for i in (0, 1)] if other else ["", ""]
     return AccuracyRow(name, color, f"{last:.2f}", f"{best:.2f}", f"{epoch:.0f}", *changes)
 
 
-def _last_and_best(run: RecordedRun, owner: str) -> tuple[float, float, float] | None:
+def _last_and_best(run: RecordedRun, key: str) -> tuple[float, float, float] | None:
     """The last and the best accuracy, and the epoch of the best; None where nothing is recorded."""
-    epochs, values = collect_series(run).get(f"eval/accuracy/{owner}", ([], []))
+    epochs, values = collect_series(run).get(key, ([], []))
     at = index_of_max(values)
     return (values[-1], values[at], epochs[at]) if values else None

@@ -48,9 +48,9 @@ PANELS = (
     Panel(
         "accuracy",
         "Top-1 accuracy on the evaluation images",
-        "● last  ○ best · ensemble: mean of all logits",
+        "● last  ○ best · ensemble: mean of all logits · dashed: averaged weights, where the run has them",
         "%",
-        {"eval/accuracy": ""},
+        {"eval/accuracy": "", "eval/ema_accuracy": "averaged"},
         digits=".2f",
         better="larger",
     ),
@@ -66,9 +66,9 @@ PANELS = (
     Panel(
         "cross-entropy",
         "Cross-entropy",
-        "solid: training images, dashed: evaluation images",
+        "solid: training images, dashed: evaluation images, dotted: the same of averaged weights",
         "nats",
-        {"train/cross_entropy": "train", "eval/cross_entropy": "eval"},
+        {"train/cross_entropy": "train", "eval/cross_entropy": "eval", "eval/ema_cross_entropy": "averaged"},
         better="smaller",
     ),
     Panel(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from feature_gan_kd.report.records import EPOCH_SPEED, RecordedRun, collect_series, index_of_max
 
 
@@ -13,8 +15,8 @@ def results_table(run: RecordedRun) -> str:
     names = {str(k): f"{k} {name}{' (frozen)' if k in run.frozen else ''}" for k, name in enumerate(run.names)}
     rows = [("model", "last top-1 %", "best top-1 %", "in epoch")]
     series = collect_series(run)
-    for owner, name in (names | {"ensemble": "ensemble"}).items():
-        epochs, values = series.get(f"eval/accuracy/{owner}", ([], []))
+    for key, name in rows_of_accuracy(run, names).items():
+        epochs, values = series.get(key, ([], []))
         at = index_of_max(values)
         cells = (f"{values[-1]:.2f}", f"{values[at]:.2f}", f"{epochs[at]:.0f}") if values else ("-",) * 3
         rows.append((name, *cells))
@@ -27,6 +29,20 @@ def results_table(run: RecordedRun) -> str:
     if run.epochs:
         facts += [f"{total_seconds(run):,.1f} s", f"{images_per_second(run):,.0f} images/s"]
     return "\n".join([*lines, "", " · ".join(facts)])
+
+
+def rows_of_accuracy(run: RecordedRun, names: Mapping[str, str]) -> dict[str, str]:
+    """The accuracies that a table shows, with their titles: of the models, their ensemble, and averaged weights.
+
+    Args:
+        run: whose records.
+        names: titles of the models by owner.
+    """
+    titles = {**names, "ensemble": "ensemble"}
+    recorded = run.epochs[-1]["metrics"] if run.epochs else {}
+    averaged = {f"eval/ema_accuracy/{owner}": f"{title}, averaged weights" for owner, title in titles.items()}
+    rows = {f"eval/accuracy/{owner}": title for owner, title in titles.items()}
+    return rows | {key: title for key, title in averaged.items() if key in recorded}
 
 
 def run_title(run: RecordedRun) -> str:

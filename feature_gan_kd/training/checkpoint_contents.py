@@ -21,6 +21,7 @@ from feature_gan_kd.utils.errors import UserError, reason
 def collect_state(
     models: Sequence[nn.Module],
     connections: Sequence[Connection],
+    averages: Mapping[int, nn.Module],
     step: AdversarialStep,
     provenance: Mapping[str, Any] | None,
 ) -> Checkpoint:
@@ -29,6 +30,7 @@ def collect_state(
     Args:
         models: the models, in order.
         connections: transfer layers and discriminators, in the order of edges and taps.
+        averages: running means of models' weights, by position.
         step: with the optimisers.
         provenance: what the models were trained on, as JSON values.
 
@@ -40,6 +42,7 @@ def collect_state(
         own = dict(connection.state_dict())
         if own:  # without transfer layer and discriminator there is nothing to keep
             tensors[f"connection-{i}"] = own
+    tensors |= {f"average-{k}": dict(average.state_dict()) for k, average in averages.items()}
     optimizers = {}
     for name, group in step.optimizer_groups.items():
         tensors[f"optimizer-{name}"], optimizers[name] = optimizer_state(group.optimizer)
@@ -47,7 +50,11 @@ def collect_state(
 
 
 def restore_state(
-    state: Checkpoint, models: Sequence[nn.Module], connections: Sequence[Connection], step: AdversarialStep
+    state: Checkpoint,
+    models: Sequence[nn.Module],
+    connections: Sequence[Connection],
+    averages: Mapping[int, nn.Module],
+    step: AdversarialStep,
 ) -> dict[str, Any] | None:
     """The inverse of `collect_state`.
 
@@ -55,6 +62,7 @@ def restore_state(
         state: what it returned.
         models: as there.
         connections: as there.
+        averages: as there.
         step: as there.
 
     Returns:
@@ -68,6 +76,8 @@ def restore_state(
             module.load_state_dict(state.tensors[f"model-{k}"])
         for i, connection in enumerate(connections):
             connection.load_state_dict(state.tensors.get(f"connection-{i}", {}))
+        for k, average in averages.items():
+            average.load_state_dict(state.tensors[f"average-{k}"])
         for name, group in step.optimizer_groups.items():
             load_optimizer_state(group.optimizer, state.tensors[f"optimizer-{name}"], state.meta["optimizers"][name])
         step.number = state.meta["updates"]

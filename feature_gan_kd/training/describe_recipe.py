@@ -18,6 +18,8 @@ def describe_recipe(group: PeerGroup) -> list[str]:
         schedule += f", the first {config.warmup_fraction:.0%} rising"
     if config.kl_start_fraction and config.kl_weight:
         schedule += f", logits of the sources after {config.kl_start_fraction:.0%}"
+    if config.targets == "ema":
+        schedule += ", sources teach with their averaged weights"
     lines: dict[str, list[int]] = {}
     for k, model in enumerate(group.peers):
         if k not in group.frozen:
@@ -49,5 +51,6 @@ def describe_optimizer(settings: DistillConfig, *, has_new_classifier: bool) -> 
         )
     rates = {"dropout": settings.drop_rate, "drop path": settings.drop_path_rate}
     parts += [f"{name} {rate:g}" for name, rate in rates.items() if rate is not None]
+    parts += [] if settings.model_ema is None else [f"weights averaged by {settings.model_ema:g}"]
     parts += ["backbone frozen"] * settings.freeze_backbone + ["gradient checkpointing"] * settings.grad_checkpointing
     return ", ".join(parts)

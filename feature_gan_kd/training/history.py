@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 Record = dict[str, Any]
 
-Which = Literal["last", "best"]
-"""Which weights of a run: those of its last update, or each model's own of its best epoch."""
+Which = Literal["last", "best", "ema"]
+"""Which weights of a run: those of its last update, each model's own of its best epoch, or the running mean."""
 
 
 @dataclass
@@ -61,14 +61,18 @@ class History:
                 self.best[k] = {"epoch": record["epoch"], "accuracy": accuracy}
 
 
-def model_accuracies(record: Record) -> list[float]:
-    """Accuracy in percent of each model, in order, in the record of an evaluated epoch."""
-    metrics = record["metrics"]
-    count = sum(name.startswith("eval/accuracy/") for name in metrics) - 1  # the ensemble's is one of them
-    return [metrics[f"eval/accuracy/{k}"] for k in range(count)]
+def model_accuracies(record: Record, name: str = "accuracy") -> list[float]:
+    """Accuracy in percent of each model, in order, in the record of an evaluated epoch.
+
+    Args:
+        record: of the epoch.
+        name: `ema_accuracy` for that of the averaged weights; the list is empty where there are none.
+    """
+    found = {key: value for key, value in record["metrics"].items() if key.startswith(f"eval/{name}/")}
+    return [found[f"eval/{name}/{k}"] for k in range(len(found) - 1)]  # the ensemble's is one of them
 
 
-def ensemble_accuracy(record: Record) -> float:
-    """Accuracy in percent of the ensemble in the record of an evaluated epoch."""
-    accuracy: float = record["metrics"]["eval/accuracy/ensemble"]
+def ensemble_accuracy(record: Record, name: str = "accuracy") -> float:
+    """Accuracy in percent of the ensemble in the record of an evaluated epoch; `name` as for `model_accuracies`."""
+    accuracy: float = record["metrics"][f"eval/{name}/ensemble"]
     return accuracy

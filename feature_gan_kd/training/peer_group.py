@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ from feature_gan_kd.models.peer import Peer, PeerModel, resolve_peers, resolve_r
 from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
 from feature_gan_kd.models.weights import load_weights
+from feature_gan_kd.optim.averaged_weights import averaged_sources, build_averages
 from feature_gan_kd.optim.nonfinite import SkippedSteps
 from feature_gan_kd.training import checkpoint_files, cuda_graphs
 from feature_gan_kd.training.batch_checks import check_batch
@@ -53,6 +55,7 @@ class PeerGroup:
         config: the settings in force.
         accelerator: devices and processes.
         modules: the models with their taps, and the connections between them.
+        averages: the running means of the weights of models that have one, by position.
         step: one update of everything.
         update: the same; with `cuda_graphs` it replays recordings.
         provenance: what the models were last trained on; None before any training.
@@ -115,6 +118,8 @@ class PeerGroup:
         collectives.broadcast_parameters([*self.models, *self.connections])
         self.shared: Normalisation | None = None
         self._share(self.stated_normalisation())
+        decays = [model.own_config(self.config).model_ema for model in self.peers]
+        self.averages = build_averages(self.peers, self.tapped, decays, self.modules.frozen)
         self._build_step()
 
     def _prepare_models(self, settings: Sequence[Mapping[str, Any]]) -> None:
@@ -136,16 +141,22 @@ class PeerGroup:
 
     def _build_step(self) -> None:
         config, device = self.config, self.accelerator.device
+        teachers = {}
+        if config.targets == "ema":
+            teachers = averaged_sources(
+                self.averages, [edge.source for edge in self.edges], self.modules.frozen, self.tapped
+            )
         if config.compile:
             compiler = Compiler()
-            for model in self.tapped:
+            for model in (*self.tapped, *teachers.values()):
                 model.compile_forward(compiler)
         # A method of this object would do, but the step would then refer to the group that refers to it, and the memory
         # of both would be freed only when Python's garbage collector runs.
         self.autocast: Callable[[], AbstractContextManager[None]] = functools.partial(
             torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.mixed_precision == "bf16"
         )
-        self.step = build_step(self.modules, config, self.autocast, [model.own_config(config) for model in self.peers])
+        own = [model.own_config(config) for model in self.peers]
+        self.step = build_step(self.modules, config, self.autocast, own, teachers)
         self.update: Callable[[Tensor, Tensor], dict[str, Tensor]] = self.step
         if config.cuda_graphs:
             self.update = cuda_graphs.graphs_on_gpu(self.step, device)
@@ -203,8 +214,12 @@ class PeerGroup:
         device, config = self.accelerator.device, self.config
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         images = images.to(device, self.dtype, non_blocking=True, memory_format=layout)
+        for average in self.averages.values():
+            average.begin()
         with explain_out_of_memory(images, config.grad_accum_steps, config.mixed_precision == "bf16"):
             metrics = self.update(images, labels.to(device, non_blocking=True))
+        for average in self.averages.values():
+            average.update(metrics["skipped"])
         if config.check_processes:
             collectives.check_ranks_equal(self.modules.trained_modules())
         return metrics
@@ -218,7 +233,7 @@ class PeerGroup:
         return self.step.guard.report()
 
     def evaluate(self, source: ImageSource, after_batch: Callable[[], None] = lambda: None) -> Evaluation:
-        """Evaluates all models on every image of a source; the same figures on every process.
+        """Evaluates all models, and their averaged weights, on every image of a source; the same on every process.
 
         Args:
             source: of the images.
@@ -227,7 +242,7 @@ class PeerGroup:
         Raises:
             UserError: where there are no images, a model gives no logits, or another process is gone.
         """
-        collectives.average_buffers(self.models)
+        self.average_buffers()
         batches = source.batches(
             batch_size=EVALUATION_BATCH_SIZE * self.accelerator.num_processes,
             seed=0,
@@ -239,9 +254,24 @@ class PeerGroup:
         )
         batches = ((images.to(self.dtype), labels) for images, labels in batches)
         models = [nn.Sequential(model.adapter, model.module) for model in self.tapped]
-        return evaluate(
-            models, batches, all_reduce=collectives.all_reduce_sum, autocast=self.autocast, after_batch=after_batch
+        averaged = {k: nn.Sequential(self.tapped[k].adapter, module) for k, module in self.averaged_models().items()}
+        teams = [models] + ([[averaged.get(k, model) for k, model in enumerate(models)]] if averaged else [])
+        live, *ema = evaluate(
+            teams, batches, all_reduce=collectives.all_reduce_sum, autocast=self.autocast, after_batch=after_batch
         )
+        return dataclasses.replace(live, ema=ema[0]) if ema else live
+
+    def averaged_models(self) -> dict[int, nn.Module]:
+        """The modules that hold averaged weights, by position; none before the first update."""
+        return {k: average.module for k, average in self.averages.items() if average.has_begun}
+
+    def average_buffers(self) -> None:
+        """Averages the buffers of all models over the processes, which saw different images.
+
+        Raises:
+            UserError: where another process is gone.
+        """
+        collectives.average_buffers([*self.models, *(average.module for average in self.averages.values())])
 
     def state(self) -> Checkpoint:
         """Everything that training changes.
@@ -249,9 +279,9 @@ class PeerGroup:
         Raises:
             UserError: where another process is gone.
         """
-        collectives.average_buffers(self.models)
+        self.average_buffers()
         provenance = None if self.provenance is None else self.provenance.to_dict()
-        return collect_state(self.models, self.connections, self.step, provenance)
+        return collect_state(self.models, self.connections, self.averages, self.step, provenance)
 
     def save_checkpoint(self, folder: Path) -> None:
         """Writes everything that training changes into a folder; an existing one is replaced.
@@ -279,7 +309,7 @@ class PeerGroup:
         Raises:
             UserError: where it is the state of other models or discriminators; part of it may be loaded by then.
         """
-        provenance = restore_state(state, self.models, self.connections, self.step)
+        provenance = restore_state(state, self.models, self.connections, self.averages, self.step)
         if provenance is not None and self.provenance is None:  # `fit` states its own before it resumes
             self.provenance = RunProvenance.from_dict(provenance)
             self._share(self.provenance.normalisation)

@@ -292,12 +292,14 @@ class Trainer:
         for k, best in enumerate(self.history.best):
             due += [(k, "best")] * (best["epoch"] == self.history.last["epoch"])
             due += [(k, "last")] * self.is_finished
+        due += [(k, "ema") for k in self.group.averaged_models() if self.is_finished]
         folder, names = self.output_dir / "networks", self.group.names
+        endings = {"last": "", "best": "-best", "ema": "-ema"}
 
         def write() -> None:
             self._check_folder()
             for k, which in due:
-                self.publish(k, which, folder / f"{k}-{names[k]}{'-best' * (which == 'best')}")
+                self.publish(k, which, folder / f"{k}-{names[k]}{endings[which]}")
 
         on_main_process(write)
 

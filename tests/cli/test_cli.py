@@ -180,7 +180,7 @@ COMMAND_NAMES = "train, evaluate, export, predict, inspect, report, schema"
             "feature-gan-kd train --output-dir PATH [--option value ...]",
         ),
         ("evaluate run --which best", "--which: evaluate has no such option"),
-        ("export run to --which newest", "--which: 'newest' is not allowed, expected one of last, best"),
+        ("export run to --which newest", "--which: 'newest' is not allowed, expected one of last, best, ema"),
         ("export run to", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
         ("evaluate run", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
     ],

@@ -103,6 +103,7 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "weight_decay": ([0], [-1e-4], "at least 0"),
     "betas": ([(0.0, 1.0)], [(-0.1, 0.9), (0.9, 1.1)], "at least 0 and at most 1"),
     "eps": ([1e-12], [0, -1], "above 0"),
+    "model_ema": ([0.5, 1], [0, 1.1], "above 0 and at most 1"),
     "layer_decay": ([0.1, 1], [0, 1.1], "above 0 and at most 1"),
     "head_lr_scale": ([0.1, 10], [0, -1], "above 0"),
     "min_lr": ([0], [-1e-4], "at least 0"),
@@ -175,6 +176,7 @@ CHOICES = {
     "discriminator_norm": ["batch", "group", "none"],
     "augmentation": ["auto", "none", "crop", "crop-flip", "resized-crop"],
     "mixed_precision": ["no", "bf16"],
+    "targets": ["live", "ema"],
 }
 
 

@@ -78,8 +78,10 @@ def assert_same_run(found: Path, expected: Path) -> None:
         if isinstance(number, str):
             assert numbers[place] == number, place
             continue
-        single = any(name in place for name in ("/accuracy/", "/right/", "eval/cross_entropy/"))
-        tolerance = loose or (1e-4 if "/accuracy/" in place or "/right/" in place else 1e-6 if single else 1e-11)
+        single = any(
+            name in place for name in ("accuracy/", "/right/", "eval/cross_entropy/", "eval/ema_cross_entropy/")
+        )
+        tolerance = loose or (1e-4 if "accuracy/" in place or "/right/" in place else 1e-6 if single else 1e-11)
         assert numbers[place] == pytest.approx(number, rel=loose or 1e-9, abs=tolerance, nan_ok=True), place
         if "metrics" in place and not single:
             losses = max(losses, abs(numbers[place] - number))

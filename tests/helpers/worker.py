@@ -121,6 +121,8 @@ CASES: dict[str, Mapping[str, Any]] = {
     "relativistic": {"adversarial_loss": "relativistic", "adversarial_interval": 2},
     "batch norm": {"models": normalised, "sync_batchnorm": True},
     "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "grad_accum_steps": 2},
+    "averaged weights that teach": {"model_ema": 0.9, "targets": "ema", "grad_accum_steps": 2},
+    "averaged weights, batch norm": {"models": normalised, "sync_batchnorm": True, "model_ema": 0.9, "targets": "ema"},
     "ended early": {"epochs": 5, "lr": 1e-6, "early_stopping_patience": 2},
     "a block that few images reach": {"models": lambda: [WithRareBlock(4), WithRareBlock(6)], "optimizer": "adamw"},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},

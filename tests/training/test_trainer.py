@@ -55,6 +55,7 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {"optimizer": "adamw", "scheduler": "cosine", "warmup_fraction": 0.2},
     {"optimizer": "lion", "clip_grad": 0.5},
     {"optimizer": "lamb"},
+    {"model_ema": 0.9, "targets": "ema"},
     {"method": "l1"},
     {"log_gradients": True, "similarity_images": 20, "early_stopping_patience": 2},
     {

@@ -61,6 +61,9 @@ class ProgressLine(Callback):
             f"epoch {record['epoch']}/{record['epochs']}  top-1 % {accuracy}  "
             f"ensemble {ensemble_accuracy(record):.2f}  {_figures(record)}  left {_clock(record['seconds_left'])}"
         )
+        averaged = model_accuracies(record, "ema_accuracy")
+        if averaged:
+            line += f"  averaged weights {'  '.join(f'{value:.2f}' for value in averaged)}"
         if record.get("stopped"):
             line += "\nstopped early: a callback ended the training after this epoch"
         if self.bar is not None:
