@@ -27,8 +27,8 @@ def evaluate(
     """
     distiller = restored(run)
     if data is not None or eval_split is not None:
-        distiller.config = distiller.config.replace(eval_split=eval_split)
-    distiller.config = distiller.config.replace(skip_bad_images=skip_bad_images)
+        distiller.group.config = distiller.config.replace(eval_split=eval_split)
+    distiller.group.config = distiller.config.replace(skip_bad_images=skip_bad_images)
     result = distiller.evaluate(data)
     if not distiller.accelerator.is_main_process:
         return

@@ -100,6 +100,11 @@ class DistillConfig(
         """The settings of the losses."""
         return self
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that were given; all others are presets and defaults."""
+        return dict(self.__dict__["_given"])
+
     def replace(self, /, **changes: Any) -> DistillConfig:
         """A copy with some settings changed; another method or recipe brings its presets along.
 

@@ -124,6 +124,16 @@ def content(name: str, data: bytes) -> Change:
     return lambda here: (here / name).write_bytes(data)
 
 
+def written(text: str, name: str = "run.yaml") -> Case:
+    """A training by a run file."""
+
+    def change(here: Path) -> None:
+        (here / "files").mkdir()
+        (here / "files" / name).write_text(text)
+
+    return Case(f"train --config files/{name} --output-dir new", change)
+
+
 def cut(name: str, last: int = 9) -> Change:
     """A file without its last bytes."""
     return lambda here: (here / name).write_bytes((here / name).read_bytes()[:-last])
@@ -345,6 +355,17 @@ CASES = {
     "split: one row": train(change=splits(train=table().select([0]))),
     "split: too few rows to hold some out": train(change=one_split(table().select([0, 1]))),
     # Settings.
+    "run file: a key that is unknown": written("models: [a, b]\nconfig:\n  epochs: 1\n  epoch: 1\n"),
+    "run file: a wrong type": written("models: [a, b]\nconfig: {epochs: 3, lr: fast}\n"),
+    "run file: another version": written("version: 2\n"),
+    "run file: YAML that builds objects": written("models: !!python/object/apply:os.system ['touch made']\n"),
+    "run file: a setting at the top": written("models: [a, b]\nlr: 0.1\n"),
+    "run file: a setting that all models share": written("models:\n  - a\n  - {model: b, epochs: 3}\n"),
+    "run file: a key given twice": written("frozen: [0]\nmodels: [a, b]\nfrozen: [1]\n"),
+    "run file: no YAML": written("models: [a\nconfig: 3\n"),
+    "run file: another ending": Case("train --config run/metrics.jsonl --output-dir new"),
+    "run file: not there": Case("train --config none/run.yaml --output-dir new"),
+    "run file: a run on an object": written('{"versions": {}, "models": ["test_resnet", "test_vit"]}', "config.json"),
     "setting: unknown": train("--epoch 3"),
     "setting: wrong type": train("--epochs many"),
     "setting: negative": train("--lr -0.1"),
