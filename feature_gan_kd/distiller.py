@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class OnlineAdversarialDistiller:
     """Trains several models that teach each other by their logits and by the distribution of their feature maps.
 
     Args:
-        models: at least two: timm names (also `hf-hub:` and `local-dir:`), torch modules, or a `Peer` of either.
+        models: at least two: timm, `hf-hub:` and `local-dir:` names, modules, or a `Peer` of one with own settings.
         num_classes: of models built by name; None keeps each one's own number.
         in_chans: input channels of models built by name.
         pretrained: load trained weights into models built by name; modules have trained weights, too.
@@ -40,9 +39,8 @@ class OnlineAdversarialDistiller:
             or a mapping from a model's position to either. None finds the last map before pooling.
         topology: who teaches whom: `cycle` (the paper's), `complete`, `star`, or edges `(source, learner)`.
         frozen: positions of models that only teach.
-        discriminator: a function that takes the shape of a map (channels, height, width) and returns a discriminator
-            of your own: a module that gives one answer per map, (batch,), or per patch, (batch, patches). Answers are
-            in (0, 1) for the adversarial_loss `paper`, and any number for the others. None makes the paper's.
+        discriminator: a function from a map's shape (channels, height, width) to a module that answers once per map,
+            (batch,), or patch, (batch, patches): in (0, 1) for adversarial_loss `paper`, else any number; None: ours.
         config: every other setting.
         accelerator: devices and processes; None makes one.
         **overrides: single settings of `config`, by name.
@@ -124,6 +122,7 @@ class OnlineAdversarialDistiller:
         train_data: Any = None,
         eval_data: Any = None,
         *,
+        train_transform: Callable[[Any], Any] | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         mean: Sequence[float] | None = None,
@@ -140,6 +139,7 @@ class OnlineAdversarialDistiller:
         Args:
             train_data: a name, a path or an object, see `docs/data.md`; None is the bundled digits.
             eval_data: likewise; None takes the evaluation split of `train_data`, or holds a fifth of it out.
+            train_transform: of your own for each training image, in place of the augmentation, see `docs/data.md`.
             epochs: passes over the training images; None as in the config.
             batch_size: images of one update over all processes; None as in the config.
             mean: per channel, of pixels in [0, 1]; None as in the config; std likewise.
@@ -158,25 +158,25 @@ class OnlineAdversarialDistiller:
             DivergedError: where `max_nonfinite_steps` updates in a row had a loss or a gradient that is not finite.
             Interrupted: a `KeyboardInterrupt`, where Ctrl-C or SIGTERM stopped the training, after a checkpoint.
         """
-        changes = {"epochs": epochs, "batch_size": batch_size, "mean": mean, "std": std}
-        self.group.config = self.config.replace(**{name: value for name, value in changes.items() if value is not None})
-        options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license)
+        run.change_settings(self.group, epochs=epochs, batch_size=batch_size, mean=mean, std=std)
+        options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license, train_transform)
         given = complete_fit(self.run_file, train_data, eval_data, options)
         return run.fit(self.group, *given, services_of(self.group))
 
     def evaluate(self, data: Any = None) -> dict[str, Any]:
-        """Measures accuracy and cross-entropy of each model, and accuracy of the ensemble (mean of the logits).
+        """Measures each model, its averaged weights, and the ensemble (mean of the logits).
 
         Args:
             data: as `eval_data` of `fit` (its evaluation split is taken); None takes that of the last training.
 
         Returns:
-            `accuracy` (percent) and `cross_entropy` (nats) by model, `ensemble` (percent) and `images`, their number.
+            By model `accuracy`, `top5`, `macro_f1`, `class_accuracy` (percent), `cross_entropy` (nats) and `confusions`
+            (label, answer, images); `ensemble` (percent), `ensemble_scores`, `images`, `class_images`; `ema`, the same.
 
         Raises:
             UserError: for data that cannot be used, or that are not known any more.
         """
-        return dataclasses.asdict(self.group.evaluate(run.open_evaluation_images(self.group, data)))
+        return self.group.evaluate(run.open_evaluation_images(self.group, data)).to_dict()
 
     def save_pretrained(
         self,

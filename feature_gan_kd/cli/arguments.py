@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.fields import field_docs
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
-from feature_gan_kd.config.settings import SECTIONS, field_docs
+from feature_gan_kd.config.settings import SECTIONS
 from feature_gan_kd.config.validation import ValueType
 from feature_gan_kd.utils.errors import UserError, closest
 
@@ -211,8 +212,7 @@ class Parser:
             complete: adds values that were not typed.
 
         Raises:
-            UserError: for a value that is missing or of the wrong type, an unknown option, an argument too many or a
-                required one that is missing, in this order.
+            UserError: for a missing or wrong value, an unknown option, an argument too many or missing, in this order.
         """
         words = [re.sub(r"^--[^=]+", lambda match: match[0].replace("_", "-"), word) for word in words]
         # Between options, argparse assigns positional arguments too early: the words it does not know are ours.

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from feature_gan_kd.config.distill_config import DistillConfig, setting_types
 from feature_gan_kd.config.document import Document, Place, read_document
+from feature_gan_kd.config.fields import bounded
 from feature_gan_kd.config.methods import METHODS
-from feature_gan_kd.config.recipes import RECIPES
-from feature_gan_kd.config.settings import PEER_SETTINGS, bounded
+from feature_gan_kd.config.recipes import RECIPES, RECIPES_BY_KIND
+from feature_gan_kd.config.settings import PEER_SETTINGS
 from feature_gan_kd.config.validation import ValueType, check_value, show
 from feature_gan_kd.utils.errors import UserError, closest
 
@@ -101,16 +102,27 @@ class RunFile:
         what had been set apart from them stays, as all that a person wrote.
         """
         kept = dict(self.settings)
-        for name, presets in (("method", METHODS), ("recipe", RECIPES)):
-            if self.is_record and changes.get(name, kept.get(name)) != kept.get(name):
-                before = DistillConfig(**{name: kept[name]}).to_dict()
-                for preset in {key for one in presets.values() for key in one}:
-                    if preset in kept and kept[preset] == before[preset]:
+        recipes = [*RECIPES.values(), *(own for kinds in RECIPES_BY_KIND.values() for own in kinds.values())]
+        for name, presets in (("method", [*METHODS.values()]), ("recipe", recipes)):
+            if self._gets_another(name, changes):
+                before = DistillConfig(**{name: kept[name]})
+                for preset in {key for one in presets for key in one}:
+                    if preset in kept and kept[preset] == getattr(before, preset):
                         del kept[preset]
+        for one, other in (("warmup_epochs", "warmup_fraction"), ("warmup_fraction", "warmup_epochs")):
+            if one in changes:  # two names of one thing
+                kept.pop(other, None)
         return {**kept, **changes}
 
-    def peers_with(self, changed: Collection[str]) -> list[dict[str, Any]]:
-        """The arguments of `Peer`, without those that `changed` now says for all models.
+    def _gets_another(self, name: str, changes: Mapping[str, Any]) -> bool:
+        """Whether a recorded method or recipe is replaced by another one."""
+        recorded = self.settings.get(name)
+        return self.is_record and recorded is not None and changes.get(name, recorded) != recorded
+
+    def peers_with(self, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The arguments of `Peer`, without those that `changes` now says for all models.
+
+        What the recipe of a recorded run had preset for single models makes room for another recipe.
 
         Raises:
             UserError: for a model that the file cannot hold.
@@ -120,13 +132,23 @@ class RunFile:
                 raise UserError(
                     f"{self.path}: model {k} is no name but a module, which a file cannot hold: give the models"
                 )
-        return [{key: value for key, value in peer.items() if key not in changed} for peer in self.peers or []]
+        kinds = RECIPES_BY_KIND.get(self.settings.get("recipe", "auto"), {})
+        presets = [*kinds.values()] if self._gets_another("recipe", changes) else []
+        return [
+            {
+                key: value
+                for key, value in peer.items()
+                if key not in changes and not any(key in own and own[key] == value for own in presets)
+            }
+            for peer in self.peers or []
+        ]
 
     def check_data(self, changed: Collection[str]) -> None:
         """Raises UserError where the run was trained on an object, which a file cannot hold, and none replaces it."""
         if self.is_record and "train_data" not in {*self.fit, *changed}:
             raise UserError(
-                f"{self.path}: its run was trained on an object, which a file cannot hold: give the training data"
+                f"{self.path}: its run was trained on an object, or with a transform of one's own, which a file cannot "
+                "hold: give the training data"
             )
 
 

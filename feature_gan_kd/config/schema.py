@@ -7,12 +7,13 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from feature_gan_kd.config.fields import field_docs
 from feature_gan_kd.config.run_file import RECORDED, RECORDED_OF_MODEL, VERSION, DistillerKeys, FitKeys, PeerKeys
-from feature_gan_kd.config.settings import PEER_SETTINGS, SECTIONS, field_docs
+from feature_gan_kd.config.settings import PEER_SETTINGS, SECTIONS
 from feature_gan_kd.config.validation import ValueType
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
-_BOUNDS = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maximum"}
+_BOUNDS = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maximum", "below": "exclusiveMaximum"}
 
 
 _LAYER = {"type": ["string", "integer"]}

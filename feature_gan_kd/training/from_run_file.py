@@ -25,13 +25,13 @@ def distiller_arguments(file: RunFile, changes: Mapping[str, Any]) -> dict[str, 
     Raises:
         UserError: where the file names no models, or a module, and `changes` does not either; for a bad value.
     """
-    settings = changes["config"].given if isinstance(changes.get("config"), DistillConfig) else {}
+    settings = changes["config"].given_values if isinstance(changes.get("config"), DistillConfig) else {}
     settings = {**settings, **{name: value for name, value in changes.items() if name in setting_types()}}
     others = {name: value for name, value in changes.items() if name not in setting_types() and name != "config"}
     if "models" not in others:
         if file.peers is None:
             raise UserError(f"{file.path}: names no models: add the key models")
-        others["models"] = [Peer(**peer) for peer in file.peers_with({*settings, *others})]
+        others["models"] = [Peer(**peer) for peer in file.peers_with({**settings, **others})]
     config = DistillConfig(**file.settings_with(settings))
     arguments = {**file.arguments, **others, "config": config}
     if arguments.get("num_classes") is None and "train_data" in file.fit:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feature_gan_kd.config.settings import BestMetric
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.training.history import History
 from feature_gan_kd.utils.errors import UserError
@@ -43,6 +44,7 @@ class RunProvenance:
         class_names: list[str] | None,
         normalisation: Normalisation | None,
         license: str | None,
+        best_metric: BestMetric = "accuracy",
     ) -> RunProvenance:
         """That of a training which begins.
 
@@ -51,8 +53,10 @@ class RunProvenance:
             class_names: see the attribute; normalisation and license likewise.
             normalisation: of the images.
             license: of the weights.
+            best_metric: by which the best epoch of each model is chosen.
         """
-        return cls(title_of_data(given[0]), names_of_data(*given), class_names, normalisation, license, History())
+        history = History(best_metric=best_metric)
+        return cls(title_of_data(given[0]), names_of_data(*given), class_names, normalisation, license, history)
 
     def to_dict(self) -> dict[str, Any]:
         """The provenance as JSON values."""

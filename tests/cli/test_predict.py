@@ -21,7 +21,13 @@ NAMES = ["crow", "cat, a", "cow"]
 NEEDLESS = (
     *("accelerate", "datasets", "fsspec", "jinja2", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas"),
     *("plotly", "pyarrow", "scipy", "sklearn", "tensorboard", "transformers"),
-    *("feature_gan_kd.distiller", "feature_gan_kd.training", "feature_gan_kd.method.step", "feature_gan_kd.analysis"),
+    *(
+        "feature_gan_kd.distiller",
+        "feature_gan_kd.training.run",
+        "feature_gan_kd.training.trainer",
+        "feature_gan_kd.method.step",
+        "feature_gan_kd.analysis",
+    ),
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.recipes import RECIPES_BY_KIND
 from feature_gan_kd.config.run_file import RunFile, read_run_file
 from feature_gan_kd.config.schema import run_file_schema
 from feature_gan_kd.utils.errors import UserError
@@ -145,7 +146,7 @@ def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
     about = {"models": [{"model": "a"}, {"model": None}], "versions": {}}
     file = read(tmp_path, json.dumps(about), "config.json")
     with pytest.raises(UserError, match=r"config.json: model 1 is no name but a module"):
-        file.peers_with(())
+        file.peers_with({})
     with pytest.raises(UserError, match=r"config.json: its run was trained on an object.*: give the training data"):
         file.check_data(())
     file.check_data(["train_data"])
@@ -160,3 +161,22 @@ def test_the_page_shows_a_file_that_is_read(tmp_path: Path) -> None:
     keys = {"version", "models", "config", *file.arguments, *file.fit}
     recorded = set(run_file_schema()["dependentRequired"]) | {"versions"}
     assert keys == set(run_file_schema()["properties"]) - recorded
+
+
+def test_a_recipe_by_the_kind_of_model(tmp_path: Path) -> None:
+    """The record has for each model what the recipe gave to its kind; another recipe takes it back."""
+    peers = [{"model": "a", **RECIPES_BY_KIND["scratch"]["batch-norm"]}, {"model": "b", "lr": 0.5}]
+    about = {"models": peers, "config": DistillConfig(recipe="scratch").to_dict(), "versions": {}, "train_data": None}
+    file = read(tmp_path, json.dumps(about), "config.json")
+    assert file.peers_with({"epochs": 3}) == peers
+    assert file.peers_with({"recipe": "paper"}) == [{"model": "a"}, {"model": "b", "lr": 0.5}]
+    assert DistillConfig(**file.settings_with({"recipe": "paper"})) == DistillConfig(recipe="paper")
+    other = record(tmp_path, recipe="paper").settings_with({"recipe": "scratch"})
+    assert not {"lr", "optimizer", "weight_decay"} & other.keys()  # or they would count more than the kinds' own
+
+
+def test_a_warm_up_in_the_other_unit_replaces_that_of_the_file(tmp_path: Path) -> None:
+    file = read(tmp_path, "config: {warmup_fraction: 0.1, epochs: 10}\n")
+    assert DistillConfig(**file.settings_with({"warmup_epochs": 2.0})).warmup_fraction == 0.2
+    other = read(tmp_path, "config: {warmup_epochs: 1, epochs: 10}\n")
+    assert DistillConfig(**other.settings_with({"warmup_fraction": 0.3})).warmup_fraction == 0.3
