@@ -12,7 +12,9 @@ from torch import Tensor
 from feature_gan_kd.data.convert import ImageError, convert_channels
 from feature_gan_kd.data.decode import decode_error, decode_image
 from feature_gan_kd.data.image_transforms import ImageTransform
+from feature_gan_kd.data.labels import plain_label
 from feature_gan_kd.data.rng import seeded
+from feature_gan_kd.data.stated_labels import stated_labels
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.utils.errors import UserError
 
@@ -118,6 +120,11 @@ class TorchDatasetImages:
                 return True
         return isinstance(item, Sequence) and isinstance(item[0], Image)
 
+    def stated_labels(self) -> list[Any]:
+        """Returns the labels as the data set lists them, see `stated_labels`; none where it lists none."""
+        labels = stated_labels(self.data)
+        return [] if labels is None else [labels[position] for position in self.positions.tolist()]
+
     def describe_image(self, index: int) -> str:
         """See `ItemSource`."""
         return f"image {int(self.positions[index])} of split {self.split!r}"
@@ -181,8 +188,7 @@ def check_square(images: Tensor, where: str) -> None:
 
 def _check_label(label: Any, limit: int | None, where: str) -> int:
     """Returns a user's label as a class index."""
-    if getattr(label, "ndim", None) == 0:  # a scalar of torch or numpy
-        label = label.item()
+    label = plain_label(label)
     if not isinstance(label, int) or label < 0 or (limit is not None and label >= limit):
         expected = "a whole number from 0" if limit is None else f"0 to {limit - 1}"
         raise UserError(f"labels: {where} has the label {label!r}, expected {expected}")

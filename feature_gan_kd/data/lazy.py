@@ -18,7 +18,7 @@ from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_
 from feature_gan_kd.data.convert import ImageError
 from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_images_note
 from feature_gan_kd.data.image_transforms import ImageTransform
-from feature_gan_kd.data.items import Item, ItemKey, ItemSource, TableImages
+from feature_gan_kd.data.items import Item, ItemKey, ItemSource, TableImages, TorchDatasetImages
 from feature_gan_kd.data.rng import item_seeds, permutation
 from feature_gan_kd.utils.errors import UserError
 
@@ -186,8 +186,10 @@ class LazyImages(OnDemandImages):
         Raises:
             UserError: for an image that cannot be read.
         """
-        labels = self.items.table.labels if isinstance(self.items, TableImages) else torch.empty(0)
-        return hashlib.sha256(f"{super().fingerprint()} {labels.tolist()}".encode()).hexdigest()
+        labels = self.items.table.labels.tolist() if isinstance(self.items, TableImages) else []
+        if isinstance(self.items, TorchDatasetImages):
+            labels = self.items.stated_labels()
+        return hashlib.sha256(f"{super().fingerprint()} {labels}".encode()).hexdigest()
 
     def _sample(self, count: int) -> Batch:
         indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
