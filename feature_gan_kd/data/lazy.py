@@ -24,6 +24,10 @@ from feature_gan_kd.utils.errors import UserError
 
 # Number of images that mean and std are computed from, where not all images are decoded anyway.
 STATISTICS_SAMPLE = 500
+_MIXED_KINDS = (
+    "some are tensors of floats and others of bytes (uint8), and only bytes are normalised here: give all images in one "
+    "of the two"
+)
 
 ReadItem = tuple[Item | UserError | None, int | None]
 """An item (None: left out), and the index of the image that was skipped for it, if one was."""
@@ -80,6 +84,8 @@ def _collate_in_worker(read: list[ReadItem]) -> CollatedBatch | UserError:
         if isinstance(item, UserError):
             return item
     pairs = [item for item, _ in read if isinstance(item, tuple)]
+    if len({image.is_floating_point() for image, _ in pairs}) > 1:
+        return UserError(f"images: {_MIXED_KINDS}")
     shapes = {tuple(image.shape) for image, _ in pairs}
     if len(shapes) > 1:
         return UserError(f"images: tensors of different shapes, {sorted(shapes)[:2]}: resize them to one")
@@ -103,6 +109,7 @@ class OnDemandImages:
         self.transform = transform
         self.augment = augment
         self.normalise = PixelNormaliser.identity(transform.channels)
+        self._gives_floats: bool | None = None  # as the first batch that was read
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -141,9 +148,16 @@ class OnDemandImages:
         return hash_images(images, torch.cat([labels, torch.tensor([len(self)])]))
 
     def augment_and_normalise(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
-        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats stay as they are."""
+        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats stay as they are.
+
+        Raises:
+            UserError: for floats after bytes, or the other way round.
+        """
         if not len(images):
             return images.new_empty((0, self.transform.channels, self.transform.size, self.transform.size))
+        if self._gives_floats not in (None, images.is_floating_point()):
+            raise UserError(f"images: {_MIXED_KINDS}")
+        self._gives_floats = images.is_floating_point()
         if images.is_floating_point():
             return images
         if train and self.augment is not None:

@@ -54,6 +54,7 @@ class Data:
             are decoded while the run reads them: which of these are bad is not known beforehand.
         notes: lines that tell the user what was chosen.
         fingerprint: of the images and labels of both; of a sample of them where they are not in memory.
+        evaluation_fingerprint: of those to evaluate on alone.
     """
 
     train: ImageSource
@@ -64,6 +65,7 @@ class Data:
     skipped_images: int
     notes: list[str]
     fingerprint: str
+    evaluation_fingerprint: str
 
     def description(self) -> dict[str, Any]:
         """Returns what a run's folder says about the data, as JSON values."""
@@ -137,6 +139,7 @@ def open_data(
     if normalisation is not None:
         normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
         train_source.normalise = eval_source.normalise = normalise
+    evaluated = eval_source.fingerprint()
     return Data(
         train=train_source,
         evaluation=eval_source,
@@ -145,7 +148,8 @@ def open_data(
         normalisation=normalisation,
         skipped_images=len(train) - len(train_source) + len(evaluation) - len(eval_source),
         notes=notes,
-        fingerprint=hashlib.sha256(f"{train_source.fingerprint()} {eval_source.fingerprint()}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(f"{train_source.fingerprint()} {evaluated}".encode()).hexdigest(),
+        evaluation_fingerprint=evaluated,
     )
 
 
@@ -220,7 +224,7 @@ def open_evaluation(
     num_classes: int | None = None,
     num_classes_given: bool = False,
     trained_on: bool = False,
-) -> tuple[ImageSource, list[str]]:
+) -> tuple[Source, list[str]]:
     """Opens images to evaluate on, without opening training images.
 
     Args:
