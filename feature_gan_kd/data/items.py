@@ -62,7 +62,7 @@ class TableImages:
         index, seed = key
         try:
             value = self.table.rows[index][self.table.image]
-            image = decode_image(value, self.transform.channels, self.describe_image(index))
+            image = decode_image(value, self.transform.channels, self.describe_image(index), self.table.mode)
         except UserError as error:
             return error
         with seeded(seed or 0):

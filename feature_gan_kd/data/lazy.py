@@ -25,8 +25,8 @@ from feature_gan_kd.utils.errors import UserError
 # Number of images that mean and std are computed from, where not all images are decoded anyway.
 STATISTICS_SAMPLE = 500
 _MIXED_KINDS = (
-    "some are tensors of floats and others of bytes (uint8), and only bytes are normalised here: give all images in one "
-    "of the two"
+    "some are tensors of floats and others of bytes (uint8), and only bytes are normalised here: give all images in "
+    "one of the two"
 )
 
 ReadItem = tuple[Item | UserError | None, int | None]

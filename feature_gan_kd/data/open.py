@@ -330,7 +330,8 @@ def _decode_into_memory(table: Table, options: _ImageOptions, notes: list[str]) 
     size = options.transform.size
     names = [table.describe_image(row) for row in range(len(table))]
     images = table.undecoded_images()
-    pixels, bad, resized = decode_images(images, names, size, options.transform.channels, skip=options.skip)
+    channels, skip = options.transform.channels, options.skip
+    pixels, bad, resized = decode_images(images, names, size, channels, skip=skip, mode=table.mode)
     if resized:
         _note_once(f"images resized to {size} x {size} (largest centred square, bicubic)", notes)
     if bad:

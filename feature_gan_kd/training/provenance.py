@@ -114,6 +114,8 @@ class RunProvenance:
             "on in their training: files were added or changed, or the path leads elsewhere from this folder: restore "
             "them, or give data to evaluate on others"
         )
+
+
 def names_of_data(train_data: Any, eval_data: Any) -> tuple[str | None, str | None] | None:
     """The names of training and evaluation data as in `RunProvenance.data_names`."""
     if not all(data is None or isinstance(data, (str, Path)) for data in (train_data, eval_data)):
