@@ -51,9 +51,7 @@ def read_metadata(path: Path, files: Mapping[str, Sequence[str]], setting: str) 
 
 def _read_split(path: Path, files: Sequence[str], split: str, setting: str) -> Columns:
     if not files:
-        raise UserError(
-            f"{setting}: split {split!r} of {path} has no metadata.csv, as other images there have: add one"
-        )
+        raise UserError(f"{setting}: split {split!r} of {path} has no metadata.csv, but another has one: add it")
     read = [_read_file(path / file, setting) for file in files]
     names = dict.fromkeys(name for columns in read for name in columns)
     lengths = [len(next(iter(columns.values()))) for columns in read]
