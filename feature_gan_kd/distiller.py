@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -176,19 +175,20 @@ class OnlineAdversarialDistiller:
         return run.fit(self.group, train_data, eval_data, options, services)
 
     def evaluate(self, data: Any = None) -> dict[str, Any]:
-        """Measures accuracy and cross-entropy of each model, and accuracy of the ensemble (mean of the logits).
+        """Measures each model, its averaged weights, and the ensemble (mean of the logits).
 
         Args:
             data: as `eval_data` of `fit` (its evaluation split is taken); None takes that of the last training.
 
         Returns:
-            `accuracy` (percent) and `cross_entropy` (nats), a list each with one number for each model, `ensemble`
-            (percent) and `images`, their number.
+            `accuracy` and `top5` (percent), `cross_entropy` (nats), `macro_f1` (percent), `class_accuracy` (percent by
+            class) and `confusions` (label, answer, images), a list each with one entry for each model; `ensemble`
+            (percent), `ensemble_scores`, `images`, `class_images`; `ema`, the same of averaged weights, or None.
 
         Raises:
             UserError: for data that cannot be used, or that are not known any more.
         """
-        return dataclasses.asdict(self.group.evaluate(run.open_evaluation_images(self.group, data)))
+        return self.group.evaluate(run.open_evaluation_images(self.group, data)).to_dict()
 
     def save_pretrained(
         self,

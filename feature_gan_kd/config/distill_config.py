@@ -100,6 +100,11 @@ class DistillConfig(
         """The settings of the losses."""
         return self
 
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the settings that the user gave, which no preset replaces."""
+        return frozenset(self.__dict__["_given"])
+
     def replace(self, /, **changes: Any) -> DistillConfig:
         """A copy with some settings changed; another method or recipe brings its presets along.
 

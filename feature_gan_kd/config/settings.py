@@ -18,6 +18,7 @@ from feature_gan_kd.config.recipes import RecipeName
 
 AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
 SchedulerName = Literal["multistep", "cosine", "poly", "tanh"]
+BestMetric = Literal["accuracy", "top5", "macro_f1", "cross_entropy"]
 Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
 
 
@@ -54,8 +55,11 @@ class TrainingSettings:
     """Parts into which each process divides its share of a batch, to save memory."""
     evaluate_every_epochs: int = bounded(1, at_least=1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
+    best_metric: BestMetric = "accuracy"
+    """Figure on the evaluation images that decides the best epoch of each model, and early stopping. accuracy: top-1;
+    top5; macro_f1: the mean over the classes, for classes of different sizes; cross_entropy."""
     early_stopping_patience: int | None = bounded(None, at_least=1)
-    """Stop the run after this many evaluations in a row without a new best accuracy of any model or of the ensemble
+    """Stop the run after this many evaluations in a row without a new best_metric of any model or of the ensemble
     (default: never)."""
     sync_batchnorm: bool = False
     """Compute the batch normalisation statistics of the models over all processes; without it, each process uses its
@@ -112,8 +116,8 @@ class OptimSettings:
 
     recipe: RecipeName = "auto"
     """Preset of the length, the optimisers and new classifiers. paper: training from scratch, as in the paper;
-    finetune: small steps from pretrained weights; auto: finetune where all learners start from pretrained weights,
-    else paper."""
+    finetune: small steps from pretrained weights; scratch: training from scratch on your own images, with an optimiser
+    by the kind of each model; auto: finetune where all learners start from pretrained weights, else paper."""
     lr: float = bounded(0.1, above=0, per_peer=True)
     """Learning rate of the logit optimiser, which trains every parameter of the models."""
     optimizer: str = bounded("momentum", per_peer=True)

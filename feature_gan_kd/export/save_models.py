@@ -20,7 +20,7 @@ from feature_gan_kd.export import (
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.models.peer import DROP_RATES, PeerModel
 from feature_gan_kd.training.class_names import published_class_names
-from feature_gan_kd.training.history import Record, Which, ensemble_accuracy, model_accuracies
+from feature_gan_kd.training.history import Record, Which
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import RunProvenance
 from feature_gan_kd.utils.errors import UserError
@@ -132,7 +132,7 @@ def model_card_info(
     model, provenance = group.peers[index], group.provenance
     record = None if provenance is None else _record_of(provenance, index, which)
     normalisation, updates = published_normalisation(group, index, stated), group.step.number
-    settings, measured = model.own_config(group.config).to_dict(), "ema_accuracy" if which == "ema" else "accuracy"
+    settings = model.own_config(group.config).to_dict()
     if provenance is None:  # nobody called `fit`: what only `fit` uses says nothing about these weights
         settings = {name: value for name, value in settings.items() if name in UPDATE_SETTINGS} if updates else {}
     return ModelCardInfo(
@@ -147,8 +147,8 @@ def model_card_info(
         method=group.config.method,
         peers=[name for k, name in enumerate(group.names) if k != index],
         data=provenance.data if provenance else None,
-        accuracy=model_accuracies(record, measured)[index] if record else None,
-        ensemble=ensemble_accuracy(record, measured) if record else None,
+        scores=_scores(record, which, str(index)),
+        ensemble=_scores(record, which, "ensemble"),
         epochs=record["epoch"] if record else None,
         updates=updates,
         recipe=settings,
@@ -220,6 +220,16 @@ def _model_with(group: PeerGroup, index: int, which: Which) -> PeerModel:
     if index not in group.averaged_models():
         raise UserError(f"which: {model.name} has no averaged weights: train with model_ema, or choose last or best")
     return dataclasses.replace(model, module=group.averages[index].module)
+
+
+def _scores(record: Record | None, which: Which, owner: str) -> dict[str, float]:
+    """The figures of a model, or of the ensemble, by name; empty where there is no record."""
+    prefix, found = "eval/ema_" if which == "ema" else "eval/", {}
+    for key, value in ({} if record is None else record["metrics"]).items():
+        name = key.removeprefix(prefix).removesuffix(f"/{owner}")
+        if key == f"{prefix}{name}/{owner}" and "/" not in name:
+            found[name] = value
+    return found
 
 
 def _record_of(provenance: RunProvenance, index: int, which: Which) -> Record | None:

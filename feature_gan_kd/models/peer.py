@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.recipes import RECIPES_BY_KIND, ModelKind
 from feature_gan_kd.config.settings import PEER_SETTINGS
 from feature_gan_kd.config.validation import show
 from feature_gan_kd.models.normalisation import Normalisation
@@ -179,6 +180,12 @@ class PeerModel:
     settings: Mapping[str, Any] = field(default_factory=dict)
     has_new_classifier: bool = False
 
+    @property
+    def kind(self) -> ModelKind:
+        """By which a recipe chooses the optimiser."""
+        has_batch_norm = any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in self.module.modules())
+        return "batch-norm" if has_batch_norm else "other"
+
     def own_config(self, config: DistillConfig) -> DistillConfig:
         """The settings in force for this model: its own, else those of the run."""
         return config.replace(**self.settings)
@@ -239,6 +246,17 @@ class PeerModel:
             origin = description.get("origin") or {"hf_hub_id": None, "license": None}
             model.module.pretrained_cfg = {**model.timm_cfg, **origin}  # type: ignore[assignment]
         return model
+
+
+def recipe_settings(config: DistillConfig, model: PeerModel) -> dict[str, Any]:
+    """What the recipe gives to one model for itself, besides what it gives to all.
+
+    Args:
+        config: of the run; what the user gave to all models counts more than the recipe.
+        model: that learns.
+    """
+    own = RECIPES_BY_KIND.get(config.recipe, {}).get(model.kind, {})
+    return {name: value for name, value in own.items() if name not in config.given}
 
 
 def resolve_recipe(config: DistillConfig, learners: Iterable[PeerModel]) -> DistillConfig:

@@ -23,7 +23,7 @@ from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
-from feature_gan_kd.models.peer import Peer, PeerModel, resolve_peers, resolve_recipe
+from feature_gan_kd.models.peer import Peer, PeerModel, recipe_settings, resolve_peers, resolve_recipe
 from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
 from feature_gan_kd.models.weights import load_weights
@@ -33,9 +33,10 @@ from feature_gan_kd.training import checkpoint_files, cuda_graphs
 from feature_gan_kd.training.batch_checks import check_batch
 from feature_gan_kd.training.checkpoint_contents import collect_state, describe_model, restore_state
 from feature_gan_kd.training.checkpoint_files import Checkpoint
-from feature_gan_kd.training.evaluate import Evaluation, evaluate
+from feature_gan_kd.training.evaluate import OnBatch, evaluate
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.provenance import RunProvenance
+from feature_gan_kd.training.scores import Evaluation
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.memory import explain_out_of_memory
 
@@ -130,6 +131,7 @@ class PeerGroup:
             if k in self.frozen:
                 model.module.eval()
             else:
+                model.settings = {**recipe_settings(self.config, model), **own}
                 prepare(model, model.own_config(self.config), f"model {k} ({model.name})")
 
     def _check_num_classes(self, given: int | None) -> None:
@@ -232,12 +234,15 @@ class PeerGroup:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""
         return self.step.guard.report()
 
-    def evaluate(self, source: ImageSource, after_batch: Callable[[], None] = lambda: None) -> Evaluation:
+    def evaluate(
+        self, source: ImageSource, after_batch: Callable[[], None] = lambda: None, on_batch: OnBatch | None = None
+    ) -> Evaluation:
         """Evaluates all models, and their averaged weights, on every image of a source; the same on every process.
 
         Args:
             source: of the images.
             after_batch: is called after every batch.
+            on_batch: is given the images, labels and logits of every batch of this process.
 
         Raises:
             UserError: where there are no images, a model gives no logits, or another process is gone.
@@ -257,7 +262,14 @@ class PeerGroup:
         averaged = {k: nn.Sequential(self.tapped[k].adapter, module) for k, module in self.averaged_models().items()}
         teams = [models] + ([[averaged.get(k, model) for k, model in enumerate(models)]] if averaged else [])
         live, *ema = evaluate(
-            teams, batches, all_reduce=collectives.all_reduce_sum, autocast=self.autocast, after_batch=after_batch
+            teams,
+            batches,
+            self.num_classes,
+            all_reduce=collectives.all_reduce_sum,
+            autocast=self.autocast,
+            after_batch=after_batch,
+            on_batch=on_batch,
+            device=self.accelerator.device,
         )
         return dataclasses.replace(live, ema=ema[0]) if ema else live
 
@@ -347,7 +359,7 @@ class PeerGroup:
             The history of the training, to be filled.
         """
         self.last_data = (train_data, eval_data)
-        self.provenance = RunProvenance.of_fit(self.last_data, data, license, self.config.data_settings())
+        self.provenance = RunProvenance.of_fit(self.last_data, data, license, self.config)
         self._share(data.normalisation)
         return self.provenance.history
 

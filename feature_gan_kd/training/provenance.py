@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import Data
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.training.history import History
@@ -41,16 +42,14 @@ class RunProvenance:
     evaluated: dict[str, Any] | None = None
 
     @classmethod
-    def of_fit(
-        cls, given: tuple[Any, Any], data: Data, license: str | None, settings: Mapping[str, Any]
-    ) -> RunProvenance:
+    def of_fit(cls, given: tuple[Any, Any], data: Data, license: str | None, config: DistillConfig) -> RunProvenance:
         """That of a training which begins.
 
         Args:
             given: training and evaluation data as `fit` was given them.
             data: the same, opened.
             license: of the weights.
-            settings: that chose the images to evaluate on.
+            config: of the training.
         """
         return cls(
             title_of_data(given[0]),
@@ -58,8 +57,8 @@ class RunProvenance:
             data.class_names,
             data.normalisation,
             license,
-            History(),
-            {"fingerprint": data.evaluation_fingerprint, "settings": dict(settings)},
+            History(best_metric=config.best_metric),
+            {"fingerprint": data.evaluation_fingerprint, "settings": config.data_settings()},
         )
 
     def to_dict(self) -> dict[str, Any]:

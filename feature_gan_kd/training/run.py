@@ -18,6 +18,7 @@ from feature_gan_kd.training.history import History
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
 from feature_gan_kd.training.run_folder import check_run_folder, device_name, write_run_config
+from feature_gan_kd.training.scores import TOP
 from feature_gan_kd.training.small_batches import check_batches
 from feature_gan_kd.training.trainer import MeasureSimilarity, Publish, Trainer
 from feature_gan_kd.utils.errors import UserError
@@ -77,6 +78,8 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     data = open_training_data(group, train_data, eval_data)
     _check_normalisation(group, data, folder)
     check_batches(group, data.train)
+    if config.best_metric == "top5" and group.num_classes <= TOP:
+        raise UserError(f"best_metric: top5 says nothing of {group.num_classes} classes: choose accuracy or macro_f1")
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
     notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group)]

@@ -179,7 +179,7 @@ COMMAND_NAMES = "train, evaluate, export, predict, inspect, report, schema"
             "train: 'yes' is one argument too many, expected "
             "feature-gan-kd train --output-dir PATH [--option value ...]",
         ),
-        ("evaluate run --which best", "--which: evaluate has no such option"),
+        ("evaluate run --which worst", "--which: 'worst' is not allowed, expected one of last, best, ema"),
         ("export run to --which newest", "--which: 'newest' is not allowed, expected one of last, best, ema"),
         ("export run to", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
         ("evaluate run", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
@@ -355,6 +355,7 @@ def test_a_run_leaves_what_is_promised_and_no_more(finished: tuple[Path, str]) -
     assert {path.name for path in run.iterdir()} == {
         "config.json",
         "metrics.jsonl",
+        "evaluation.json",
         "checkpoints",
         "networks",
         "curves.png",
@@ -572,8 +573,9 @@ def test_evaluate_agrees_with_the_table(finished: tuple[Path, str], data: Path) 
     agrees(run)
     agrees(run, "--data", data / "good")
     printed = output_of("evaluate", run)
-    assert [line.split()[0] for line in printed.splitlines()] == ["test_resnet", "test_vit", "ensemble"]
-    assert f"{ensemble(last_record(run)):.2f} %  on 11 images" in printed
+    assert [line.split()[0] for line in printed.splitlines()] == ["test_resnet", "test_vit", "ensemble", "on"]
+    assert f"ensemble                 top-1 {ensemble(last_record(run)):6.2f} %" in printed
+    assert "on 11 images; hardest for the ensemble: " in printed
     assert contents(run) == before
 
 

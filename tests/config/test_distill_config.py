@@ -170,18 +170,19 @@ def test_numbers_are_finite(name: str, value: float) -> None:
 
 CHOICES = {
     "method": list(METHODS),
-    "recipe": ["auto", "paper", "finetune"],
+    "recipe": ["auto", "paper", "finetune", "scratch"],
     "scheduler": ["multistep", "cosine", "poly", "tanh"],
     "adversarial_optimizer": ["adam", "adamw"],
     "discriminator_norm": ["batch", "group", "none"],
     "augmentation": ["auto", "none", "crop", "crop-flip", "resized-crop"],
     "mixed_precision": ["no", "bf16"],
     "targets": ["live", "ema"],
+    "best_metric": ["accuracy", "top5", "macro_f1", "cross_entropy"],
 }
 
 
 def test_every_choice_is_tested() -> None:
-    words = ("Literal", "Name", "Augmentation")
+    words = ("Literal", "Name", "Augmentation", "BestMetric")
     assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
 
 

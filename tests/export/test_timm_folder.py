@@ -318,7 +318,7 @@ def test_publishing_again_replaces_the_folder(tmp_path: Path, describe: Describe
     publish(model, folder, describe("test_resnet"))
     with torch.no_grad():
         model.fc.bias += 1
-    publish(model, folder, describe("test_resnet", accuracy=12.5))
+    publish(model, folder, describe("test_resnet", scores={"accuracy": 12.5}))
     assert published(folder)["architecture"] == "test_resnet"
     assert torch.equal(load_file(folder / "model.safetensors")["fc.bias"], model.fc.bias)
     assert "12.50" in (folder / "README.md").read_text()

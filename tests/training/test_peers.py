@@ -435,3 +435,31 @@ def test_an_option_given_twice(words: str, common: dict[str, Any], own: dict[int
 def test_a_peer_shows_and_checks_its_settings() -> None:
     assert Peer("test_vit", lr=1).settings == {"lr": 1.0}
     assert repr(Peer("test_vit", lr=0.5)) == "Peer('test_vit', lr=0.5)"
+
+
+def test_the_recipe_scratch_chooses_by_kind_and_the_user_overrides_it(tmp_path: Path) -> None:
+    """SGD for batch normalisation, AdamW for others; what the user gives to all models or to one counts more."""
+    built = distiller("test_resnet", "test_vit", recipe="scratch")
+    own = [model.own_config(built.config) for model in built.group.peers]
+    assert [(one.optimizer, one.lr, one.weight_decay) for one in own] == [
+        ("momentum", 0.1, 5e-4),
+        ("adamw", 1e-3, 0.05),
+    ]
+    assert {one.smoothing for one in own} == {0.1}
+    assert [group.name for group in built.step.logit_groups] == ["logit-momentum", "logit-adamw"]
+    assert sorted(built.group.averages) == [0, 1]
+    changed = distiller("test_resnet", Peer("test_vit", lr=3e-3), recipe="scratch", weight_decay=0.01)
+    own = [model.own_config(changed.config) for model in changed.group.peers]
+    assert [(one.optimizer, one.lr, one.weight_decay) for one in own] == [
+        ("momentum", 0.1, 0.01),
+        ("adamw", 3e-3, 0.01),
+    ]
+    built.save_checkpoint(tmp_path / "checkpoint")
+    again = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "checkpoint")
+    assert [rates(again, k) for k in (0, 1)] == [rates(built, k) for k in (0, 1)]
+
+
+def test_a_frozen_model_gets_no_recipe() -> None:
+    built = distiller("test_resnet", "test_vit", recipe="scratch", frozen=[1])
+    assert built.group.peers[1].settings == {}
+    assert list(built.group.averages) == [0]
