@@ -72,8 +72,8 @@ class TransformedRows:
         if self.classes is not None and self.targets is not None and self._is_changed(index, row[self.label]):
             raise UserError(
                 f"labels: the transform of split {self.split!r} changes the label {self.targets[index]} of image "
-                f"{index} to {plain_label(row[self.label])!r}, and it is not known which class this is: leave the "
-                f"labels as they are, or cast the column to datasets.Value('int64'), which has no class names"
+                f"{index} to {plain_label(row[self.label])!r}, which may be another class: leave the labels as they "
+                "are, or cast their column to datasets.Value('int64'), which has no class names"
             )
         return row[self.image], row[self.label]
 
