@@ -31,8 +31,7 @@ class OnlineAdversarialDistiller:
     """Trains several models that teach each other by their logits and by the distribution of their feature maps.
 
     Args:
-        models: at least two: timm names (also `hf-hub:` and `local-dir:` names), torch modules, or a `Peer` of either,
-            which has settings of its own.
+        models: at least two: timm, `hf-hub:` and `local-dir:` names, modules, or a `Peer` of one with own settings.
         num_classes: of models built by name; None keeps each one's own number.
         in_chans: input channels of models built by name.
         pretrained: load trained weights into models built by name; modules have trained weights, too.
@@ -40,9 +39,9 @@ class OnlineAdversarialDistiller:
             or a mapping from a model's position to either. None finds the last map before pooling.
         topology: who teaches whom: `cycle` (the paper's), `complete`, `star`, or edges `(source, learner)`.
         frozen: positions of models that only teach.
-        discriminator: a function that takes the shape of a map (channels, height, width) and returns a discriminator
-            of your own: a module that gives one answer per map, (batch,), or per patch, (batch, patches). Answers are
-            in (0, 1) for the adversarial_loss `paper`, and any number for the others. None makes the paper's.
+        discriminator: a function that takes the shape of a map (channels, height, width) and returns a module of your
+            own, which gives one answer per map, (batch,), or per patch, (batch, patches): in (0, 1) for the
+            adversarial_loss `paper`, any number for the others. None makes the paper's.
         config: every other setting.
         accelerator: devices and processes; None makes one.
         **overrides: single settings of `config`, by name.
@@ -129,6 +128,7 @@ class OnlineAdversarialDistiller:
         train_data: Any = None,
         eval_data: Any = None,
         *,
+        train_transform: Callable[[Any], Any] | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         mean: Sequence[float] | None = None,
@@ -145,6 +145,7 @@ class OnlineAdversarialDistiller:
         Args:
             train_data: a name, a path or an object, see `docs/data.md`; None is the bundled digits.
             eval_data: likewise; None takes the evaluation split of `train_data`, or holds a fifth of it out.
+            train_transform: of your own for each training image, in place of the augmentation, see `docs/data.md`.
             epochs: passes over the training images; None as in the config.
             batch_size: images of one update over all processes; None as in the config.
             mean: per channel, of pixels in [0, 1]; None as in the config; std likewise.
@@ -165,7 +166,7 @@ class OnlineAdversarialDistiller:
         """
         changes = {"epochs": epochs, "batch_size": batch_size, "mean": mean, "std": std}
         self.config = self.config.replace(**{name: value for name, value in changes.items() if value is not None})
-        options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license)
+        options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license, train_transform)
         services = run.RunServices(
             publish=functools.partial(save_models.save_if_changed, self.group),
             similarity=functools.partial(similarity.measure_group, self.group),

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.fields import field_docs
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
-from feature_gan_kd.config.settings import SECTIONS, field_docs
+from feature_gan_kd.config.settings import SECTIONS
 from feature_gan_kd.config.validation import ValueType
 from feature_gan_kd.utils.errors import UserError, closest
 

@@ -125,8 +125,15 @@ def parse(args: list[str]) -> Callable[[], None]:
     if {"-h", "--help"} & set(words):
         return functools.partial(print, parser.format_help(), end="")
     if name == "train" and not {"--models", "--data"} & {word.split("=")[0] for word in words}:
-        words = [*DEMO, *words]
+        words = [*_demo_options(words), *words]
     return parser.parse(words)
+
+
+def _demo_options(words: Sequence[str]) -> Sequence[str]:
+    """The options of the demo, without its warm-up where the user gives one in epochs: only one of the two may be."""
+    given = {word.split("=")[0].replace("_", "-") for word in words}
+    at = DEMO.index("--warmup-fraction")
+    return [*DEMO[:at], *DEMO[at + 2 :]] if "--warmup-epochs" in given else DEMO
 
 
 def _program_help() -> str:

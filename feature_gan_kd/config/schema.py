@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from feature_gan_kd.config.distill_config import setting_types
-from feature_gan_kd.config.settings import SECTIONS, field_docs
+from feature_gan_kd.config.fields import field_docs
+from feature_gan_kd.config.settings import SECTIONS
 from feature_gan_kd.config.validation import ValueType
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
-_BOUNDS = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maximum"}
+_BOUNDS = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maximum", "below": "exclusiveMaximum"}
 
 
 def config_schema() -> dict[str, Any]:

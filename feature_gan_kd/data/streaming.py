@@ -247,14 +247,14 @@ class IterableImages(OnDemandImages):
         return len(self.stream)
 
     def holds_floats(self) -> bool:
-        """See `ImageSource`; a stream's images are decoded to pixels."""
-        return False
+        """See `ImageSource`; the images are decoded to pixels, which a transform of the user's own may change."""
+        return self.transform.own is not None and self._sample(1, seed=0)[0].is_floating_point()
 
-    def _sample(self, count: int) -> Batch:
+    def _sample(self, count: int, seed: int | None = None) -> Batch:
         rows = list(itertools.islice(self.stream.rows, min(count, len(self))))
         if not rows:
             raise self._empty_error()
-        images, labels = self._decode(rows, 0, [None] * len(rows))
+        images, labels = self._decode(rows, 0, [seed] * len(rows))
         if not len(images):
             raise UserError(f"images: none of the first {len(rows)} of split {self.stream.split!r} can be decoded")
         return images, labels

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_sizes, rank_slice
 from feature_gan_kd.data.decode import count_values, hash_images, statistics_of_counts
-from feature_gan_kd.data.items import check_square
+from feature_gan_kd.data.image_transforms import check_square
 from feature_gan_kd.data.loader_parts import (
     check_given,
     check_gives_all_images,

@@ -58,6 +58,8 @@ class ModelCardInfo:
         license: as the user stated it.
         pretrained: whether the model started from pretrained weights, whose licence it inherits.
         model_args: keyword arguments that timm needs to rebuild the model, besides those that it records itself.
+        crop_pct: share of each side of an image that evaluation kept.
+        interpolation: how it resized images.
 
     Raises:
         UserError: where two of these contradict each other.
@@ -83,6 +85,8 @@ class ModelCardInfo:
     license: str | None = None
     pretrained: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         if self.class_names is not None and len(self.class_names) != self.num_classes:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from feature_gan_kd.config.settings import UPDATE_SETTINGS
+from feature_gan_kd.data import evaluation_crop_pct
 from feature_gan_kd.export import (
     ExportFormat,
     ModelCardInfo,
@@ -156,6 +157,8 @@ def model_card_info(
         license=license or (provenance.license if provenance else None),
         pretrained=model.pretrained,
         model_args={name: value for name, value in model.model_args.items() if name not in DROP_RATES},
+        crop_pct=evaluation_crop_pct(group.config, group.image_size),
+        interpolation=group.config.interpolation,
     )
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.data import Data, ImageSource
+from feature_gan_kd.data import Data, ImageSource, check_auto_augment
 from feature_gan_kd.distributed import collectives
 from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.method.build import MethodModules, build_modules, build_step
@@ -80,6 +80,7 @@ class PeerGroup:
         config: DistillConfig,
         accelerator: Accelerator | None,
     ) -> None:
+        check_auto_augment(config.aa)
         asked = resolve_peers(models, pretrained=pretrained, frozen=frozen, feature_layers=feature_layers)
         self.frozen, self.feature_layers = asked.frozen, asked.feature_layers
         self.peers = build_models(
@@ -228,7 +229,8 @@ class PeerGroup:
 
     def check_batch(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Checks images (batch, channels, height, width) and labels, see `batch_checks.check_batch`."""
-        return check_batch(images, labels, (self.in_chans, self.image_size), self.num_classes)
+        form = (self.in_chans, self.image_size)
+        return check_batch(images, labels, form, self.num_classes, self.step.loss_weights.smoothing)
 
     def skipped_steps(self) -> SkippedSteps:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
+from feature_gan_kd.data import (
+    Data,
+    ImageSource,
+    OwnTransform,
+    build_mixup_cutmix,
+    class_weights,
+    open_data,
+    open_evaluation,
+)
 from feature_gan_kd.distributed.collectives import on_main_process
 from feature_gan_kd.optim.build import build_schedules
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
@@ -52,6 +60,7 @@ class RunOptions:
     log_with: str | Sequence[str]
     progress: bool
     license: str | None
+    train_transform: OwnTransform | None = None
 
 
 def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, services: RunServices) -> History:
@@ -75,7 +84,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     trackers = (options.log_with,) if isinstance(options.log_with, str) else tuple(options.log_with)
     check_trackers(trackers, folder)
     check_callbacks(options.callbacks)
-    data = open_training_data(group, train_data, eval_data)
+    data = open_training_data(group, train_data, eval_data, options.train_transform)
     _check_normalisation(group, data, folder)
     check_batches(group, data.train)
     if config.best_metric == "top5" and group.num_classes <= TOP:
@@ -83,6 +92,9 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
     notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group)]
+    if config.class_weights and data.train_labels is not None:
+        weights = class_weights(data.train_labels, group.num_classes)
+        group.step.label_loss.weigh_classes(weights.to(accelerator.device))
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
@@ -112,7 +124,9 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     return trainer.run(options.resume)
 
 
-def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None) -> Data:
+def open_training_data(
+    group: PeerGroup, train_data: Any, eval_data: Any = None, train_transform: OwnTransform | None = None
+) -> Data:
     """Opens training and evaluation data in the size, channels and normalisation of the models of a group.
 
     Where the user states no normalisation, pixels get the one that all models were trained with, else the data's own.
@@ -121,6 +135,7 @@ def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None)
         group: the models.
         train_data: see `OnlineAdversarialDistiller.fit`.
         eval_data: see there.
+        train_transform: see there.
 
     Raises:
         UserError: for data that cannot be used, or that have another number of classes.
@@ -135,6 +150,7 @@ def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None)
         common=group.common_normalisation(),
         num_classes=group.num_classes,
         num_classes_given=group.num_classes_given,
+        train_transform=train_transform,
     )
     if data.num_classes is not None and data.num_classes != group.num_classes:
         raise UserError(

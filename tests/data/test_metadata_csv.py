@@ -104,7 +104,7 @@ def test_each_split_needs_a_file(tmp_path: Path) -> None:
     folder(tmp_path / "train", ["a", "b"])
     folder(tmp_path / "test", ["a", "b"])
     (tmp_path / "test" / "metadata.csv").unlink()
-    with pytest.raises(UserError, match="^data: split 'test' of .* has no metadata.csv"):
+    with pytest.raises(UserError, match=r"^data: split 'test' of .* has no metadata.csv"):
         opened(tmp_path)
 
 

@@ -385,13 +385,13 @@ class Long(Sampler[int]):
 @pytest.mark.parametrize("evaluation", [True, False])
 def test_a_sampler_that_gives_fewer_images_than_it_says(evaluation: bool) -> None:
     loader = DataLoader(BYTES, batch_size=5, sampler=Long())
-    with pytest.raises(UserError, match="gives 2 batches, its length says 3: correct __len__ of its sampler$"):
+    with pytest.raises(UserError, match=r"gives 2 batches, its length says 3: correct __len__ of its sampler$"):
         check_length(loader, "train", "data", evaluation=evaluation)
     check_length(DataLoader(BYTES, batch_size=5, sampler=Short()), "train", "data", evaluation=False)
 
 
 def test_a_loader_without_a_batch() -> None:
-    with pytest.raises(UserError, match="^data: the DataLoader of split 'train' gives no batch$"):
+    with pytest.raises(UserError, match=r"^data: the DataLoader of split 'train' gives no batch$"):
         source(Told(0, 8), batch_size=4, shuffle=None).holds_floats()
 
 

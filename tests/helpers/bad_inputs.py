@@ -343,6 +343,19 @@ CASES = {
     "setting: not one of the choices": train("--topology ring"),
     "setting: more parts than images": train("--grad-accum-steps 9"),
     "setting: milestones that fall": train("--milestones 0.75 0.5"),
+    "setting: an augmentation that timm does not know": train("--aa randaug-m9"),
+    "setting: an augmentation with a part that timm passes over": train("--aa rand-m9-loud"),
+    "setting: an augmentation where none is wanted": train("--augmentation none --aa rand-m9"),
+    "setting: crops of images that are not cropped at random sizes": train("--scale 0.3 1"),
+    "setting: bounds in the wrong order": train("--augmentation resized-crop --scale 1 0.3"),
+    "setting: jitter beside what replaces it": train("--aa rand-m9 --color-jitter 0.4"),
+    "setting: a negative jitter": train("--color-jitter -0.4"),
+    "setting: a probability above one": train("--reprob 1.5"),
+    "setting: how to erase where nothing is erased": train("--remode const"),
+    "setting: all of the label smoothed away": train("--smoothing 1"),
+    "setting: classes balanced twice": train("--class-weights --balanced-sampling"),
+    "setting: a warm-up stated twice": train("--warmup-epochs 0.5 --warmup-fraction 0.5"),
+    "setting: a warm-up as long as the run": train("--warmup-epochs 1"),
     "setting: no model learns": train("--frozen 0 1"),
     "setting: another number of classes than the data": train(
         "--num-classes 7", splits(train=table(labels=TEXTS), test=table(labels=TEXTS))
@@ -366,6 +379,9 @@ CASES = {
     ),
     "stream: of unknown length": train("--streaming"),
     "stream: nothing to evaluate on": train("--streaming --max-train-samples 8 --num-classes 2", one_split(table())),
+    "stream: classes of equal size": train(
+        "--streaming --max-train-samples 8 --max-eval-samples 8 --balanced-sampling"
+    ),
     "stream: texts as labels": train("--streaming --max-train-samples 8", splits(train=table(labels=TEXTS))),
     "stream: what save_to_disk wrote": train("--streaming", lambda here: table().save_to_disk(here / "data")),
     "path: what save_to_disk wrote, cut short": train(change=saved_to_disk),

@@ -17,9 +17,7 @@ from feature_gan_kd import Callback, OnlineAdversarialDistiller, UserError
 from tests.training.test_odd_input import IMAGES, LABELS, built
 
 STATED: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.2] * 3}
-OTHERS = (
-    r"^evaluate: \S+ does not give the images that the models were evaluated on in their training: files were added"
-)
+OTHERS = r"^evaluate: \S+ does not give the images that the models were evaluated on in their training: files"
 
 
 def add_images(folder: Path, numbers: range, *, shift: int = 0) -> Path:
@@ -101,14 +99,14 @@ def test_a_run_does_not_go_on_with_other_labels_or_more_images(loads: bool, tmp_
     with pytest.raises(KeyboardInterrupt):
         built(**STATED).fit(data(labels), evaluation, callbacks=[Stop()], **options)
     for changed in (other, labels[:80]):
-        with pytest.raises(UserError, match="was written with data .*resume with what it was started with$"):
+        with pytest.raises(UserError, match=r"was written with data .*resume with what it was started with$"):
             built(**STATED).fit(data(changed), evaluation, resume=True, **options)
     history = built(**STATED).fit(data(labels), evaluation, resume=True, **options)
     assert [record["step"] for record in history.epochs] == [15, 30]
 
 
 class Named(Dataset[Any]):
-    classes = list("abcde")
+    classes = tuple("abcde")
 
     def __len__(self) -> int:
         return 12
