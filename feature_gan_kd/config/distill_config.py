@@ -156,6 +156,11 @@ class DistillConfig(
         free = {spec.name for section in settings.MAY_CHANGE_ON_RESUME for spec in dataclasses.fields(section)}
         return {name: value for name, value in self.to_dict().items() if name not in free}
 
+    def data_settings(self) -> dict[str, Any]:
+        """The settings that choose images and their pixels, before these are normalised, as JSON values."""
+        chosen = {spec.name for spec in dataclasses.fields(settings.DataSettings)} - {"mean", "std"}
+        return {name: value for name, value in self.to_dict().items() if name in chosen}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
         """The inverse of `to_dict`.

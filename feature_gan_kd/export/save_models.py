@@ -21,6 +21,7 @@ from feature_gan_kd.export import (
 )
 from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
 from feature_gan_kd.models.peer import DROP_RATES, PeerModel
+from feature_gan_kd.training.class_names import published_class_names
 from feature_gan_kd.training.history import Record, Which
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import RunProvenance
@@ -143,7 +144,7 @@ def model_card_info(
         architecture=model.architecture,
         index=index,
         num_classes=group.num_classes,
-        class_names=provenance.class_names if provenance else None,
+        class_names=published_class_names(group, index),
         image_size=model.image_size,
         in_chans=group.in_chans,
         mean=normalisation.mean,

@@ -180,11 +180,13 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         data: see `OnlineAdversarialDistiller.evaluate`; None takes what the last training was evaluated on.
 
     Raises:
-        UserError: for data that cannot be used, or that are not known any more.
+        UserError: for data that cannot be used, or that are not known any more; for other images than in the training
+            where `data` is None.
     """
     normalisation, provenance, stated = group.normalisation(), group.provenance, group.stated_normalisation()
     trained_on = False
-    if data is None:
+    reopened = data is None
+    if reopened:
         train_data, data = group.last_data or (provenance.reopenable_data() if provenance else (None, None))
         trained_on = data is None
         data = train_data if trained_on else data
@@ -200,6 +202,8 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         num_classes_given=group.num_classes_given,
         trained_on=trained_on,
     )
+    if reopened and provenance is not None:
+        provenance.check_evaluated(source.fingerprint(), group.config.data_settings())
     if group.config.skip_bad_images and group.accelerator.is_main_process:
         print(*notes, sep="\n", file=sys.stderr)
     return source
