@@ -205,7 +205,7 @@ def _load_with_metadata(
             f"{setting}: {path / at_top} describes the images of several splits, each of which would get all of them: "
             "put a metadata file into the folder of each split"
         )
-    if all(_extension(name) == ".csv" for name in listing.metadata):
+    if all(extension(name) == ".csv" for name in listing.metadata):
         if not splits:
             files = {"train": listing.metadata}
         else:
