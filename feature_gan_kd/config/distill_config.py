@@ -139,6 +139,11 @@ class DistillConfig(
         """The names of the settings that the user gave, which no preset replaces."""
         return frozenset(self.__dict__["_given"])
 
+    @property
+    def given_values(self) -> dict[str, Any]:
+        """The same settings with their values."""
+        return dict(self.__dict__["_given"])
+
     def replace(self, /, **changes: Any) -> DistillConfig:
         """A copy with some settings changed; another method or recipe brings its presets along.
 
@@ -155,6 +160,11 @@ class DistillConfig(
         """The settings that decide the weights of a run; a resumed run must have the same."""
         free = {spec.name for section in settings.MAY_CHANGE_ON_RESUME for spec in dataclasses.fields(section)}
         return {name: value for name, value in self.to_dict().items() if name not in free}
+
+    def data_settings(self) -> dict[str, Any]:
+        """The settings that choose images and their pixels, before these are normalised, as JSON values."""
+        chosen = {spec.name for spec in dataclasses.fields(settings.DataSettings)} - {"mean", "std"}
+        return {name: value for name, value in self.to_dict().items() if name in chosen}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:

@@ -66,19 +66,26 @@ def to_pixels(image: Image, channels: int) -> Pixels:
     return np.array(image).reshape(image.height, image.width, channels)
 
 
-def decode_image(value: Any, channels: int, where: str) -> Image:
-    """Decodes one image of an undecoded `datasets` image column, to RGB or L.
+def decode_image(value: Any, channels: int, where: str, mode: str | None = None) -> Image:
+    """Decodes one image of a `datasets` image column, to RGB or L.
 
     Args:
-        value: `{"bytes": ..., "path": ...}`, as the column holds it.
+        value: `{"bytes": ..., "path": ...}`, the bytes of a file, or an image of PIL, as a stream gives them that was
+            filtered or mapped.
         channels: 3 or 1, see `convert_channels`.
         where: names the image in an error.
+        mode: of PIL, which the column states for its images.
 
     Raises:
         ImageError: where the image is missing or cannot be decoded, or its values are not understood.
     """
     from datasets import Image as ImageFeature
+    from PIL.Image import Image as PILImage
 
+    if isinstance(value, PILImage):
+        return convert_channels(value, channels, where, stated=mode)
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ImageError(f"images: {where} is missing: {_REMEDY}")
     if value["path"] is not None:
@@ -88,7 +95,7 @@ def decode_image(value: Any, channels: int, where: str) -> Image:
     try:
         image = ImageFeature().decode_example(value)
         header = read_header(value["path"]) if value["bytes"] is None else value["bytes"][:HEADER_BYTES]
-        return convert_channels(image, channels, where, header)
+        return convert_channels(image, channels, where, header, mode)
     except ImageError:
         raise
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
@@ -120,6 +127,7 @@ def decode_images(
     skip: bool = False,
     crop_pct: float = 1.0,
     interpolation: str = "bicubic",
+    mode: str | None = None,
 ) -> tuple[Tensor, list[int], int]:
     """Decodes images into one tensor.
 
@@ -131,6 +139,7 @@ def decode_images(
         skip: leave out images that cannot be decoded.
         crop_pct: see `center_crop_resize`.
         interpolation: see there.
+        mode: see `decode_image`.
 
     Returns:
         The pixels, uint8 `(n, size, size, channels)`, the positions of the N - n images that are left out, and how
@@ -146,7 +155,7 @@ def decode_images(
         resized = 0
         for index, value in enumerate(part, begin):
             try:
-                image = decode_image(value, channels, names[index])
+                image = decode_image(value, channels, names[index], mode)
             except ImageError:
                 if not skip:
                     raise

@@ -11,7 +11,9 @@ from torch import Tensor
 from feature_gan_kd.data.convert import ImageError, convert_channels
 from feature_gan_kd.data.decode import decode_error, decode_image
 from feature_gan_kd.data.image_transforms import ImageTransform, check_tensor
+from feature_gan_kd.data.labels import plain_label
 from feature_gan_kd.data.rng import seeded
+from feature_gan_kd.data.stated_labels import stated_labels
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.utils.errors import UserError
 
@@ -60,7 +62,7 @@ class TableImages:
         where = self.describe_image(index)
         try:
             value = self.table.rows[index][self.table.image]
-            image = decode_image(value, self.transform.channels, where)
+            image = decode_image(value, self.transform.channels, where, self.table.mode)
             with seeded(seed or 0):
                 pixels = self.transform(image, train=seed is not None, where=where)
         except UserError as error:
@@ -154,6 +156,11 @@ class TorchDatasetImages:
                 return True
         return isinstance(item, Sequence) and isinstance(item[0], Image)
 
+    def stated_labels(self) -> list[Any]:
+        """Returns the labels as the data set lists them, see `stated_labels`; none where it lists none."""
+        labels = stated_labels(self.data)
+        return [] if labels is None else [labels[position] for position in self.positions.tolist()]
+
     def describe_image(self, index: int) -> str:
         """See `ItemSource`."""
         return f"image {int(self.positions[index])} of split {self.split!r}"
@@ -194,8 +201,7 @@ class TorchDatasetImages:
 
 def _check_label(label: Any, limit: int | None, where: str) -> int:
     """Returns a user's label as a class index."""
-    if getattr(label, "ndim", None) == 0:  # a scalar of torch or numpy
-        label = label.item()
+    label = plain_label(label)
     if not isinstance(label, int) or label < 0 or (limit is not None and label >= limit):
         expected = "a whole number from 0" if limit is None else f"0 to {limit - 1}"
         raise UserError(f"labels: {where} has the label {label!r}, expected {expected}")

@@ -19,12 +19,16 @@ from feature_gan_kd.data.class_balance import BalancedOrder, epoch_keys
 from feature_gan_kd.data.convert import ImageError
 from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_images_note
 from feature_gan_kd.data.image_transforms import ImageTransform
-from feature_gan_kd.data.items import DecodedImages, Item, ItemKey, ItemSource, TableImages
+from feature_gan_kd.data.items import DecodedImages, Item, ItemKey, ItemSource, TableImages, TorchDatasetImages
 from feature_gan_kd.data.rng import item_seeds
 from feature_gan_kd.utils.errors import UserError
 
 # Number of images that mean and std are computed from, where not all images are decoded anyway.
 STATISTICS_SAMPLE = 500
+_MIXED_KINDS = (
+    "some are tensors of floats and others of bytes (uint8), and only bytes are normalised here: give all images in "
+    "one of the two"
+)
 
 ReadItem = tuple[Item | UserError | None, int | None]
 """An item (None: left out), and the index of the image that was skipped for it, if one was."""
@@ -81,6 +85,8 @@ def _collate_in_worker(read: list[ReadItem]) -> CollatedBatch | UserError:
         if isinstance(item, UserError):
             return item
     pairs = [item for item, _ in read if isinstance(item, tuple)]
+    if len({image.is_floating_point() for image, _ in pairs}) > 1:
+        return UserError(f"images: {_MIXED_KINDS}")
     shapes = {tuple(image.shape) for image, _ in pairs}
     if len(shapes) > 1:
         return UserError(f"images: tensors of different shapes, {sorted(shapes)[:2]}: resize them to one")
@@ -106,6 +112,7 @@ class OnDemandImages:
         self.augment = augment
         self.normalise = PixelNormaliser.identity(transform.channels)
         self.erase: Erasing | None = None
+        self._gives_floats: bool | None = None  # as the first batch that was read
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -144,9 +151,16 @@ class OnDemandImages:
         return hash_images(images, torch.cat([labels, torch.tensor([len(self)])]))
 
     def augment_and_normalise(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
-        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats are neither cropped nor normalised."""
+        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats are neither cropped nor normalised.
+
+        Raises:
+            UserError: for floats after bytes, or the other way round.
+        """
         if not len(images):
             return images.new_empty((0, self.transform.channels, self.transform.size, self.transform.size))
+        if self._gives_floats not in (None, images.is_floating_point()):
+            raise UserError(f"images: {_MIXED_KINDS}")
+        self._gives_floats = images.is_floating_point()
         if not images.is_floating_point():
             if train and self.augment is not None:
                 images = self.augment(images, seed, epoch, indices)
@@ -217,6 +231,8 @@ class LazyImages(OnDemandImages):
         """
         labels = self.known_labels()
         known = [] if labels is None else labels.tolist()
+        if isinstance(self.items, TorchDatasetImages):
+            known = self.items.stated_labels()
         return hashlib.sha256(f"{super().fingerprint()} {known}".encode()).hexdigest()
 
     def _sample(self, count: int) -> Batch:

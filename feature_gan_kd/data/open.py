@@ -52,6 +52,7 @@ class Data:
         notes: lines that tell the user what was chosen.
         fingerprint: of the images and labels of both; of a sample of them where they are not in memory. It names a
             transform of the user's own, too.
+        evaluation_fingerprint: of those to evaluate on alone.
         train_labels: class indices of the training images, int64 `(N,)`; None where they are not known beforehand.
     """
 
@@ -63,6 +64,7 @@ class Data:
     skipped_images: int
     notes: list[str]
     fingerprint: str
+    evaluation_fingerprint: str
     train_labels: Tensor | None = None
 
     def description(self) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def open_data(
     if normalisation is not None:
         normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
         train_source.normalise = eval_source.normalise = normalise
+    evaluated = eval_source.fingerprint()
     return Data(
         train=train_source,
         evaluation=eval_source,
@@ -138,13 +141,14 @@ def open_data(
         normalisation=normalisation,
         skipped_images=len(train) - len(train_source) + len(evaluation) - len(eval_source),
         notes=notes,
-        fingerprint=_fingerprint(train_source, eval_source, train_transform),
+        fingerprint=_fingerprint(train_source, evaluated, train_transform),
+        evaluation_fingerprint=evaluated,
         train_labels=labels,
     )
 
 
-def _fingerprint(train: Source, evaluation: Source, own: OwnTransform | None) -> str:
-    digest = hashlib.sha256(f"{train.fingerprint()} {evaluation.fingerprint()}".encode()).hexdigest()
+def _fingerprint(train: Source, evaluated: str, own: OwnTransform | None) -> str:
+    digest = hashlib.sha256(f"{train.fingerprint()} {evaluated}".encode()).hexdigest()
     return digest if own is None else f"{digest}, train_transform {describe_transform(own)}"
 
 
@@ -227,7 +231,7 @@ def open_evaluation(
     num_classes: int | None = None,
     num_classes_given: bool = False,
     trained_on: bool = False,
-) -> tuple[ImageSource, list[str]]:
+) -> tuple[Source, list[str]]:
     """Opens images to evaluate on, without opening training images.
 
     Args:

@@ -295,7 +295,9 @@ class PeerGroup:
         """
         self.average_buffers()
         provenance = None if self.provenance is None else self.provenance.to_dict()
-        return collect_state(self.models, self.connections, self.averages, self.step, provenance)
+        state = collect_state(self.models, self.connections, self.averages, self.step, provenance)
+        state.meta["num_classes_given"] = self.num_classes_given
+        return state
 
     def save_checkpoint(self, folder: Path) -> None:
         """Writes everything that training changes into a folder; an existing one is replaced.
@@ -324,6 +326,7 @@ class PeerGroup:
             UserError: where it is the state of other models or discriminators; part of it may be loaded by then.
         """
         provenance = restore_state(state, self.models, self.connections, self.averages, self.step)
+        self.num_classes_given |= state.meta.get("num_classes_given", False)
         if provenance is not None and self.provenance is None:  # `fit` states its own before it resumes
             self.provenance = RunProvenance.from_dict(provenance)
             self._share(self.provenance.normalisation)
@@ -358,9 +361,7 @@ class PeerGroup:
             The history of the training, to be filled.
         """
         self.last_data = (train_data, eval_data)
-        self.provenance = RunProvenance.of_fit(
-            self.last_data, data.class_names, data.normalisation, license, self.config.best_metric
-        )
+        self.provenance = RunProvenance.of_fit(self.last_data, data, license, self.config)
         self._share(data.normalisation)
         return self.provenance.history
 

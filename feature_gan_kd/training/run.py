@@ -22,6 +22,7 @@ from feature_gan_kd.optim.build import build_schedules
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
 from feature_gan_kd.training.class_names import align_class_names, common_class_names, notes_on_frozen
 from feature_gan_kd.training.describe_recipe import describe_recipe
+from feature_gan_kd.training.describe_run import describe_run
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
@@ -54,13 +55,23 @@ class RunServices:
 class RunOptions:
     """How a run is kept and shown, see `OnlineAdversarialDistiller.fit`."""
 
-    output_dir: str | Path | None
-    resume: bool
-    callbacks: Sequence[Callback]
-    log_with: str | Sequence[str]
-    progress: bool
-    license: str | None
+    output_dir: str | Path | None = None
+    resume: bool = False
+    callbacks: Sequence[Callback] = ()
+    log_with: str | Sequence[str] = ()
+    progress: bool = True
+    license: str | None = None
     train_transform: OwnTransform | None = None
+
+
+def change_settings(group: PeerGroup, **changes: Any) -> None:
+    """Replaces settings of a group, but those that are None; what was built by the earlier ones stays.
+
+    Args:
+        group: the models.
+        **changes: settings by name.
+    """
+    group.config = group.config.replace(**{name: value for name, value in changes.items() if value is not None})
 
 
 def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, services: RunServices) -> History:
@@ -98,7 +109,8 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
-        about = {**group.description(), "taps": services.taps, **_circumstances(group, train_data, data)}
+        about = describe_run(group, (train_data, eval_data), options.license, options.train_transform)
+        about |= {"taps": services.taps, **_circumstances(group, train_data, data)}
         on_main_process(lambda: write_run_config(folder, about))
     accelerator.wait_for_everyone()
     callbacks = build_callbacks(
@@ -168,11 +180,13 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         data: see `OnlineAdversarialDistiller.evaluate`; None takes what the last training was evaluated on.
 
     Raises:
-        UserError: for data that cannot be used, or that are not known any more.
+        UserError: for data that cannot be used, or that are not known any more; for other images than in the training
+            where `data` is None.
     """
     normalisation, provenance, stated = group.normalisation(), group.provenance, group.stated_normalisation()
     trained_on = False
-    if data is None:
+    reopened = data is None
+    if reopened:
         train_data, data = group.last_data or (provenance.reopenable_data() if provenance else (None, None))
         trained_on = data is None
         data = train_data if trained_on else data
@@ -188,6 +202,8 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         num_classes_given=group.num_classes_given,
         trained_on=trained_on,
     )
+    if reopened and provenance is not None:
+        provenance.check_evaluated(source.fingerprint(), group.config.data_settings())
     if group.config.skip_bad_images and group.accelerator.is_main_process:
         print(*notes, sep="\n", file=sys.stderr)
     return source
