@@ -37,8 +37,8 @@ def evaluate(
     if which == "best":
         distiller.load_best(run)
     if data is not None or eval_split is not None:
-        distiller.config = distiller.config.replace(eval_split=eval_split)
-    distiller.config = distiller.config.replace(skip_bad_images=skip_bad_images)
+        distiller.group.config = distiller.config.replace(eval_split=eval_split)
+    distiller.group.config = distiller.config.replace(skip_bad_images=skip_bad_images)
     result = distiller.evaluate(data)
     averaged = result.pop("ema")
     if which == "ema" and averaged is None:

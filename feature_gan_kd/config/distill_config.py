@@ -134,6 +134,11 @@ class DistillConfig(
         """The names of the settings that the user gave, which no preset replaces."""
         return frozenset(self.__dict__["_given"])
 
+    @property
+    def given_values(self) -> dict[str, Any]:
+        """The same settings with their values."""
+        return dict(self.__dict__["_given"])
+
     def replace(self, /, **changes: Any) -> DistillConfig:
         """A copy with some settings changed; another method or recipe brings its presets along.
 

@@ -8,7 +8,6 @@ of deeper folders decide nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from feature_gan_kd.data.labels import check_class_names
 from feature_gan_kd.data.metadata_csv import read_metadata
 from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.image_files import extension, left_out_note, walk
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -46,15 +46,13 @@ class _Listing:
 
     def is_image_folder(self) -> bool:
         """Whether there are images, and not at least as many files that hold images themselves."""
-        containers = sum(_extension(name) in _CONTAINERS for name in self.others)
+        containers = sum(extension(name) in _CONTAINERS for name in self.others)
         return containers < len(self.images)
 
     def note_others(self, path: Path, notes: list[str]) -> None:
         """Notes the files that are left out, as images may be whose names have another ending or none."""
         if self.others:
-            count = "1 file is" if len(self.others) == 1 else f"{len(self.others)} files are"
-            first = f"; the first is {self.others[0]}" if len(self.others) > 1 else f": {self.others[0]}"
-            notes.append(f"{path}: {count} left out, since the ending of the name is none of an image{first}")
+            notes.append(left_out_note(path, self.others))
 
 
 def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: bool) -> dict[str, Any] | None:
@@ -114,32 +112,14 @@ def _list_files(path: Path) -> _Listing:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     kinds, images, metadata, others = frozenset(ImageFolder.EXTENSIONS), [], [], []
-    for name in _walk(str(path), "", (os.path.realpath(path),)):
-        if _extension(name) in kinds:
+    for name in walk(str(path)):
+        if extension(name) in kinds:
             images.append(name)
         elif name.rpartition("/")[2] in _METADATA:
             metadata.append(name)
         else:
             others.append(name)
     return _Listing(sorted(images), sorted(metadata), sorted(others))
-
-
-def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _walk(folder: str, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
-    """Yields the files below a folder; follows links, but never back to one of the folders that it came through."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith((".", "__")):  # as `datasets` does: .ipynb_checkpoints, __MACOSX, ...
-                continue
-            if not entry.is_dir():
-                yield prefix + entry.name
-                continue
-            real = os.path.realpath(entry.path)
-            if real not in ancestors:
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*ancestors, real))
 
 
 def _top(file: str) -> str:
@@ -225,7 +205,7 @@ def _load_with_metadata(
             f"{setting}: {path / at_top} describes the images of several splits, each of which would get all of them: "
             "put a metadata file into the folder of each split"
         )
-    if all(_extension(name) == ".csv" for name in listing.metadata):
+    if all(extension(name) == ".csv" for name in listing.metadata):
         if not splits:
             files = {"train": listing.metadata}
         else:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from feature_gan_kd.data.rng import seeded
@@ -23,6 +22,8 @@ def check_gives_all_images(loader: DataLoader[Any], split: str, setting: str) ->
     Raises:
         UserError: for a loader that Accelerate prepared, and one whose sampler gives a process its own part.
     """
+    from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard  # here: `predict` starts without it
+
     if isinstance(loader, (DataLoaderShard, DataLoaderDispatcher)):
         problem = "is prepared by Accelerate, which divides the images among processes"
         remedy = "give the DataLoader as it was before accelerator.prepare"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from feature_gan_kd.config.settings import UPDATE_SETTINGS
@@ -18,7 +19,7 @@ from feature_gan_kd.export import (
     publish_graph,
     push,
 )
-from feature_gan_kd.models.normalisation import Normalisation
+from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
 from feature_gan_kd.models.peer import DROP_RATES, PeerModel
 from feature_gan_kd.training.class_names import published_class_names
 from feature_gan_kd.training.history import Record, Which
@@ -26,15 +27,17 @@ from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import RunProvenance
 from feature_gan_kd.utils.errors import UserError
 
+Stated = tuple[Sequence[float] | None, Sequence[float] | None]
+"""Mean and standard deviation per channel, as a user states them; None each for what is not stated."""
+
 
 def save_models(
     group: PeerGroup,
     directory: Path,
-    *,
     which: Which,
     form: ExportFormat,
     license: str | None,
-    stated: Normalisation | None,
+    stated: Stated,
 ) -> list[Path]:
     """Publishes every model of a group that has such weights, see `OnlineAdversarialDistiller.save_pretrained`.
 
@@ -44,7 +47,7 @@ def save_models(
         which: which weights these are.
         form: the format.
         license: of the weights; None takes what `fit` was given.
-        stated: what the images were normalised with, where the group does not know it.
+        stated: mean and standard deviation of the images, where the group does not know them.
 
     Returns:
         The folders.
@@ -113,7 +116,7 @@ def push_model(
 
 
 def model_card_info(
-    group: PeerGroup, index: int, which: Which, license: str | None, stated: Normalisation | None = None
+    group: PeerGroup, index: int, which: Which, license: str | None, stated: Stated = (None, None)
 ) -> ModelCardInfo:
     """Collects what the card and the config of one model state.
 
@@ -122,7 +125,7 @@ def model_card_info(
         index: position of the model.
         which: which weights are published; the card states their accuracy.
         license: of the weights; None takes that of the provenance.
-        stated: what the images were normalised with, where the group does not know it.
+        stated: mean and standard deviation of the images, where the group does not know them.
 
     Raises:
         UserError: for a position without a model, and where that is not known at all.
@@ -132,7 +135,8 @@ def model_card_info(
         raise UserError(f"model: {index!r} is not allowed, expected a position: {known}")
     model, provenance = group.peers[index], group.provenance
     record = None if provenance is None else _record_of(provenance, index, which)
-    normalisation, updates = published_normalisation(group, index, stated), group.step.number
+    said = stated_normalisation(*stated, group.in_chans)
+    normalisation, updates = published_normalisation(group, index, said), group.step.number
     settings = model.own_config(group.config).to_dict()
     if provenance is None:  # nobody called `fit`: what only `fit` uses says nothing about these weights
         settings = {name: value for name, value in settings.items() if name in UPDATE_SETTINGS} if updates else {}

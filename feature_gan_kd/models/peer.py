@@ -20,6 +20,9 @@ from feature_gan_kd.utils.errors import UserError, closest
 DROP_RATES = ("drop_rate", "drop_path_rate")
 """Settings that belong to a training: timm builds a model with them, but a published one is built without."""
 
+SHARED_ARGS = frozenset({"num_classes", "in_chans", "pretrained", "img_size"})
+"""Arguments for timm that the distiller and the peer give it."""
+
 
 class Peer:
     """One of the models that train together, with what it has for itself; the run's settings decide the rest.
@@ -51,7 +54,7 @@ class Peer:
         settings = check_peer_settings(settings)
         if model_args and not isinstance(model, str):
             raise UserError(f"model_args: {type(model).__name__} is a module already: build it with {show(model_args)}")
-        shared = sorted({"num_classes", "in_chans", "pretrained", "img_size"} & (model_args or {}).keys())
+        shared = sorted(SHARED_ARGS & (model_args or {}).keys())
         if shared:
             raise UserError(f"model_args: {shared[0]} is an argument of the distiller or the peer: give it there")
         self.model = model
@@ -167,6 +170,7 @@ class PeerModel:
         image_size: side in pixels of its images.
         normalisation: of the images that its weights were trained on, if it is pretrained; None takes that of the data.
         settings: those of the run's settings that it has a value of its own for.
+        given_name: by which the user asked for it, which is not part of its `description`; None for a module.
         has_new_classifier: whether its classifier was just initialised, by us; of modules that is not known.
     """
 
@@ -178,6 +182,7 @@ class PeerModel:
     image_size: int = 0
     normalisation: Normalisation | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    given_name: str | None = None
     has_new_classifier: bool = False
 
     @property

@@ -22,6 +22,7 @@ from feature_gan_kd.optim.build import build_schedules
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
 from feature_gan_kd.training.class_names import align_class_names, common_class_names, notes_on_frozen
 from feature_gan_kd.training.describe_recipe import describe_recipe
+from feature_gan_kd.training.describe_run import describe_run
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
@@ -54,13 +55,23 @@ class RunServices:
 class RunOptions:
     """How a run is kept and shown, see `OnlineAdversarialDistiller.fit`."""
 
-    output_dir: str | Path | None
-    resume: bool
-    callbacks: Sequence[Callback]
-    log_with: str | Sequence[str]
-    progress: bool
-    license: str | None
+    output_dir: str | Path | None = None
+    resume: bool = False
+    callbacks: Sequence[Callback] = ()
+    log_with: str | Sequence[str] = ()
+    progress: bool = True
+    license: str | None = None
     train_transform: OwnTransform | None = None
+
+
+def change_settings(group: PeerGroup, **changes: Any) -> None:
+    """Replaces settings of a group, but those that are None; what was built by the earlier ones stays.
+
+    Args:
+        group: the models.
+        **changes: settings by name.
+    """
+    group.config = group.config.replace(**{name: value for name, value in changes.items() if value is not None})
 
 
 def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, services: RunServices) -> History:
@@ -98,7 +109,8 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
-        about = {**group.description(), "taps": services.taps, **_circumstances(group, train_data, data)}
+        about = describe_run(group, (train_data, eval_data), options.license, options.train_transform)
+        about |= {"taps": services.taps, **_circumstances(group, train_data, data)}
         on_main_process(lambda: write_run_config(folder, about))
     accelerator.wait_for_everyone()
     callbacks = build_callbacks(
