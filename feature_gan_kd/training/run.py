@@ -11,7 +11,9 @@ from typing import Any
 from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
 from feature_gan_kd.distributed.collectives import on_main_process
 from feature_gan_kd.optim.build import build_schedules
+from feature_gan_kd.training.batch_checks import check_gradients
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
+from feature_gan_kd.training.checkpoint_contents import check_plain_state
 from feature_gan_kd.training.class_names import align_class_names, common_class_names, notes_on_frozen
 from feature_gan_kd.training.describe_recipe import describe_recipe
 from feature_gan_kd.training.history import History
@@ -65,10 +67,11 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
 
     Raises:
         UserError: for data, folders or checkpoints that cannot be used, in one line; for models that know other classes
-            than the data.
+            than the data, or whose state a checkpoint cannot hold; where gradients are off.
         DivergedError: as `Trainer.run`.
         Interrupted: as `Trainer.run`.
     """
+    check_gradients("fit")
     config, accelerator = group.config, group.accelerator
     folder = None if options.output_dir is None else check_run_folder(Path(options.output_dir), options.resume)
     trackers = (options.log_with,) if isinstance(options.log_with, str) else tuple(options.log_with)
@@ -83,6 +86,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
+        check_plain_state(group.modules.trained_modules())
         about = {**group.description(), "taps": services.taps, **_circumstances(group, train_data, data)}
         on_main_process(lambda: write_run_config(folder, about))
     accelerator.wait_for_everyone()
@@ -194,8 +198,9 @@ def _check_normalisation(group: PeerGroup, data: Data, folder: Path | None) -> N
 
 
 def _notes_on_models(group: PeerGroup) -> list[str]:
-    """Lines on frozen models that teach noise, on a precision that is slow on this processor, and on the recipe."""
+    """Lines on models that teach noise or learn in part, maps that are a guess, a slow precision, and the recipe."""
     notes, bf16 = notes_on_frozen(group), group.config.mixed_precision == "bf16"
+    notes += [note for model in group.tapped for note in model.notes()]
     if bf16 and group.accelerator.device.type == "cpu" and emulates_bf16():
         notes.append("mixed_precision bf16: this processor emulates bf16, several times slower than fp32")
     return [*notes, *describe_recipe(group)]
