@@ -42,8 +42,8 @@ def publish_graph(model: nn.Module, folder: Path, card_info: ModelCardInfo, form
     """Writes the model as a graph, with config (labels, preprocessing) and card, and checks the graph.
 
     The graph takes batches of any size. The written file is read again and compared with the model: on digits of the
-    bundled data set in the model's size and normalisation, or on noise where it takes other channels. The folder appears
-    whole or not at all.
+    bundled data set in the model's size and normalisation, or on noise where it takes other channels. The folder
+    appears whole or not at all.
 
     Args:
         model: any module that torch.export can trace, timm's or not.
