@@ -298,6 +298,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        if modes[0][1]:
+            model.train()  # some drop there what they keep for evaluation, as LeViT its biases, which training changes
         for module, mode in modes:
             module.training = mode
 
