@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +9,20 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from feature_gan_kd.analysis import similarity
-from feature_gan_kd.analysis.model_tables import describe_taps, summarize
+from feature_gan_kd.analysis.model_tables import summarize
 from feature_gan_kd.config.distill_config import DistillConfig, override_settings
+from feature_gan_kd.config.run_file import RunFile, read_run_file
 from feature_gan_kd.export import save_models
 from feature_gan_kd.export.card import ExportFormat
+from feature_gan_kd.export.services import services_of
 from feature_gan_kd.method.topology import Edge, TopologyName
-from feature_gan_kd.models.normalisation import stated_normalisation
 from feature_gan_kd.models.peer import Peer, PeerModel
 from feature_gan_kd.models.tapped_model import Layer, MapShape
 from feature_gan_kd.training import checkpoint_files, run
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.checkpoint_contents import checkpointed_arguments
 from feature_gan_kd.training.class_names import check_class_order
+from feature_gan_kd.training.from_run_file import complete_fit, distiller_arguments
 from feature_gan_kd.training.history import History, Which
 from feature_gan_kd.training.peer_group import PeerGroup
 
@@ -32,8 +31,7 @@ class OnlineAdversarialDistiller:
     """Trains several models that teach each other by their logits and by the distribution of their feature maps.
 
     Args:
-        models: at least two: timm names (also `hf-hub:` and `local-dir:` names), torch modules, or a `Peer` of either,
-            which has settings of its own.
+        models: at least two: timm, `hf-hub:` and `local-dir:` names, modules, or a `Peer` of one with own settings.
         num_classes: of models built by name; None keeps each one's own number.
         in_chans: input channels of models built by name.
         pretrained: load trained weights into models built by name; modules have trained weights, too.
@@ -41,9 +39,8 @@ class OnlineAdversarialDistiller:
             or a mapping from a model's position to either. None finds the last map before pooling.
         topology: who teaches whom: `cycle` (the paper's), `complete`, `star`, or edges `(source, learner)`.
         frozen: positions of models that only teach.
-        discriminator: a function that takes the shape of a map (channels, height, width) and returns a discriminator
-            of your own: a module that gives one answer per map, (batch,), or per patch, (batch, patches). Answers are
-            in (0, 1) for the adversarial_loss `paper`, and any number for the others. None makes the paper's.
+        discriminator: a function from a map's shape (channels, height, width) to a module that answers once per map,
+            (batch,), or patch, (batch, patches): in (0, 1) for adversarial_loss `paper`, else any number; None: ours.
         config: every other setting.
         accelerator: devices and processes; None makes one.
         **overrides: single settings of `config`, by name.
@@ -91,16 +88,12 @@ class OnlineAdversarialDistiller:
         self.models, self.names, self.edges = group.models, group.names, group.edges
         self.image_size, self.step, self.accelerator = group.image_size, group.step, group.accelerator
         self.discriminators, self.transfers = group.discriminators, group.transfers
+        self.run_file: RunFile | None = None
 
     @property
     def config(self) -> DistillConfig:
         """The settings in force."""
         return self.group.config
-
-    @config.setter
-    def config(self, config: DistillConfig) -> None:
-        """Replaces the settings; what was built by the earlier ones stays."""
-        self.group.config = config
 
     def summary(self) -> str:
         """Tables of the models (taps, map shapes, parameters) and of who teaches whom through what."""
@@ -119,8 +112,7 @@ class OnlineAdversarialDistiller:
             Detached scalars on the device, by name. The page "Watching a run" explains each name.
 
         Raises:
-            UserError: for images and labels that it cannot learn from, where memory does not suffice, and with
-                `check_processes` where weights differ between processes.
+            UserError: for a batch that it cannot learn from, too little memory, or (`check_processes`) unequal weights.
         """
         check_class_order(self.group)
         return self.group.training_step(*self.group.check_batch(images, labels))
@@ -130,6 +122,7 @@ class OnlineAdversarialDistiller:
         train_data: Any = None,
         eval_data: Any = None,
         *,
+        train_transform: Callable[[Any], Any] | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         mean: Sequence[float] | None = None,
@@ -146,6 +139,7 @@ class OnlineAdversarialDistiller:
         Args:
             train_data: a name, a path or an object, see `docs/data.md`; None is the bundled digits.
             eval_data: likewise; None takes the evaluation split of `train_data`, or holds a fifth of it out.
+            train_transform: of your own for each training image, in place of the augmentation, see `docs/data.md`.
             epochs: passes over the training images; None as in the config.
             batch_size: images of one update over all processes; None as in the config.
             mean: per channel, of pixels in [0, 1]; None as in the config; std likewise.
@@ -164,31 +158,25 @@ class OnlineAdversarialDistiller:
             DivergedError: where `max_nonfinite_steps` updates in a row had a loss or a gradient that is not finite.
             Interrupted: a `KeyboardInterrupt`, where Ctrl-C or SIGTERM stopped the training, after a checkpoint.
         """
-        changes = {"epochs": epochs, "batch_size": batch_size, "mean": mean, "std": std}
-        self.config = self.config.replace(**{name: value for name, value in changes.items() if value is not None})
-        options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license)
-        services = run.RunServices(
-            publish=functools.partial(save_models.save_if_changed, self.group),
-            similarity=functools.partial(similarity.measure_group, self.group),
-            check_similarity_images=similarity.check_image_count,
-            taps=describe_taps(self.group.tapped),
-        )
-        return run.fit(self.group, train_data, eval_data, options, services)
+        run.change_settings(self.group, epochs=epochs, batch_size=batch_size, mean=mean, std=std)
+        options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license, train_transform)
+        given = complete_fit(self.run_file, train_data, eval_data, options)
+        return run.fit(self.group, *given, services_of(self.group))
 
     def evaluate(self, data: Any = None) -> dict[str, Any]:
-        """Measures accuracy and cross-entropy of each model, and accuracy of the ensemble (mean of the logits).
+        """Measures each model, its averaged weights, and the ensemble (mean of the logits).
 
         Args:
             data: as `eval_data` of `fit` (its evaluation split is taken); None takes that of the last training.
 
         Returns:
-            `accuracy` (percent) and `cross_entropy` (nats), a list each with one number for each model, `ensemble`
-            (percent) and `images`, their number.
+            By model `accuracy`, `top5`, `macro_f1`, `class_accuracy` (percent), `cross_entropy` (nats) and `confusions`
+            (label, answer, images); `ensemble` (percent), `ensemble_scores`, `images`, `class_images`; `ema`, the same.
 
         Raises:
             UserError: for data that cannot be used, or that are not known any more.
         """
-        return dataclasses.asdict(self.group.evaluate(run.open_evaluation_images(self.group, data)))
+        return self.group.evaluate(run.open_evaluation_images(self.group, data)).to_dict()
 
     def save_pretrained(
         self,
@@ -216,10 +204,7 @@ class OnlineAdversarialDistiller:
             UserError: where a folder cannot be written, the normalisation of the images is not known, timm would build
                 another model from it, or a graph cannot be traced or computes other values.
         """
-        stated = stated_normalisation(mean, std, self.group.in_chans)
-        return save_models.save_models(
-            self.group, Path(directory), which=which, form=format, license=license, stated=stated
-        )
+        return save_models.save_models(self.group, Path(directory), which, format, license, (mean, std))
 
     def push_to_hub(
         self,
@@ -247,8 +232,7 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: for a position without a model, without internet access, or with a wrong token.
         """
-        stated = stated_normalisation(mean, std, self.group.in_chans)
-        card_info = save_models.model_card_info(self.group, model, which, license, stated)
+        card_info = save_models.model_card_info(self.group, model, which, license, (mean, std))
         save_models.push_model(self.group, repo_id, model, card_info, private=private, token=token)
 
     def save_checkpoint(self, directory: str | Path) -> None:
@@ -261,6 +245,22 @@ class OnlineAdversarialDistiller:
             UserError: where it cannot be written.
         """
         self.group.save_checkpoint(Path(directory))
+
+    @classmethod
+    def from_config(cls, path: str | Path, **changes: Any) -> OnlineAdversarialDistiller:
+        """Builds the distiller of a run file; `fit` then takes the data, the folder, ... of the file if given none.
+
+        Args:
+            path: of the file, YAML, TOML or JSON; also the `config.json` of a run.
+            **changes: arguments and settings that replace the file's, by name.
+
+        Raises:
+            UserError: where the file cannot be used, in one line that names the line of the file.
+        """
+        file = read_run_file(Path(path))
+        distiller = cls(**distiller_arguments(file, changes))
+        distiller.run_file = file
+        return distiller
 
     @classmethod
     def from_checkpoint(

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 # An option's value; several values are a tuple, and an empty tuple is an option without a value.
 Options = Mapping[str, str | tuple[str, ...]]
 
+_ADAMW: Options = {"optimizer": "adamw", "lr": "1e-3", "weight-decay": "0.05"}
+_OWN_OPTIMIZERS: Options = {
+    "optimizer": ("0:momentum", "1:adamw"),
+    "lr": ("0:0.1", "1:1e-3"),
+    "weight-decay": ("0:5e-4", "1:0.05"),
+}
+
 # The options of every method; two runs of one pair and seed differ in these alone.
 # The frozen model of an offline method is the last model of the vanilla run of the same pair and seed.
 METHODS: dict[str, Options] = {
@@ -34,6 +41,17 @@ METHODS: dict[str, Options] = {
     # The recipe finetune as it was: a new classifier as timm draws it, logits at once, decay on norms and biases.
     "vanilla-random-head": {"method": "vanilla", "head-init-scale": "1", "decay-norms": ()},
     "logit-random-head": {"method": "logit", "head-init-scale": "1", "decay-norms": (), "kl-start-fraction": "0"},
+    # One optimiser for a CNN and a transformer, or one for each; then the whole recipe scratch.
+    "vanilla-shared-adamw": {"method": "vanilla", **_ADAMW},
+    "logit-shared-adamw": {"method": "logit", **_ADAMW},
+    "vanilla-own-optimizers": {"method": "vanilla", **_OWN_OPTIMIZERS},
+    "logit-own-optimizers": {"method": "logit", **_OWN_OPTIMIZERS},
+    "vanilla-scratch-recipe": {"method": "vanilla", "recipe": "scratch"},
+    "logit-scratch-recipe": {"method": "logit", "recipe": "scratch"},
+    # Averaged weights, evaluated beside the live ones; and as teachers.
+    "logit-averaged": {"method": "logit", "model-ema": "0.9998"},
+    "afd-averaged": {"method": "afd", "model-ema": "0.9998"},
+    "logit-averaged-targets": {"method": "logit", "model-ema": "0.9998", "targets": "ema"},
     # AFD's cheaper modes.
     "afd-interval-4": {"method": "afd", "adversarial-interval": "4"},
     "afd-joint-backward": {"method": "afd", "joint-backward": ()},
@@ -108,6 +126,11 @@ class Preset:
 
 
 _RANDOM_HEAD = ("vanilla-random-head", "logit-random-head")
+_RECIPES = (
+    *("vanilla-shared-adamw", "logit-shared-adamw", "vanilla-own-optimizers", "logit-own-optimizers"),
+    *("vanilla-scratch-recipe", "logit-scratch-recipe"),
+)
+_AVERAGED = ("logit-averaged", "afd-averaged", "logit-averaged-targets")
 _MAIN = ("vanilla", "logit", "l1", "afd", "zero-gradient")
 # What the paper compares, the controls and the cheaper modes.
 _COMPARED = (
@@ -144,7 +167,7 @@ PRESETS: dict[str, Preset] = {
         ("r14+r14", "r8+r20"),
         _MAIN,
         (0, 1, 2, 3, 4),
-        more=tuple(method for method in METHODS if method not in (*_MAIN, *_RANDOM_HEAD)),
+        more=tuple(method for method in METHODS if method not in (*_MAIN, *_RANDOM_HEAD, *_RECIPES, *_AVERAGED)),
         for_cpu=True,
     ),
     "finetune": Preset(
@@ -156,8 +179,21 @@ PRESETS: dict[str, Preset] = {
         },
         ("lite0+lite2",),
         ("vanilla-random-head", "vanilla", "logit-random-head", "logit", "afd", "zero-gradient"),
-        (0, 1, 2, 3, 4),
+        tuple(range(8)),
         data="clothing",
+        more=("logit-averaged", "afd-averaged", "logit-averaged-targets"),
+    ),
+    "scratch": Preset(
+        "a CNN beside a transformer, 2,500 of CIFAR-100's training images, 25 of each class, 40 epochs: an hour of one "
+        "core for each seed",
+        {
+            **{"epochs": "40", "batch-size": "64", "max-train-samples": "2500", "evaluate-every-epochs": "10"},
+            **{"scheduler": "cosine", "warmup-fraction": "0.1", "image-size": "32", "label-column": "fine_label"},
+            **_SHORT_RATES,
+        },
+        ("r20+vit",),
+        ("vanilla", "logit", *_RECIPES),
+        (0, 1, 2),
     ),
     "paper": Preset(
         "CIFAR-100, the paper's recipe at full length, for a GPU",

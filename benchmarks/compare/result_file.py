@@ -138,7 +138,9 @@ def _schedule(contents: Mapping[str, Any], config: DistillConfig) -> dict[str, A
     }
     of_method = _as_settings(METHODS[contents["method"]])
     for name, value in {**of_method, "seed": str(contents["seed"])}.items():
-        if not _agree(value, values[name]):
+        # What single models have is not among the run's settings: the command says it.
+        of_models = isinstance(value, tuple) and all(":" in word for word in value) and value
+        if not (set(value) <= set(contents["command"]) if of_models else _agree(value, values[name])):
             run = f"{contents['method']}/{contents['seed']}"
             raise UserError(f"foreign: its {name} is {values[name]}, that of {run} is {value or 'on'}")
     chosen = {name: contents["config"][name] for name in ("method", "recipe") if name in contents["config"]}
@@ -148,9 +150,8 @@ def _schedule(contents: Mapping[str, Any], config: DistillConfig) -> dict[str, A
     for name in (*of_method, "method", "seed", "mixed_precision"):
         schedule.pop(name, None)
     # Where one method sets something, the others have it as the preset gives it: that does not tell schedules apart.
-    of_preset = _as_settings(PRESETS[contents["preset"]].options)
-    for name in {name for options in METHODS.values() for name in _as_settings(options)}:
-        if name in schedule and name in of_preset and _agree(of_preset[name], schedule[name]):
+    for name, value in _as_settings(PRESETS[contents["preset"]].options).items():
+        if name in schedule and _agree(value, schedule[name]):
             del schedule[name]
     schedule |= {f"data_{name}": contents["data"][name] for name in DATA}
     schedule |= {"launch": " ".join(contents["launch"])} if contents.get("launch") else {}

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.fields import field_docs
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
-from feature_gan_kd.config.settings import SECTIONS, field_docs
+from feature_gan_kd.config.settings import SECTIONS
 from feature_gan_kd.config.validation import ValueType
 from feature_gan_kd.utils.errors import UserError, closest
 
 Command = Callable[..., None]
+Given = dict[str, Any]  # values for all models
+Own = dict[int, dict[str, Any]]  # values for single ones
+Complete = Callable[[Given, Own], tuple[Given, Own]]
 
 _METAVARS = {int: "N", float: "FLOAT", str: "NAME", Path: "PATH"}
 # In characters: help lists more choices than fit in the text instead.
@@ -200,12 +204,15 @@ class Parser:
         """The help of the command."""
         return self._argparser([one.name for one in self.arguments]).format_help()
 
-    def parse(self, words: Sequence[str]) -> Callable[[], None]:
+    def parse(self, words: Sequence[str], complete: Complete | None = None) -> Callable[[], None]:
         """The call that the words ask for.
 
+        Args:
+            words: what was typed.
+            complete: adds values that were not typed.
+
         Raises:
-            UserError: for a value that is missing or of the wrong type, an unknown option, an argument too many or a
-                required one that is missing, in this order.
+            UserError: for a missing or wrong value, an unknown option, an argument too many or missing, in this order.
         """
         words = [re.sub(r"^--[^=]+", lambda match: match[0].replace("_", "-"), word) for word in words]
         # Between options, argparse assigns positional arguments too early: the words it does not know are ours.
@@ -224,6 +231,7 @@ class Parser:
                 near = closest(unknown, list(map(option, options)))
                 raise UserError(f"{unknown}: {self.name} has no such option{near and f', the closest are {near}'}")
         given |= self._positional([word for word in loose if word != "--"])
+        given, own = complete(given, own) if complete else (given, own)
         missing = [one.label for one in self.arguments if one.is_required and one.name not in given]
         if missing:
             raise UserError(f"{self.name}: missing {' and '.join(missing)}, expected {self.usage}")
@@ -241,7 +249,7 @@ class Parser:
             raise UserError(f"{self.name}: {words[0]!r} is one argument too many, expected {self.usage}")
         return given
 
-    def _bind(self, given: dict[str, Any], own: dict[int, dict[str, Any]]) -> Callable[[], None]:
+    def _bind(self, given: Given, own: Own) -> Callable[[], None]:
         """The call of the command with these values, those of a dataclass's fields in a dataclass.
 
         What was given for single models is the field `own` of the dataclass that has it.
@@ -304,9 +312,7 @@ def _convert_of_peer(expected: ValueType, word: str) -> Any:
     return _convert(expected, word) if found is None else _OfPeer(int(found[1]), _convert(expected, found[2]))
 
 
-def _split_by_peer(
-    arguments: Sequence[Argument], known: dict[str, Any]
-) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+def _split_by_peer(arguments: Sequence[Argument], known: dict[str, Any]) -> tuple[Given, Own]:
     """Separates the values for all models from those for single ones; lists become tuples.
 
     Where an option is given several times, the last value for all models counts, and the last for each single one.
@@ -314,8 +320,8 @@ def _split_by_peer(
     Raises:
         UserError: for two values of one setting in one occurrence of its option.
     """
-    given: dict[str, Any] = {}
-    own: dict[int, dict[str, Any]] = {}
+    given: Given = {}
+    own: Own = {}
     for one in arguments:
         if one.name not in known:
             continue

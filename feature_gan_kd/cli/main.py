@@ -22,6 +22,7 @@ from feature_gan_kd.cli.inspect import inspect
 from feature_gan_kd.cli.model_options import ModelOptions
 from feature_gan_kd.cli.predict import predict
 from feature_gan_kd.cli.report import report
+from feature_gan_kd.cli.run_file import add_run_file
 from feature_gan_kd.cli.schema import schema
 from feature_gan_kd.cli.train import DEMO, Run, train
 from feature_gan_kd.config.distill_config import DistillConfig
@@ -124,9 +125,18 @@ def parse(args: list[str]) -> Callable[[], None]:
     parser, words = Parser(name, COMMANDS[name]), args[1:]
     if {"-h", "--help"} & set(words):
         return functools.partial(print, parser.format_help(), end="")
-    if name == "train" and not {"--models", "--data"} & {word.split("=")[0] for word in words}:
-        words = [*DEMO, *words]
-    return parser.parse(words)
+    if name != "train":
+        return parser.parse(words)
+    if not {"--models", "--data", "--config"} & {word.split("=")[0] for word in words}:
+        words = [*_demo_options(words), *words]
+    return parser.parse(words, add_run_file)
+
+
+def _demo_options(words: Sequence[str]) -> Sequence[str]:
+    """The options of the demo, without its warm-up where the user gives one in epochs: only one of the two may be."""
+    given = {word.split("=")[0].replace("_", "-") for word in words}
+    at = DEMO.index("--warmup-fraction")
+    return [*DEMO[:at], *DEMO[at + 2 :]] if "--warmup-epochs" in given else DEMO
 
 
 def _program_help() -> str:

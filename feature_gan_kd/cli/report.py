@@ -19,7 +19,7 @@ def report(
     data: str | None = None,
     json: bool = False,
 ) -> None:
-    """Draw a run, or several overlaid, as one HTML file that opens from disk.
+    """Draw a run, or several overlaid, as one HTML file that opens from disk; print a table that compares several.
 
     Args:
         run: Folder of the run; it may still be going.
@@ -30,7 +30,7 @@ def report(
         data: Images for --grad-cam (default: those the run was evaluated on).
         json: Print the path of the file as one line of JSON.
     """
-    from feature_gan_kd.report import read_run, write_page
+    from feature_gan_kd.report import comparison_table, distinct_labels, read_run, write_page
 
     if data is not None and not grad_cam:
         raise UserError("data: only --grad-cam takes images: add --grad-cam, or leave --data out")
@@ -39,7 +39,12 @@ def report(
         _draw_pictures(folder, grad_cam, data)
     path = run / "report.html" if output is None else output
     write_page(runs, path)
-    print(dumps({"report": str(path)}) if json else path)
+    if json:
+        print(dumps({"report": str(path)}))
+        return
+    if len(runs) > 1:
+        print(comparison_table(runs, distinct_labels(runs)), end="\n\n")
+    print(path)
 
 
 def _draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:

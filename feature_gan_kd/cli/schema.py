@@ -6,7 +6,7 @@ from json import dumps
 
 
 def schema() -> None:
-    """Print the JSON schema of the settings, for editors and validators."""
-    from feature_gan_kd.config.schema import config_schema
+    """Print the JSON schema of a run file and its settings, for editors and validators."""
+    from feature_gan_kd.config.schema import run_file_schema
 
-    print(dumps(config_schema(), indent=2))
+    print(dumps(run_file_schema(), indent=2))

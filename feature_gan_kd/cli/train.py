@@ -31,6 +31,9 @@ class Run:
 
     output_dir: Path
     """Folder to write the run to."""
+    config: Path | None = None
+    """Run file in YAML, TOML or JSON, such as the config.json of a run: models, topology, data and settings. Options
+    beside it override it (default: none)."""
     eval_data: str | None = None
     """Images to evaluate on (default: the evaluation split of --data, else a fifth of the training images)."""
     resume: bool = False

@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.config import settings
+from feature_gan_kd.config.augmentation import IMAGE_SETTINGS, check_augmentation
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.config.validation import ValueType, check_value, show
@@ -50,6 +51,7 @@ class RemembersGiven:
 class DistillConfig(
     settings.TrackingSettings,
     settings.RuntimeSettings,
+    settings.AugmentationSettings,
     settings.DataSettings,
     settings.DiscriminatorSettings,
     settings.PeerSettings,
@@ -72,9 +74,25 @@ class DistillConfig(
             value = check_value(spec.name, getattr(self, spec.name), expected[spec.name], spec.metadata)
             object.__setattr__(self, spec.name, value)
         for name, value in {**METHODS[self.method], **RECIPES[self.recipe]}.items():
-            if name not in self.__dict__["_given"]:
+            without_effect = self.augmentation == "none" and name in (*IMAGE_SETTINGS, "reprob")
+            if not (self.is_given(name) or without_effect):
                 object.__setattr__(self, name, value)
+        self._convert_warmup()
         self._check_combinations()
+
+    def _convert_warmup(self) -> None:
+        """Keeps a warm-up in epochs as the fraction of the run that it is: all times are fractions."""
+        if self.warmup_epochs is None:
+            return
+        if self.is_given("warmup_fraction"):
+            raise UserError("warmup_epochs: warmup_fraction is given too, and both say the same: leave one of them out")
+        (fraction,) = (spec for spec in dataclasses.fields(self) if spec.name == "warmup_fraction")
+        most = fraction.metadata["at_most"] * self.epochs
+        if self.warmup_epochs > most:
+            wrong = f"{self.warmup_epochs:g} of {self.epochs} epochs"
+            raise UserError(f"warmup_epochs: {wrong} is not allowed, expected at most {most:g}")
+        object.__setattr__(self, "warmup_fraction", self.warmup_epochs / self.epochs)
+        object.__setattr__(self, "warmup_epochs", None)
 
     def _check_combinations(self) -> None:
         """What depends on several settings, or on several numbers of one."""
@@ -94,11 +112,32 @@ class DistillConfig(
             )
         if self.sync_batchnorm and self.compile:
             raise UserError("sync_batchnorm: cannot be combined with compile: leave one of them out")
+        if self.class_weights and self.balanced_sampling:
+            raise UserError("class_weights: balanced_sampling already balances the classes: leave one of them out")
+        check_augmentation(self)
+
+    def is_given(self, name: str) -> bool:
+        """Whether the user gave a setting; otherwise a preset or the default decides.
+
+        Args:
+            name: of the setting.
+        """
+        return name in self.__dict__["_given"]
 
     @property
     def loss_weights(self) -> settings.LossSettings:
         """The settings of the losses."""
         return self
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the settings that the user gave, which no preset replaces."""
+        return frozenset(self.__dict__["_given"])
+
+    @property
+    def given_values(self) -> dict[str, Any]:
+        """The same settings with their values."""
+        return dict(self.__dict__["_given"])
 
     def replace(self, /, **changes: Any) -> DistillConfig:
         """A copy with some settings changed; another method or recipe brings its presets along.
@@ -116,6 +155,11 @@ class DistillConfig(
         """The settings that decide the weights of a run; a resumed run must have the same."""
         free = {spec.name for section in settings.MAY_CHANGE_ON_RESUME for spec in dataclasses.fields(section)}
         return {name: value for name, value in self.to_dict().items() if name not in free}
+
+    def data_settings(self) -> dict[str, Any]:
+        """The settings that choose images and their pixels, before these are normalised, as JSON values."""
+        chosen = {spec.name for spec in dataclasses.fields(settings.DataSettings)} - {"mean", "std"}
+        return {name: value for name, value in self.to_dict().items() if name in chosen}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:

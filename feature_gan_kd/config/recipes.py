@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-RecipeName = Literal["auto", "paper", "finetune"]
+RecipeName = Literal["auto", "paper", "finetune", "scratch"]
+ModelKind = Literal["batch-norm", "other"]
+"""Models with batch normalisation, and all others: transformers, ConvNeXt, mixers, ..."""
 
 # Updates of the paper's CIFAR-100 run, for which it states its learning rates: 300 epochs of 50,000 images in batches
 # of 128.
@@ -29,4 +31,23 @@ RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
         "kl_start_fraction": 0.1,
         "adversarial_weight_decay": 0.0,
     },
+    # Ours: from scratch on images of one's own, with what is usual today.
+    "scratch": {
+        "scheduler": "cosine",
+        "warmup_fraction": 0.05,
+        "decay_norms": False,
+        "aa": "rand-m9-mstd0.5",
+        "smoothing": 0.1,
+        "model_ema": 0.9998,
+        "adversarial_weight_decay": 0.0,
+    },
 }
+
+RECIPES_BY_KIND: Mapping[RecipeName, Mapping[ModelKind, Mapping[str, Any]]] = {
+    # Models with batch normalisation learn best by SGD with large steps, which diverges on most others.
+    "scratch": {
+        "batch-norm": {"optimizer": "momentum", "lr": 0.1, "weight_decay": 5e-4},
+        "other": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+    },
+}
+"""What a recipe gives to each kind of model for itself; what the user gives to all models counts more."""

@@ -6,36 +6,20 @@ text names the default itself where the default is None; elsewhere the command l
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from feature_gan_kd.config.fields import bounded
 from feature_gan_kd.config.methods import MethodName
 from feature_gan_kd.config.recipes import RecipeName
 
 AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
 SchedulerName = Literal["multistep", "cosine", "poly", "tanh"]
+BestMetric = Literal["accuracy", "top5", "macro_f1", "cross_entropy"]
 Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
-
-
-def bounded(
-    default: Any,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    per_peer: bool = False,
-) -> Any:
-    """A dataclass field whose number, or each of whose numbers, must lie within the bounds.
-
-    A model may have a value of its own for a setting that is `per_peer`.
-    """
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
-    stated = {key: one for key, one in bounds.items() if one is not None}
-    return dataclasses.field(default=default, metadata=stated | ({"per_peer": True} if per_peer else {}))
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
+ErasingMode = Literal["pixel", "rand", "const"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +38,11 @@ class TrainingSettings:
     """Parts into which each process divides its share of a batch, to save memory."""
     evaluate_every_epochs: int = bounded(1, at_least=1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
+    best_metric: BestMetric = "accuracy"
+    """Figure on the evaluation images that decides the best epoch of each model, and early stopping. accuracy: top-1;
+    top5; macro_f1: the mean over the classes, for classes of different sizes; cross_entropy."""
     early_stopping_patience: int | None = bounded(None, at_least=1)
-    """Stop the run after this many evaluations in a row without a new best accuracy of any model or of the ensemble
+    """Stop the run after this many evaluations in a row without a new best_metric of any model or of the ensemble
     (default: never)."""
     sync_batchnorm: bool = False
     """Compute the batch normalisation statistics of the models over all processes; without it, each process uses its
@@ -89,6 +76,14 @@ class LossSettings:
     """Weight of the mean absolute difference of the feature maps."""
     l2_weight: float = bounded(0.0, at_least=0)
     """Weight of the mean squared difference of the feature maps."""
+    smoothing: float = bounded(0.0, at_least=0, below=1)
+    """Label smoothing: the label loss gives this share of the probability to all classes alike; 0 is off. With mixup
+    and cutmix it acts on the mixed labels, as in timm."""
+    bce_loss: bool = False
+    """Use the binary cross-entropy of each class, a mean over the classes as in timm, as the label loss."""
+    class_weights: bool = False
+    """Weight the label loss of each image by the inverse frequency of its class among the training images; the mean
+    weight is 1."""
     targets: Literal["live", "ema"] = "live"
     """Weights that the sources teach with. live: those of the last update; ema: their running mean, see model_ema, with
     one more forward pass of every source that learns."""
@@ -112,8 +107,8 @@ class OptimSettings:
 
     recipe: RecipeName = "auto"
     """Preset of the length, the optimisers and new classifiers. paper: training from scratch, as in the paper;
-    finetune: small steps from pretrained weights; auto: finetune where all learners start from pretrained weights,
-    else paper."""
+    finetune: small steps from pretrained weights; scratch: training from scratch on your own images, with an optimiser
+    by the kind of each model; auto: finetune where all learners start from pretrained weights, else paper."""
     lr: float = bounded(0.1, above=0, per_peer=True)
     """Learning rate of the logit optimiser, which trains every parameter of the models."""
     optimizer: str = bounded("momentum", per_peer=True)
@@ -139,6 +134,8 @@ class OptimSettings:
     """Fractions of the run at which the multistep schedule multiplies the learning rate by 0.1."""
     warmup_fraction: float = bounded(0.0, at_least=0, at_most=0.9)
     """Fraction of the run over which the learning rate rises from zero."""
+    warmup_epochs: float | None = bounded(None, at_least=0)
+    """The same in epochs, in place of warmup_fraction: give one of the two. The run keeps it as a fraction."""
     min_lr: float = bounded(0.0, at_least=0)
     """Learning rate at which the schedules other than multistep end."""
     kl_start_fraction: float = bounded(0.0, at_least=0, at_most=1)
@@ -204,10 +201,15 @@ class DiscriminatorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Data: columns, splits, image size and augmentation."""
+    """Data: columns, splits, image size and how images are resized."""
 
     image_size: int | None = bounded(None, at_least=8)
     """Height and width of the images in pixels (default: the largest that the models are made for)."""
+    crop_pct: float | None = bounded(None, above=0, at_most=1)
+    """Share of each side that evaluation keeps: images are resized to image_size / crop_pct, and their centre is cut
+    out. Published models state it (default: 0.875 with resized-crop, else 1)."""
+    interpolation: Interpolation = "bicubic"
+    """How images are resized, in training and in evaluation; published models state it."""
     mean: tuple[float, ...] | None = bounded(None, at_least=0, at_most=1)
     """Mean of each channel, of pixels in [0, 1], that the images are normalised with. Tensors of floats must come
     normalised with it (default: that of the models' trained weights if all have the same, else that of the training
@@ -227,17 +229,42 @@ class DataSettings:
     (default: all)."""
     max_eval_samples: int | None = bounded(None, at_least=1)
     """Use only N evaluation images, drawn from all classes in turn, the same for every seed (default: all)."""
+    streaming: bool = False
+    """Read a hub data set, folder or file image by image from front to back, instead of fetching it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """Augmentation: how training images are changed. Evaluation never changes them."""
+
     augmentation: Augmentation = "auto"
     """Training augmentation. auto: crop-flip up to 96 pixels (padding 1/8 of the side), resized-crop with flip above,
     and crop for the bundled digits, which a flip would change."""
+    scale: tuple[float, ...] | None = bounded(None, above=0, at_most=1)
+    """Smallest and largest share of the area that resized-crop cuts out (default: 0.08 1)."""
+    ratio: tuple[float, ...] | None = bounded(None, above=0)
+    """Smallest and largest width / height that resized-crop cuts out (default: 0.75 1.3333)."""
+    vflip: float = bounded(0.0, at_least=0, at_most=1)
+    """Probability that an image is mirrored top to bottom."""
+    color_jitter: float = bounded(0.0, at_least=0)
+    """Change brightness, contrast and saturation at random by up to this factor; 0 is off."""
+    aa: str | None = None
+    """timm's automatic augmentation: rand-m9-mstd0.5 (RandAugment), augmix-m3, original, v0, 3a, ..., in timm's
+    notation (default: none)."""
+    reprob: float = bounded(0.0, at_least=0, at_most=1)
+    """Probability that a rectangle of an image is erased after normalisation (timm's random erasing)."""
+    remode: ErasingMode = "pixel"
+    """What erased pixels become. pixel: noise; rand: one random colour; const: the mean colour."""
+    recount: int = bounded(1, at_least=1)
+    """Largest number of rectangles that are erased in one image."""
+    balanced_sampling: bool = False
+    """Draw every class equally often in each epoch; its number of images stays that of the training images."""
     mixup: float = bounded(0.0, at_least=0)
     """Alpha of mixup, which blends two images of a batch and their labels; 0 is off. Training accuracy counts the label
     with the larger share."""
     cutmix: float = bounded(0.0, at_least=0)
     """Alpha of CutMix, which pastes a rectangle of one image into another; 0 is off. With mixup, each update uses one
     of the two."""
-    streaming: bool = False
-    """Read a hub data set, folder or file image by image from front to back, instead of fetching it first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +324,7 @@ SECTIONS = (
     PeerSettings,
     DiscriminatorSettings,
     DataSettings,
+    AugmentationSettings,
     RuntimeSettings,
     TrackingSettings,
 )
@@ -308,18 +336,3 @@ PEER_SETTINGS = frozenset(
     spec.name for section in SECTIONS for spec in dataclasses.fields(section) if spec.metadata.get("per_peer")
 )
 """The settings of which a model may have a value of its own."""
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, on one line, by the name of the field."""
-    (definition,) = ast.parse(inspect.getsource(cls)).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        field.target.id: " ".join(doc.value.value.split())
-        for field, doc in itertools.pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-        and isinstance(doc.value.value, str)
-    }

@@ -77,7 +77,7 @@ def check_value(name: str, value: Any, expected: ValueType, bounds: Mapping[str,
         name: of the setting; the error line starts with it.
         value: from Python or from JSON.
         expected: the type of the setting.
-        bounds: of its number or numbers, by `at_least`, `above` and `at_most`.
+        bounds: of its number or numbers, by `at_least`, `above`, `at_most` and `below`.
 
     Raises:
         UserError: for a value of another type or outside the bounds.
@@ -101,11 +101,12 @@ def _is_within(number: float, bounds: Mapping[str, float]) -> bool:
         and number >= bounds.get("at_least", -math.inf)
         and number > bounds.get("above", -math.inf)
         and number <= bounds.get("at_most", math.inf)
+        and number < bounds.get("below", math.inf)
     )
 
 
 def _describe_bounds(bounds: Mapping[str, float]) -> str:
-    words = {"at_least": "at least", "above": "above", "at_most": "at most"}
+    words = {"at_least": "at least", "above": "above", "at_most": "at most", "below": "below"}
     return "a finite number " + " and ".join(f"{words[key]} {bounds[key]}" for key in words if key in bounds)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import random
 from dataclasses import dataclass
 
 import torch
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn.functional import pad
 
-from feature_gan_kd.data.rng import CROP, random_bits
+from feature_gan_kd.data.rng import CROP, ERASE, item_seeds, random_bits, seeded
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,12 @@ class CropFlip:
     Attributes:
         padding: zeros added on each of the four sides, in pixels; 0 keeps the whole image.
         flip: mirror left to right with probability 1/2.
+        vflip: probability of mirroring top to bottom.
     """
 
     padding: int
     flip: bool
+    vflip: float = 0.0
 
     def draw(self, seed: int, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draws top and left of the window in [0, 2 * padding] and whether to mirror: int64, shaped as `indices`."""
@@ -69,6 +73,11 @@ class CropFlip:
         # 24 bits times the number of choices, without a loop of rejections: probabilities differ by at most 2^-24.
         top, left = ((bits >> shift & 0xFFFFFF) * (2 * self.padding + 1) >> 24 for shift in (0, 24))
         return top, left, (bits >> 48 & 1) * int(self.flip)
+
+    def draw_vertical(self, seed: int, epoch: int, indices: Tensor) -> Tensor:
+        """Draws whether to mirror top to bottom: bool, shaped as `indices`."""
+        bits = random_bits(seed, epoch, CROP, indices)
+        return (bits >> 49 & 0x7FFF) < round(self.vflip * 2**15)  # the bits that `draw` leaves
 
     def __call__(self, pixels: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Augments the images with the given `indices`: uint8 `(n, H, W, C)` to the same shape."""
@@ -88,5 +97,38 @@ class CropFlip:
         )
         image = torch.arange(count, device=pixels.device) + mirrored * count
         row = torch.arange(height, device=pixels.device)
+        if self.vflip:
+            turned = self.draw_vertical(seed, epoch, indices)[:, None]
+            row = torch.where(turned, height - 1 - row, row)
         begin = ((image * padded_height + top)[:, None] + row) * padded_width + left[:, None]
         return runs.index_select(0, begin.view(-1)).view(count, height, width, channels)
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """timm's random erasing of normalised images, drawn from (seed, epoch, image) alone.
+
+    timm's own transforms leave it out where they do not normalise, as they do not here.
+
+    Attributes:
+        probability: that an image is erased in part.
+        mode: what erased pixels become: pixel (noise), rand (one random colour) or const (zero, the mean colour).
+        count: largest number of rectangles in one image.
+    """
+
+    probability: float
+    mode: str
+    count: int
+
+    def __call__(self, images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
+        """Erases parts of the images with the given `indices`, on any device: float `(n, C, H, W)`, changed in place.
+
+        The draws are made on the CPU, so that they are the same on every device.
+        """
+        erase = RandomErasing(self.probability, mode=self.mode, max_count=self.count, device="cpu")
+        with seeded(0):
+            for image, own in zip(images, item_seeds(seed, epoch, indices.cpu(), ERASE), strict=True):
+                random.seed(own)
+                torch.default_generator.manual_seed(own)
+                erase(image)
+        return images

@@ -38,11 +38,16 @@ def _is_value(feature: Any, kinds: tuple[str, ...]) -> bool:
     return type(feature).__name__ == "Value" and str(feature.dtype).startswith(kinds)
 
 
-def _list_columns(features: Mapping[str, Any]) -> str:
-    kinds = {name: getattr(feature, "dtype", "struct") for name, feature in features.items()}
+def list_columns(features: Mapping[str, Any]) -> str:
+    """Names the columns with their types, for errors.
+
+    Args:
+        features: of the columns; a text is the name of a type of Python that is no feature of `datasets`.
+    """
+    kinds = {name: type(feature).__name__ for name, feature in features.items()}
     return ", ".join(
-        f"{name} ({type(features[name]).__name__ if type(features[name]).__name__ != 'Value' else kind})"
-        for name, kind in kinds.items()
+        f"{name} ({feature if kind == 'str' else getattr(feature, 'dtype', 'struct') if kind == 'Value' else kind})"
+        for (name, feature), kind in zip(features.items(), kinds.values(), strict=True)
     )
 
 
@@ -59,7 +64,7 @@ def find_image_column(features: Mapping[str, Any], named: str | None, split: str
     if named is None and found:
         chosen = min(found, key=lambda name: _rank(name, _IMAGE_NAMES))
         return chosen, [name for name in found if name != chosen]
-    listed = _list_columns(features)
+    listed = list_columns(features)
     if named is None:
         raise UserError(f"image_column: split {split!r} has no column of images; its columns are {listed}")
     if named not in features:
@@ -83,7 +88,7 @@ def find_label_column(features: Mapping[str, Any], named: str | None, image: str
     if named is not None:
         if named not in features:
             raise UserError(
-                f"label_column: split {split!r} has no column {named!r}; its columns are {_list_columns(features)}"
+                f"label_column: split {split!r} has no column {named!r}; its columns are {list_columns(features)}"
             )
         if named == image:
             raise UserError(f"label_column: column {named!r} of split {split!r} holds the images: name another")
@@ -105,7 +110,7 @@ def find_label_column(features: Mapping[str, Any], named: str | None, image: str
     if not ranks:
         raise UserError(
             f"label_column: split {split!r} has no column of whole numbers or texts that looks like labels; its "
-            f"columns are {_list_columns(features)}: name one, or change its type"
+            f"columns are {list_columns(features)}: name one, or change its type"
         )
     chosen = min(ranks, key=ranks.__getitem__)
     return chosen, [name for name in ranks if name != chosen]

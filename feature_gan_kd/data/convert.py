@@ -26,7 +26,9 @@ class ImageError(UserError):
     """One image that is missing, cannot be decoded or is not understood: what `skip_bad_images` skips."""
 
 
-def convert_channels(image: Image, channels: int, where: str, header: bytes | None = None) -> Image:
+def convert_channels(
+    image: Image, channels: int, where: str, header: bytes | None = None, stated: str | None = None
+) -> Image:
     """Converts an image of any PIL mode to RGB (3 channels) or L (1 channel), turned as its EXIF orientation says.
 
     Drops alpha, as timm does. Takes the first frame of an animation. Grey values of more than 8 bits are scaled so that
@@ -38,6 +40,7 @@ def convert_channels(image: Image, channels: int, where: str, header: bytes | No
         channels: 3 or 1.
         where: names the image in an error.
         header: the first `HEADER_BYTES` of its file; None reads them where PIL names the file.
+        stated: a mode that the data set states for its images, which are converted to it first.
 
     Raises:
         ImageError: for values whose range is not known: all of at most 12 bits in a file of 16 or more, outside their
@@ -51,13 +54,16 @@ def convert_channels(image: Image, channels: int, where: str, header: bytes | No
         image = image.convert("RGBA")  # PIL warns about a direct conversion of such palettes
     elif image.mode == "La":
         image = image.convert("LA")  # the only mode that PIL converts it to
-    mode = "RGB" if channels == 3 else "L"
-    try:
-        return upright(image).convert(mode)
-    except ValueError as error:
-        raise ImageError(
-            f"images: {where} has the mode {image.mode!r}, which PIL cannot convert to {mode!r}: make it RGB first"
-        ) from error
+    image = upright(image)
+    wanted = "RGB" if channels == 3 else "L"
+    for mode in (wanted,) if stated is None else (stated, wanted):
+        try:
+            image = image.convert(mode)
+        except ValueError as error:
+            raise ImageError(
+                f"images: {where} has the mode {image.mode!r}, which PIL cannot convert to {mode!r}: make it RGB first"
+            ) from error
+    return image
 
 
 def upright(image: Image) -> Image:

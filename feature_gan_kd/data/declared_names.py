@@ -39,19 +39,45 @@ def _find_names(data: Any, split: Split) -> _Found:
     """Returns the names, or why those that there are are not used; twice None where there are none."""
     kind = type(data).__name__
     if getattr(data, "classes", None) is not None:
-        if getattr(data, "target_transform", None) is not None:
-            return None, f"its labels are changed by the target_transform of {kind}"
+        changed_by = _label_transform(data)
+        if changed_by is not None:
+            return None, f"its labels are changed by the {changed_by} of {kind}"
         names = _as_names(data.classes)
-        expected = "expected distinct names, or a mapping of each name to its index"
-        return names, f"the attribute classes of {kind} does not list them: {expected}" if names is None else None
+        if names is None:
+            expected = "expected distinct names, or a mapping of each name to its index"
+            return None, f"the attribute classes of {kind} does not list them: {expected}"
+        if not _agrees(data.classes, getattr(data, "class_to_idx", None)):
+            return None, f"the attributes classes and class_to_idx of {kind} give them different indices"
+        return names, None
     if isinstance(data, ConcatDataset):
         return _common_names([_find_names(part, split) for part in data.datasets], split)
     if not hasattr(data, "dataset"):
         return None, None
     names, problem = _find_names(data.dataset, split)
-    if names is None or isinstance(data, DataLoader) or _is_subset(data):
+    changed_by = _batch_maker(data) if isinstance(data, DataLoader) else None if _is_subset(data) else kind
+    if names is None or changed_by is None:
         return names, problem
-    return None, f"its labels may be changed by {kind}: give {kind} the attribute classes"
+    return None, f"its labels may be changed by {changed_by}: give {kind} the attribute classes"
+
+
+def _label_transform(data: Any) -> str | None:
+    """Returns the name of a transform that the data set applies to labels; None where it has none."""
+    if getattr(data, "target_transform", None) is not None:
+        return "target_transform"
+    # Of images and labels together, as torchvision's newer data sets take it; they wrap one of images alone.
+    both = getattr(data, "transforms", None)
+    alone = both is None or type(both).__module__ == "torchvision.datasets.vision"
+    return None if alone else "transforms"
+
+
+def _batch_maker(loader: DataLoader[Any]) -> str | None:
+    """Returns what makes the batches of a loader, if it is the user's own and may change labels; None for torch's."""
+    kind = type(loader)
+    if kind.__iter__ is not DataLoader.__iter__:
+        return kind.__name__
+    own: Any = loader.collate_fn
+    known = own is None or getattr(own, "__module__", "").startswith("torch.utils.data")
+    return None if known else "its collate_fn"
 
 
 def _is_subset(data: Any) -> bool:
@@ -99,6 +125,14 @@ def _as_names(classes: Any) -> list[str] | None:
         return None
     names = [str(name) for name in classes]
     return names if names and len(set(names)) == len(names) else None
+
+
+def _agrees(classes: Any, indices: Any) -> bool:
+    """Whether `class_to_idx`, by which torchvision's data sets make labels, gives listed names their own places."""
+    if not isinstance(indices, Mapping) or isinstance(classes, Mapping):
+        return True
+    places = [(name, k) for k, names in enumerate(classes) for name in (names if isinstance(names, tuple) else [names])]
+    return all(indices[name] == k for name, k in places if name in indices)
 
 
 def _by_index(classes: Mapping[Any, Any]) -> list[Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,20 +21,44 @@ if TYPE_CHECKING:
 
 # A thread decodes this many images at a time: handing over a single small image costs as much as decoding it.
 _IMAGES_PER_TASK = 100
+# Ratio of the sides up to which an image is resized whole, as timm does, before its centre is cut out.
+_LONGEST = 100
 _REMEDY = "repair or remove it, or skip such images with --skip-bad-images"
 
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
-def center_crop_resize(image: Image, size: int) -> Image:
-    """Cuts out the largest centred square and resizes it (bicubic) to `size` pixels, if it has another size."""
-    import PIL.Image
-    import PIL.ImageOps
+def center_crop_resize(image: Image, size: int, crop_pct: float = 1.0, interpolation: str = "bicubic") -> Image:
+    """Resizes an image and cuts out its centre, to the pixel as timm's transform of evaluation does.
 
-    if image.size == (size, size):
+    Args:
+        image: of any size.
+        size: side of the result in pixels.
+        crop_pct: share of the shorter side that is kept; 1 keeps the largest centred square.
+        interpolation: as in the settings.
+    """
+    import PIL.Image
+
+    image = _cut_extreme(image)
+    short, side = min(image.size), math.floor(size / crop_pct)
+    width, height = (side if length == short else int(side * length / short) for length in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), PIL.Image.Resampling[interpolation.upper()])
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    if (width, height) == (size, size):
         return image
-    return PIL.ImageOps.fit(image, (size, size), method=PIL.Image.Resampling.BICUBIC)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _cut_extreme(image: Image) -> Image:
+    """Cuts the ends off an image more than `_LONGEST` times as long as wide: resized whole, it would be huge."""
+    width, height = image.size
+    most = _LONGEST * min(image.size)
+    if max(image.size) <= most:
+        return image
+    left, top = max(width - most, 0) // 2, max(height - most, 0) // 2
+    return image.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
 def to_pixels(image: Image, channels: int) -> Pixels:
@@ -41,19 +66,26 @@ def to_pixels(image: Image, channels: int) -> Pixels:
     return np.array(image).reshape(image.height, image.width, channels)
 
 
-def decode_image(value: Any, channels: int, where: str) -> Image:
-    """Decodes one image of an undecoded `datasets` image column, to RGB or L.
+def decode_image(value: Any, channels: int, where: str, mode: str | None = None) -> Image:
+    """Decodes one image of a `datasets` image column, to RGB or L.
 
     Args:
-        value: `{"bytes": ..., "path": ...}`, as the column holds it.
+        value: `{"bytes": ..., "path": ...}`, the bytes of a file, or an image of PIL, as a stream gives them that was
+            filtered or mapped.
         channels: 3 or 1, see `convert_channels`.
         where: names the image in an error.
+        mode: of PIL, which the column states for its images.
 
     Raises:
         ImageError: where the image is missing or cannot be decoded, or its values are not understood.
     """
     from datasets import Image as ImageFeature
+    from PIL.Image import Image as PILImage
 
+    if isinstance(value, PILImage):
+        return convert_channels(value, channels, where, stated=mode)
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ImageError(f"images: {where} is missing: {_REMEDY}")
     if value["path"] is not None:
@@ -63,7 +95,7 @@ def decode_image(value: Any, channels: int, where: str) -> Image:
     try:
         image = ImageFeature().decode_example(value)
         header = read_header(value["path"]) if value["bytes"] is None else value["bytes"][:HEADER_BYTES]
-        return convert_channels(image, channels, where, header)
+        return convert_channels(image, channels, where, header, mode)
     except ImageError:
         raise
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
@@ -87,7 +119,15 @@ def skipped_images_note(count: int, action: str, first: str) -> str:
 
 
 def decode_images(
-    values: Iterable[list[Any]], names: Sequence[str], size: int, channels: int, *, skip: bool = False
+    values: Iterable[list[Any]],
+    names: Sequence[str],
+    size: int,
+    channels: int,
+    *,
+    skip: bool = False,
+    crop_pct: float = 1.0,
+    interpolation: str = "bicubic",
+    mode: str | None = None,
 ) -> tuple[Tensor, list[int], int]:
     """Decodes images into one tensor.
 
@@ -97,6 +137,9 @@ def decode_images(
         size: side in pixels, see `center_crop_resize`.
         channels: 1 or 3.
         skip: leave out images that cannot be decoded.
+        crop_pct: see `center_crop_resize`.
+        interpolation: see there.
+        mode: see `decode_image`.
 
     Returns:
         The pixels, uint8 `(n, size, size, channels)`, the positions of the N - n images that are left out, and how
@@ -112,14 +155,14 @@ def decode_images(
         resized = 0
         for index, value in enumerate(part, begin):
             try:
-                image = decode_image(value, channels, names[index])
+                image = decode_image(value, channels, names[index], mode)
             except ImageError:
                 if not skip:
                     raise
                 bad.append(index)
                 continue
             resized += image.size != (size, size)
-            pixels[index] = to_pixels(center_crop_resize(image, size), channels)
+            pixels[index] = to_pixels(center_crop_resize(image, size, crop_pct, interpolation), channels)
         return resized
 
     begin = resized = 0

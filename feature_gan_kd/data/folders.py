@@ -8,14 +8,15 @@ of deeper folders decide nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from feature_gan_kd.data.labels import check_class_names
+from feature_gan_kd.data.metadata_csv import read_metadata
 from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.image_files import extension, left_out_note, walk
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -45,15 +46,13 @@ class _Listing:
 
     def is_image_folder(self) -> bool:
         """Whether there are images, and not at least as many files that hold images themselves."""
-        containers = sum(_extension(name) in _CONTAINERS for name in self.others)
+        containers = sum(extension(name) in _CONTAINERS for name in self.others)
         return containers < len(self.images)
 
     def note_others(self, path: Path, notes: list[str]) -> None:
         """Notes the files that are left out, as images may be whose names have another ending or none."""
         if self.others:
-            count = "1 file is" if len(self.others) == 1 else f"{len(self.others)} files are"
-            first = f"; the first is {self.others[0]}" if len(self.others) > 1 else f": {self.others[0]}"
-            notes.append(f"{path}: {count} left out, since the ending of the name is none of an image{first}")
+            notes.append(left_out_note(path, self.others))
 
 
 def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: bool) -> dict[str, Any] | None:
@@ -95,7 +94,7 @@ def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: 
     class_names = _names_by_split(files)
     for name, classes in class_names.items():
         check_class_names(classes, f"the folders of split {name!r} of {path}")
-    return {name: _dataset(path, files[name], class_names[name], streaming=streaming) for name in files}
+    return _as_streams({name: _dataset(path, files[name], class_names[name]) for name in files}, streaming=streaming)
 
 
 def _states_its_files(path: Path) -> bool:
@@ -113,32 +112,14 @@ def _list_files(path: Path) -> _Listing:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     kinds, images, metadata, others = frozenset(ImageFolder.EXTENSIONS), [], [], []
-    for name in _walk(str(path), "", (os.path.realpath(path),)):
-        if _extension(name) in kinds:
+    for name in walk(str(path)):
+        if extension(name) in kinds:
             images.append(name)
         elif name.rpartition("/")[2] in _METADATA:
             metadata.append(name)
         else:
             others.append(name)
     return _Listing(sorted(images), sorted(metadata), sorted(others))
-
-
-def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _walk(folder: str, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
-    """Yields the files below a folder; follows links, but never back to one of the folders that it came through."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith((".", "__")):  # as `datasets` does: .ipynb_checkpoints, __MACOSX, ...
-                continue
-            if not entry.is_dir():
-                yield prefix + entry.name
-                continue
-            real = os.path.realpath(entry.path)
-            if real not in ancestors:
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*ancestors, real))
 
 
 def _top(file: str) -> str:
@@ -197,25 +178,25 @@ def _names_by_split(files: dict[str, list[tuple[str, str]]]) -> dict[str, list[s
     return {name: sorted(kinds) for name, kinds in classes.items()}
 
 
-def _dataset(path: Path, files: list[tuple[str, str]], class_names: list[str], *, streaming: bool) -> Any:
+def _dataset(path: Path, files: list[tuple[str, str]], class_names: list[str]) -> Any:
     import datasets
 
     root, index = path.absolute(), {name: position for position, name in enumerate(class_names)}
-    if streaming:  # sorted by class, the images that a stream mixes would all be of a few classes
-        files = [files[k] for k in permutation(len(files), 0, 0).tolist()]
     columns = {
         "image": [os.path.join(root, image) for _, image in files],
         "label": [index[kind] for kind, _ in files],
     }
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=class_names))
-    table = datasets.Dataset.from_dict(columns, features=features)
-    return table.to_iterable_dataset(num_shards=min(len(files), _STREAM_PARTS)) if streaming else table
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def _load_with_metadata(
     path: Path, splits: dict[str, str], listing: _Listing, setting: str, *, streaming: bool
 ) -> dict[str, Any]:
-    """Lets `datasets` read images whose labels are in metadata files, with the splits that the folders say."""
+    """Reads images whose labels are in metadata files, with the splits that the folders say.
+
+    A file of CSV is read here, see `read_metadata`; `datasets` reads the others, in which values have types.
+    """
     import datasets
 
     at_top = next((name for name in listing.metadata if "/" not in name), None)
@@ -224,6 +205,25 @@ def _load_with_metadata(
             f"{setting}: {path / at_top} describes the images of several splits, each of which would get all of them: "
             "put a metadata file into the folder of each split"
         )
+    if all(extension(name) == ".csv" for name in listing.metadata):
+        if not splits:
+            files = {"train": listing.metadata}
+        else:
+            files = {
+                name: [file for file in listing.metadata if _top(file) == folder] for folder, name in splits.items()
+            }
+        return _as_streams(read_metadata(path, files, setting), streaming=streaming)
     patterns = {name: f"{folder}/**" for folder, name in splits.items()} or {"train": "**"}
     found = datasets.load_dataset("imagefolder", data_dir=str(path), data_files=patterns, streaming=streaming)
     return dict(found)
+
+
+def _as_streams(tables: dict[str, Any], *, streaming: bool) -> dict[str, Any]:
+    """Returns each `datasets.Dataset` as a stream where that is asked for.
+
+    Its order is mixed: sorted by class, the images that a stream mixes would all be of a few classes.
+    """
+    if not streaming:
+        return tables
+    mixed = {name: table.select(permutation(len(table), 0, 0).tolist()) for name, table in tables.items()}
+    return {name: table.to_iterable_dataset(num_shards=min(len(table), _STREAM_PARTS)) for name, table in mixed.items()}

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
+from feature_gan_kd.data.batch_transforms import CropFlip, Erasing, PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_steps, rank_slice
+from feature_gan_kd.data.class_balance import BalancedOrder, epoch_keys
 from feature_gan_kd.data.decode import channel_statistics, hash_images
-from feature_gan_kd.data.rng import permutation
 
 
 class MemoryImages:
@@ -22,7 +22,9 @@ class MemoryImages:
         augment: applied to training batches; None for none.
 
     Attributes:
-        normalise: applied last; the run sets it to the normalisation that its models share.
+        normalise: the run sets it to the normalisation that its models share.
+        erase: applied last in training; the run sets it.
+        balance: the order of training, where it is not that of each image once; the run sets it.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, augment: CropFlip | None) -> None:
@@ -30,6 +32,8 @@ class MemoryImages:
         self.labels = labels
         self.augment = augment
         self.normalise = PixelNormaliser.identity(pixels.shape[-1])
+        self.erase: Erasing | None = None
+        self.balance: BalancedOrder | None = None
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -68,15 +72,20 @@ class MemoryImages:
     ) -> Iterator[Batch]:
         """See `ImageSource`."""
         self._move_to_gpu(torch.device(device))
-        order = permutation(len(self), seed, epoch) if train else torch.arange(len(self))
-        order = order.to(self.pixels.device)
+        keys = epoch_keys(len(self), self.balance, seed, epoch) if train else torch.arange(len(self))
+        order = keys.to(self.pixels.device)
         for begin, end in batch_bounds(len(self), batch_size, train=train, start=start):
-            indices = order[begin:end][rank_slice(end - begin, rank, world_size)]
-            pixels = self.pixels.index_select(0, indices).to(device, non_blocking=True)
-            labels = self.labels.index_select(0, indices).to(device, non_blocking=True)
+            share = rank_slice(end - begin, rank, world_size)
+            indices = order[begin:end][share]
+            rows = indices if self.balance is None else indices % len(self)
+            pixels = self.pixels.index_select(0, rows).to(device, non_blocking=True)
+            labels = self.labels.index_select(0, rows).to(device, non_blocking=True)
             if train and self.augment is not None:
                 pixels = self.augment(pixels, seed, epoch, indices.to(device, non_blocking=True))
-            yield self.normalise(pixels), labels
+            images = self.normalise(pixels)
+            if train and self.erase is not None:
+                images = self.erase(images, seed, epoch, keys[begin:end][share])
+            yield images, labels
 
     def _move_to_gpu(self, device: torch.device) -> None:
         """Moves the whole data set to a GPU if it takes at most a quarter of the free memory, to save copies."""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from feature_gan_kd.data.convert import ImageError, convert_channels
 from feature_gan_kd.data.decode import decode_error, decode_image
-from feature_gan_kd.data.image_transforms import ImageTransform
+from feature_gan_kd.data.image_transforms import ImageTransform, check_tensor
+from feature_gan_kd.data.labels import plain_label
 from feature_gan_kd.data.rng import seeded
+from feature_gan_kd.data.stated_labels import stated_labels
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.utils.errors import UserError
 
@@ -58,13 +59,15 @@ class TableImages:
 
     def __getitem__(self, key: ItemKey) -> Item | UserError:
         index, seed = key
+        where = self.describe_image(index)
         try:
             value = self.table.rows[index][self.table.image]
-            image = decode_image(value, self.transform.channels, self.describe_image(index))
+            image = decode_image(value, self.transform.channels, where, self.table.mode)
+            with seeded(seed or 0):
+                pixels = self.transform(image, train=seed is not None, where=where)
         except UserError as error:
             return error
-        with seeded(seed or 0):
-            return self.transform(image, train=seed is not None), int(self.table.labels[index])
+        return pixels, int(self.table.labels[index])
 
     @property
     def split(self) -> str:
@@ -74,6 +77,41 @@ class TableImages:
     def describe_image(self, index: int) -> str:
         """See `ItemSource`."""
         return self.table.describe_image(index)
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Images that are decoded and resized already, as PIL images for transforms that need one.
+
+    Attributes:
+        pixels: uint8 `(N, H, W, C)`.
+        labels: int64 `(N,)`.
+        transform: of PIL images.
+        split: name of the split, for messages.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    transform: ImageTransform
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, key: ItemKey) -> Item:
+        from PIL.Image import fromarray
+
+        index, seed = key
+        if seed is None:
+            return self.pixels[index], int(self.labels[index])
+        values = self.pixels[index].numpy()
+        with seeded(seed):
+            image = self.transform(fromarray(values[..., 0] if values.shape[-1] == 1 else values), train=True)
+        return image, int(self.labels[index])
+
+    def describe_image(self, index: int) -> str:
+        """See `ItemSource`."""
+        return f"image {index} of split {self.split!r}"
 
 
 @dataclass(frozen=True)
@@ -118,6 +156,11 @@ class TorchDatasetImages:
                 return True
         return isinstance(item, Sequence) and isinstance(item[0], Image)
 
+    def stated_labels(self) -> list[Any]:
+        """Returns the labels as the data set lists them, see `stated_labels`; none where it lists none."""
+        labels = stated_labels(self.data)
+        return [] if labels is None else [labels[position] for position in self.positions.tolist()]
+
     def describe_image(self, index: int) -> str:
         """See `ItemSource`."""
         return f"image {int(self.positions[index])} of split {self.split!r}"
@@ -147,42 +190,18 @@ class TorchDatasetImages:
                     raise UserError(f"{self.setting}: {where} is not a pair of an image and a label")
                 image, label = item
                 if isinstance(image, Image):
-                    image = self.transform(
-                        convert_channels(image, self.transform.channels, where), train=seed is not None
-                    )
+                    image = convert_channels(image, self.transform.channels, where)
+                    image = self.transform(image, train=seed is not None, where=where)
                 else:
-                    image = _check_tensor(image, self.transform.channels, where)
+                    image = check_tensor(image, self.transform.channels, where)
             return image, _check_label(label, self.label_limit, where)
         except UserError as error:
             return error
 
 
-def _check_tensor(image: Any, channels: int, where: str) -> Tensor:
-    """Returns a user's tensor (C, H, W) as an item's image."""
-    if not isinstance(image, Tensor) or not (image.dtype == torch.uint8 or image.is_floating_point()):
-        kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise UserError(f"images: {where} is {kind}, expected a PIL image or a uint8 or float tensor")
-    if image.dim() != 3 or image.shape[0] != channels:
-        raise UserError(f"images: {where} has the shape {tuple(image.shape)}, expected ({channels}, height, width)")
-    check_square(image, where)
-    return image.permute(1, 2, 0) if image.dtype == torch.uint8 else image.float()
-
-
-def check_square(images: Tensor, where: str) -> None:
-    """Refuses tensors (..., height, width) that are no squares: resized to one, they would be squeezed in silence.
-
-    Raises:
-        UserError: naming the place.
-    """
-    height, width = images.shape[-2:]
-    if height != width:
-        raise UserError(f"images: {where} has {height}x{width} pixels, expected squares: crop or pad the images")
-
-
 def _check_label(label: Any, limit: int | None, where: str) -> int:
     """Returns a user's label as a class index."""
-    if getattr(label, "ndim", None) == 0:  # a scalar of torch or numpy
-        label = label.item()
+    label = plain_label(label)
     if not isinstance(label, int) or label < 0 or (limit is not None and label >= limit):
         expected = "a whole number from 0" if limit is None else f"0 to {limit - 1}"
         raise UserError(f"labels: {where} has the label {label!r}, expected {expected}")

@@ -12,7 +12,7 @@ from feature_gan_kd.data.declared_names import declared_names
 from feature_gan_kd.data.draws import draw_balanced, draw_fifth
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TorchDatasetImages
-from feature_gan_kd.data.loader_parts import check_leaves_none_out
+from feature_gan_kd.data.loader_parts import check_length
 from feature_gan_kd.data.sources import Split, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table
@@ -79,8 +79,7 @@ def read_split(
             raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
         notes.append(f"split {split.name!r}: batches as the DataLoader gives them; batch_size is not used")
         loader = UserLoader(split.data, transform.channels, names, count, limit, split.name, split.setting)
-        if known is not None:
-            check_leaves_none_out(split.data, split.name, split.setting)
+        check_length(split.data, split.name, split.setting, evaluation=known is not None)
         return loader
     return _read_torch_dataset(split, transform, notes, names, count, limit)
 

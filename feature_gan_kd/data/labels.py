@@ -82,6 +82,11 @@ def check_class_names(names: Sequence[str], where: str) -> None:
         seen[plain] = name
 
 
+def plain_label(label: Any) -> Any:
+    """Returns a scalar of torch or numpy as a number of Python, and everything else as it is."""
+    return label.item() if getattr(label, "ndim", None) == 0 else label
+
+
 def first_difference(one: Sequence[str], other: Sequence[str]) -> int:
     """Returns the first class to which two lists give different names; the shorter's length where one goes on."""
     pairs = enumerate(zip(one, other, strict=False))
@@ -108,7 +113,8 @@ def encode_labels(
     index_of = {name: index for index, name in enumerate(names or [])}
     limit = len(names) if names is not None else classes or MAX_CLASSES
     indices = []
-    for row, value in enumerate(values, begin):
+    for row, given in enumerate(values, begin):
+        value = plain_label(given)
         index = index_of.get(value, value) if isinstance(value, str) else value
         if not isinstance(index, int) or not 0 <= index < limit:
             shown = "no label" if value is None else f"the label {reprlib.repr(value)}"

@@ -13,17 +13,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
+from feature_gan_kd.data.batch_transforms import CropFlip, Erasing, PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_steps, rank_slice
+from feature_gan_kd.data.class_balance import BalancedOrder, epoch_keys
 from feature_gan_kd.data.convert import ImageError
 from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_images_note
 from feature_gan_kd.data.image_transforms import ImageTransform
-from feature_gan_kd.data.items import Item, ItemKey, ItemSource, TableImages
-from feature_gan_kd.data.rng import item_seeds, permutation
+from feature_gan_kd.data.items import DecodedImages, Item, ItemKey, ItemSource, TableImages, TorchDatasetImages
+from feature_gan_kd.data.rng import item_seeds
 from feature_gan_kd.utils.errors import UserError
 
 # Number of images that mean and std are computed from, where not all images are decoded anyway.
 STATISTICS_SAMPLE = 500
+_MIXED_KINDS = (
+    "some are tensors of floats and others of bytes (uint8), and only bytes are normalised here: give all images in "
+    "one of the two"
+)
 
 ReadItem = tuple[Item | UserError | None, int | None]
 """An item (None: left out), and the index of the image that was skipped for it, if one was."""
@@ -80,6 +85,8 @@ def _collate_in_worker(read: list[ReadItem]) -> CollatedBatch | UserError:
         if isinstance(item, UserError):
             return item
     pairs = [item for item, _ in read if isinstance(item, tuple)]
+    if len({image.is_floating_point() for image, _ in pairs}) > 1:
+        return UserError(f"images: {_MIXED_KINDS}")
     shapes = {tuple(image.shape) for image, _ in pairs}
     if len(shapes) > 1:
         return UserError(f"images: tensors of different shapes, {sorted(shapes)[:2]}: resize them to one")
@@ -96,13 +103,16 @@ class OnDemandImages:
         augment: applied to whole batches of uint8 pixels in training; None for none.
 
     Attributes:
-        normalise: applied last; the run sets it to the normalisation that its models share.
+        normalise: the run sets it to the normalisation that its models share.
+        erase: applied last in training; the run sets it.
     """
 
     def __init__(self, transform: ImageTransform, augment: CropFlip | None) -> None:
         self.transform = transform
         self.augment = augment
         self.normalise = PixelNormaliser.identity(transform.channels)
+        self.erase: Erasing | None = None
+        self._gives_floats: bool | None = None  # as the first batch that was read
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -141,14 +151,21 @@ class OnDemandImages:
         return hash_images(images, torch.cat([labels, torch.tensor([len(self)])]))
 
     def augment_and_normalise(self, images: Tensor, seed: int, epoch: int, indices: Tensor, *, train: bool) -> Tensor:
-        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats stay as they are."""
+        """Turns uint8 `(n, H, W, C)` into float32 `(n, C, H, W)`; floats are neither cropped nor normalised.
+
+        Raises:
+            UserError: for floats after bytes, or the other way round.
+        """
         if not len(images):
             return images.new_empty((0, self.transform.channels, self.transform.size, self.transform.size))
-        if images.is_floating_point():
-            return images
-        if train and self.augment is not None:
-            images = self.augment(images, seed, epoch, indices)
-        return self.normalise(images)
+        if self._gives_floats not in (None, images.is_floating_point()):
+            raise UserError(f"images: {_MIXED_KINDS}")
+        self._gives_floats = images.is_floating_point()
+        if not images.is_floating_point():
+            if train and self.augment is not None:
+                images = self.augment(images, seed, epoch, indices)
+            images = self.normalise(images)
+        return self.erase(images, seed, epoch, indices) if train and self.erase is not None else images
 
 
 class LazyImages(OnDemandImages):
@@ -160,6 +177,9 @@ class LazyImages(OnDemandImages):
         augment: applied to whole batches of uint8 pixels in training; None for none.
         num_workers: number of worker processes.
         skip: skip images that cannot be decoded, see `ItemReader`; the first whole pass says on stderr how many.
+
+    Attributes:
+        balance: the order of training, where it is not that of each image once; the run sets it.
     """
 
     def __init__(
@@ -175,10 +195,33 @@ class LazyImages(OnDemandImages):
         self.items = items
         self.reader = ItemReader(items, skip)
         self.num_workers = num_workers
+        self.balance: BalancedOrder | None = None
         self._skips_reported = False
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def holds_floats(self) -> bool:
+        """See `ImageSource`; looks at the first image, as a transform of the user's own makes it in training."""
+        if self.transform.own is None:
+            return super().holds_floats()
+        return collate([self.reader[0, 0]])[0].is_floating_point()
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Computes mean and std of all images if they are in memory, else of a sample; they must not be floats.
+
+        Raises:
+            UserError: for an image that cannot be read.
+        """
+        if isinstance(self.items, DecodedImages):
+            return channel_statistics(self.items.pixels)
+        return super().statistics()
+
+    def known_labels(self) -> Tensor | None:
+        """Returns all labels where they are known without reading the images, int64 `(N,)`."""
+        if isinstance(self.items, TableImages):
+            return self.items.table.labels
+        return self.items.labels if isinstance(self.items, DecodedImages) else None
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of a few images, and of all labels where they are known without reading the images.
@@ -186,8 +229,11 @@ class LazyImages(OnDemandImages):
         Raises:
             UserError: for an image that cannot be read.
         """
-        labels = self.items.table.labels if isinstance(self.items, TableImages) else torch.empty(0)
-        return hashlib.sha256(f"{super().fingerprint()} {labels.tolist()}".encode()).hexdigest()
+        labels = self.known_labels()
+        known = [] if labels is None else labels.tolist()
+        if isinstance(self.items, TorchDatasetImages):
+            known = self.items.stated_labels()
+        return hashlib.sha256(f"{super().fingerprint()} {known}".encode()).hexdigest()
 
     def _sample(self, count: int) -> Batch:
         indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long().tolist()
@@ -212,10 +258,11 @@ class LazyImages(OnDemandImages):
         train: bool,
     ) -> Iterator[Batch]:
         """See `ImageSource`."""
-        order = permutation(len(self), seed, epoch) if train else torch.arange(len(self))
+        keys = epoch_keys(len(self), self.balance, seed, epoch) if train else torch.arange(len(self))
         bounds = batch_bounds(len(self), batch_size, train=train, start=start)
         shares = [range(begin, end)[rank_slice(end - begin, rank, world_size)] for begin, end in bounds]
-        loader = self._loader(shares, order, item_seeds(seed, epoch, order) if train else None, torch.device(device))
+        seeds = item_seeds(seed, epoch, keys) if train else None
+        loader = self._loader(shares, keys % len(self), seeds, torch.device(device))
         skipped: set[int] = set()
         for share, read in zip(shares, loader, strict=True):
             if isinstance(read, UserError):
@@ -223,7 +270,7 @@ class LazyImages(OnDemandImages):
             images, labels, bad = read
             skipped.update(bad)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            indices = order[share.start : share.stop].to(device, non_blocking=True)
+            indices = keys[share.start : share.stop].to(device, non_blocking=True)
             yield self.augment_and_normalise(images, seed, epoch, indices, train=train), labels
         if skipped and not self._skips_reported:
             action = "replaced by the next" if train else "left out"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from feature_gan_kd.data.rng import seeded
@@ -22,6 +22,8 @@ def check_gives_all_images(loader: DataLoader[Any], split: str, setting: str) ->
     Raises:
         UserError: for a loader that Accelerate prepared, and one whose sampler gives a process its own part.
     """
+    from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard  # here: `predict` starts without it
+
     if isinstance(loader, (DataLoaderShard, DataLoaderDispatcher)):
         problem = "is prepared by Accelerate, which divides the images among processes"
         remedy = "give the DataLoader as it was before accelerator.prepare"
@@ -36,14 +38,61 @@ def check_gives_all_images(loader: DataLoader[Any], split: str, setting: str) ->
     )
 
 
-def check_leaves_none_out(loader: DataLoader[Any], split: str, setting: str) -> None:
-    """Checks that the loader gives all images that it reads, each of which is to be evaluated.
+def check_length(loader: DataLoader[Any], split: str, setting: str, *, evaluation: bool) -> None:
+    """Checks that the loader gives as many batches as its length says, and in evaluation that it drops no image.
+
+    A sampler is counted. A loader without one, of an `IterableDataset`, is read once if it is to be evaluated on; in
+    training its batches are counted as they come.
 
     Raises:
-        UserError: for a loader that drops a last batch, and one whose sampler gives more than its length says.
+        UserError: for a loader that gives fewer; in evaluation also for one that gives more, or drops a last batch.
     """
     whose = f"{setting}: the DataLoader of split {split!r}"
-    size, images, batches = stated_batch_size(loader), count_images(loader), len(loader)
+    if evaluation:
+        _check_drops_none(loader, whose)
+    own, batches = loader.batch_sampler, len(loader)
+    if isinstance(loader.dataset, IterableDataset):
+        if not evaluation:
+            return
+        source: Any = loader
+    else:
+        source = loader.sampler if own is None else own
+        if not evaluation and all(_is_of_torch(part) for part in _parts(loader)):
+            return  # their lengths are right: an order of many images need not be drawn for nothing
+    with seeded(0), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Length of IterableDataset")
+        given = sum(1 for _ in islice(iter(source), batches + 1))
+    check_given(loader, given, whose, more_is_wrong=evaluation)
+
+
+def check_given(loader: DataLoader[Any], given: int, whose: str, *, more_is_wrong: bool) -> None:
+    """Checks the number of batches that a loader gave, or of those that its sampler gives.
+
+    Args:
+        loader: says how many there are.
+        given: the batches, counted up to one more than that.
+        whose: names the loader in errors.
+        more_is_wrong: whether each image counts.
+
+    Raises:
+        UserError: for fewer than the loader says, and for more where that is wrong.
+    """
+    batches = len(loader)
+    if given == batches or (given > batches and not more_is_wrong):
+        return
+    part = "data set" if isinstance(loader.dataset, IterableDataset) else "sampler"
+    if given < batches:
+        raise UserError(f"{whose} gives {given} batches, its length says {batches}: correct __len__ of its {part}")
+    if part == "data set" and loader.num_workers:
+        part += ", or divide its images among the workers (torch.utils.data.get_worker_info)"
+    raise UserError(
+        f"{whose} gives more than the {batches} batches that its length says, and each image is to be evaluated: "
+        f"correct __len__ of its {part}"
+    )
+
+
+def _check_drops_none(loader: DataLoader[Any], whose: str) -> None:
+    size, images = stated_batch_size(loader), count_images(loader)
     own = loader.batch_sampler
     drops = loader.drop_last
     if isinstance(own, BatchSampler) and own.drop_last:
@@ -53,15 +102,10 @@ def check_leaves_none_out(loader: DataLoader[Any], split: str, setting: str) -> 
             f"{whose} leaves out the last {images % size} of {images} images, and each image is to be evaluated: give "
             "one with drop_last=False"
         )
-    if isinstance(loader.dataset, IterableDataset):
-        return  # has no sampler; torch itself warns where its length is too small
-    with seeded(0):
-        given = sum(1 for _ in islice(iter(loader.sampler if own is None else own), batches + 1))
-    if given > batches:
-        raise UserError(
-            f"{whose} gives more than the {batches} batches that its length says, and each image is to be evaluated: "
-            "correct __len__ of its sampler"
-        )
+
+
+def _is_of_torch(part: Any) -> bool:
+    return type(part).__module__.startswith("torch.utils.data")
 
 
 def stated_batch_size(loader: DataLoader[Any]) -> int | None:

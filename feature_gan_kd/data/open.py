@@ -6,15 +6,15 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
+from feature_gan_kd.data.augmentation import MAX_CROP_FLIP_SIZE, ImageOptions, check_training, image_options
+from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import ImageSource
-from feature_gan_kd.data.decode import decode_images, skipped_images_note
-from feature_gan_kd.data.image_transforms import ImageTransform
-from feature_gan_kd.data.in_memory import MemoryImages
-from feature_gan_kd.data.items import TableImages, TorchDatasetImages
+from feature_gan_kd.data.image_sources import Source, balance, build_source, known_labels
+from feature_gan_kd.data.image_transforms import OwnTransform, describe_transform
+from feature_gan_kd.data.items import TorchDatasetImages
 from feature_gan_kd.data.labelled import (
     LabelledSplit,
     ModelClasses,
@@ -24,20 +24,11 @@ from feature_gan_kd.data.labelled import (
     note_classes,
     read_split,
 )
-from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.sources import choose_evaluation, choose_splits
-from feature_gan_kd.data.streaming import IterableImages, Stream
 from feature_gan_kd.data.table import Classes, Table
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.utils.errors import UserError
-
-# Decoded images of one split are held in memory up to this many bytes.
-MEMORY_LIMIT = 4 * 2**30
-# Images with a larger side, in pixels, are cropped at random sizes, as is usual for ImageNet.
-MAX_CROP_FLIP_SIZE = 96
-
-Source = MemoryImages | LazyImages | IterableImages | UserLoader
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,10 @@ class Data:
         skipped_images: number of images left out of both because they cannot be decoded. Does not count images that
             are decoded while the run reads them: which of these are bad is not known beforehand.
         notes: lines that tell the user what was chosen.
-        fingerprint: of the images and labels of both; of a sample of them where they are not in memory.
+        fingerprint: of the images and labels of both; of a sample of them where they are not in memory. It names a
+            transform of the user's own, too.
+        evaluation_fingerprint: of those to evaluate on alone.
+        train_labels: class indices of the training images, int64 `(N,)`; None where they are not known beforehand.
     """
 
     train: ImageSource
@@ -64,6 +58,8 @@ class Data:
     skipped_images: int
     notes: list[str]
     fingerprint: str
+    evaluation_fingerprint: str
+    train_labels: Tensor | None = None
 
     def description(self) -> dict[str, Any]:
         """Returns what a run's folder says about the data, as JSON values."""
@@ -77,23 +73,6 @@ class Data:
         }
 
 
-@dataclass(frozen=True)
-class _ImageOptions:
-    """How labelled images become batches.
-
-    Attributes:
-        transform: per image.
-        augment: per batch, in training; None for none.
-        num_workers: processes that decode images which are not held in memory.
-        skip: leave out images that cannot be decoded.
-    """
-
-    transform: ImageTransform
-    augment: CropFlip | None
-    num_workers: int
-    skip: bool
-
-
 def open_data(
     train_data: Any,
     eval_data: Any,
@@ -105,6 +84,7 @@ def open_data(
     common: Normalisation | None = None,
     num_classes: int | None = None,
     num_classes_given: bool = False,
+    train_transform: OwnTransform | None = None,
 ) -> Data:
     """Opens the training and the evaluation images.
 
@@ -122,21 +102,29 @@ def open_data(
             for the training images' own.
         num_classes: of the models; limits the labels where the data do not say how many classes they have.
         num_classes_given: whether the user gave it; then it counts more than the `classes` of a torch data set.
+        train_transform: of the user's own for training images, in place of the augmentation that `config` names.
 
     Raises:
-        UserError: for data, columns, splits, labels or images that cannot be used, naming the place.
+        UserError: for data, columns, splits, labels or images that cannot be used, naming the place; for settings of
+            the augmentation that cannot act on them.
     """
     notes: list[str] = []
-    options = _image_options(config, image_size, in_chans, flip=train_data is not None)
+    options = image_options(config, image_size, in_chans, flip=train_data is not None, own=train_transform)
     classes = ModelClasses(num_classes, num_classes_given)
     train, evaluation = _read_both(train_data, eval_data, config, options, notes, classes)
-    train_source, eval_source = _build_source(train, options, notes), _build_source(evaluation, options, notes)
-    labels = train_source.labels if isinstance(train_source, MemoryImages) else None
+    check_training(config, image_size, own=train_transform, given_as=_given_as(train))
+    train_source = build_source(train, options, notes, training=True)
+    eval_source = build_source(evaluation, options, notes)
+    labels = known_labels(train_source)
     check_training_images(train, labels, len(train_source))  # once more: bad images may have been left out
+    if not isinstance(train_source, UserLoader):
+        train_source.erase = options.erase
+    balance(train_source, labels, config, notes)
     normalisation = _choose_normalisation(train_source, eval_source, stated, common, notes)
     if normalisation is not None:
         normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
         train_source.normalise = eval_source.normalise = normalise
+    evaluated = eval_source.fingerprint()
     return Data(
         train=train_source,
         evaluation=eval_source,
@@ -145,8 +133,23 @@ def open_data(
         normalisation=normalisation,
         skipped_images=len(train) - len(train_source) + len(evaluation) - len(eval_source),
         notes=notes,
-        fingerprint=hashlib.sha256(f"{train_source.fingerprint()} {eval_source.fingerprint()}".encode()).hexdigest(),
+        fingerprint=_fingerprint(train_source, evaluated, train_transform),
+        evaluation_fingerprint=evaluated,
+        train_labels=labels,
     )
+
+
+def _fingerprint(train: Source, evaluated: str, own: OwnTransform | None) -> str:
+    digest = hashlib.sha256(f"{train.fingerprint()} {evaluated}".encode()).hexdigest()
+    return digest if own is None else f"{digest}, train_transform {describe_transform(own)}"
+
+
+def _given_as(train: LabelledSplit) -> str | None:
+    """What training images cannot be changed of, in words; None for images."""
+    if isinstance(train, UserLoader):
+        return "a DataLoader"
+    tensors = isinstance(train, TorchDatasetImages) and not train.holds_pil_images()
+    return "a data set of tensors" if tensors else None
 
 
 def _choose_normalisation(
@@ -181,7 +184,7 @@ def _read_both(
     train_data: Any,
     eval_data: Any,
     config: DistillConfig,
-    options: _ImageOptions,
+    options: ImageOptions,
     notes: list[str],
     classes: ModelClasses,
 ) -> tuple[LabelledSplit, LabelledSplit]:
@@ -220,7 +223,7 @@ def open_evaluation(
     num_classes: int | None = None,
     num_classes_given: bool = False,
     trained_on: bool = False,
-) -> tuple[ImageSource, list[str]]:
+) -> tuple[Source, list[str]]:
     """Opens images to evaluate on, without opening training images.
 
     Args:
@@ -243,7 +246,7 @@ def open_evaluation(
         UserError: as `open_data`; also for classes other than the models'.
     """
     notes: list[str] = []
-    options = _image_options(config, image_size, in_chans, flip=False)
+    options = image_options(config, image_size, in_chans, flip=False)
     known, classes = Classes(class_names, num_classes, "the models"), ModelClasses(num_classes, num_classes_given)
     if eval_data is None or trained_on:
         train_split, split = choose_splits(eval_data, None, config, notes)
@@ -254,7 +257,7 @@ def open_evaluation(
         split = choose_evaluation(eval_data, config, notes)
         evaluation = read_split(split, config, options.transform, notes, classes, known)
     evaluation = _limit_evaluation(evaluation, config)
-    source = _build_source(evaluation, options, notes)
+    source = build_source(evaluation, options, notes)
     if _normalises(source, normalisation, takes_floats=takes_floats):
         assert normalisation is not None
         source.normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
@@ -288,56 +291,7 @@ def count_classes(train_data: Any, config: DistillConfig) -> int | None:
         UserError: as `open_data`.
     """
     split, _ = choose_splits(train_data, None, config, [])
-    transform = _image_options(config, MAX_CROP_FLIP_SIZE, 3, flip=False).transform
+    transform = image_options(config, MAX_CROP_FLIP_SIZE, 3, flip=False).transform
     train = read_split(split, config, transform, [], ModelClasses(None))
     check_training_images(train, train.labels if isinstance(train, Table) else None, len(train))
     return train.num_classes
-
-
-def _image_options(config: DistillConfig, size: int, channels: int, *, flip: bool) -> _ImageOptions:
-    """Chooses transforms and augmentation; `flip` allows "auto" to mirror small images."""
-    kind = config.augmentation
-    if kind == "auto":
-        kind = "resized-crop" if size > MAX_CROP_FLIP_SIZE else "crop-flip" if flip else "crop"
-    augment = CropFlip(size // 8, flip=kind == "crop-flip") if kind in ("crop", "crop-flip") else None
-    transform = ImageTransform(size, channels, resized_crop=kind == "resized-crop")
-    return _ImageOptions(transform, augment, config.num_workers, config.skip_bad_images)
-
-
-def _build_source(split: LabelledSplit, options: _ImageOptions, notes: list[str]) -> Source:
-    """Decodes the images of a table into memory if they fit there, and prepares all others to be decoded when read."""
-    transform, augment, skip = options.transform, options.augment, options.skip
-    if isinstance(split, UserLoader):
-        return split
-    if isinstance(split, Stream):
-        return IterableImages(split, transform, augment, skip=skip)
-    if isinstance(split, TorchDatasetImages):
-        augment = augment if split.holds_pil_images() else None
-        return LazyImages(split, transform, augment, options.num_workers, skip=skip)
-    if transform.resized_crop or len(split) * transform.size**2 * transform.channels > MEMORY_LIMIT:
-        workers = options.num_workers
-        where = f"in {workers} worker processes" if workers else "in the training process (more with --num-workers)"
-        _note_once(f"split {split.split!r}: decoded as it is read, {where}", notes)
-        return LazyImages(TableImages(split, transform), transform, augment, workers, skip=skip)
-    return _decode_into_memory(split, options, notes)
-
-
-def _decode_into_memory(table: Table, options: _ImageOptions, notes: list[str]) -> MemoryImages:
-    size = options.transform.size
-    names = [table.describe_image(row) for row in range(len(table))]
-    images = table.undecoded_images()
-    pixels, bad, resized = decode_images(images, names, size, options.transform.channels, skip=options.skip)
-    if resized:
-        _note_once(f"images resized to {size} x {size} (largest centred square, bicubic)", notes)
-    if bad:
-        notes.append(skipped_images_note(len(bad), "left out", table.describe_file(bad[0])))
-    if len(bad) == len(table):
-        raise UserError(f"images: not one image of split {table.split!r} can be decoded: check the data")
-    good = torch.ones(len(table), dtype=torch.bool).index_fill(0, torch.tensor(bad, dtype=torch.int64), False)
-    return MemoryImages(pixels, table.labels[good], options.augment)
-
-
-def _note_once(note: str, notes: list[str]) -> None:
-    """Adds a note unless it is there: a held-out part would repeat the notes of its split."""
-    if note not in notes:
-        notes.append(note)

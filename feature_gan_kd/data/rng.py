@@ -22,7 +22,7 @@ _FIRST = -4658895280553007687
 _SECOND = -7723592293110705685
 
 # What a number is for. Part of the key, so that the order of the images says nothing about their crops.
-ORDER, CROP, ITEM, MIX = 1, 2, 3, 4
+ORDER, CROP, ITEM, MIX, ERASE, BALANCE = 1, 2, 3, 4, 5, 6
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
@@ -43,7 +43,7 @@ def random_bits(seed: int, epoch: int, purpose: int, indices: Tensor) -> Tensor:
     Args:
         seed: of the run.
         epoch: counted from 0.
-        purpose: what the numbers are for (`ORDER`, `CROP`, `ITEM` or `MIX`).
+        purpose: what the numbers are for (`ORDER`, `CROP`, ...).
         indices: int64, any shape.
 
     Returns:

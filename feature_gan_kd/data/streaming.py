@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from feature_gan_kd.data.batches import Batch, batch_bounds, rank_slice
 from feature_gan_kd.data.columns import find_image_column, find_label_column, note_others
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TableImages
-from feature_gan_kd.data.labels import are_numbers, class_names_of, encode_labels, numbers_as_names
+from feature_gan_kd.data.labels import are_numbers, class_names_of, encode_labels, numbers_as_names, plain_label
 from feature_gan_kd.data.lazy import ItemReader, OnDemandImages, collate
 from feature_gan_kd.data.rng import item_seeds
 from feature_gan_kd.data.sources import Split
@@ -25,6 +25,13 @@ from feature_gan_kd.utils.errors import UserError
 
 # A process draws the next image at random out of this many undecoded ones.
 SHUFFLE_BUFFER = 1000
+# What `datasets` calls changes of a stream that neither add nor remove rows.
+_SAME_ROWS = (
+    "BufferShuffledExamplesIterable",
+    "FormattedExamplesIterable",
+    "RebatchedArrowExamplesIterable",
+    "SelectColumnsIterable",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class Stream:
     """One split of a streamed data set.
 
     Attributes:
-        rows: a `datasets.IterableDataset` of undecoded images and labels.
+        rows: a `datasets.IterableDataset` of images and labels; the images are undecoded, unless the stream's own
+            functions had to see them, such as a filter.
         image: name of the column of images.
         label: name of the column of labels.
         class_names: by class index; None where the data have none.
@@ -40,6 +48,7 @@ class Stream:
         numbers_are_names: whether a label that is a number is the name of a class, not its index.
         length: number of images in one epoch.
         split: its name.
+        mode: see `Table`.
     """
 
     rows: Any
@@ -50,6 +59,7 @@ class Stream:
     numbers_are_names: bool
     length: int
     split: str
+    mode: str | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -71,6 +81,7 @@ class Stream:
             num_classes=self.num_classes or 0,
             positions=torch.arange(begin, begin + len(rows)),
             split=self.split,
+            mode=self.mode,
         )
 
 
@@ -90,10 +101,14 @@ def read_stream(
     Raises:
         UserError: for columns that are not there, classes that are not known, or a length that is not known.
     """
-    from datasets import Image
-
     stream = split.data.with_format(None)
-    features = stream.features or stream._resolve_features().features
+    divided = stream._distributed
+    if divided is not None and divided.world_size > 1:
+        raise UserError(
+            f"{split.setting}: the stream of split {split.name!r} is this process's part of the images "
+            "(split_dataset_by_node), and they would be divided once more: give the whole stream"
+        )
+    features = stream.features or _first_row_features(stream, split.name)
     image, other_images = find_image_column(features, config.image_column, split.name)
     label, other_labels = find_label_column(features, config.label_column, image, split.name)
     declared = class_names_of(features[label], [], label, num_classes)
@@ -106,7 +121,7 @@ def read_stream(
         f"{note_others(other_labels, '--label-column')}; decoded in the training process"
     )
     return Stream(
-        rows=stream.select_columns([image, label]).cast_column(image, Image(decode=False)),
+        rows=_undecoded(stream.select_columns([image, label]), image),
         image=image,
         label=label,
         class_names=names,
@@ -114,7 +129,39 @@ def read_stream(
         numbers_are_names=declared is None and names is not None and are_numbers(names),
         length=length,
         split=split.name,
+        mode=getattr(features[image], "mode", None),
     )
+
+
+def _first_row_features(stream: Any, split: str) -> dict[str, Any]:
+    """Returns the types of the columns of a stream that does not declare them, as one that was mapped.
+
+    Raises:
+        UserError: for a stream without rows.
+    """
+    from datasets import Image, Value
+    from PIL.Image import Image as PILImage
+
+    row = next(iter(stream), None)
+    if row is None:
+        raise UserError(f"data: the streamed split {split!r} is empty")
+    types: dict[str, Any] = {}
+    for name, value in ((name, plain_label(value)) for name, value in row.items()):
+        if isinstance(value, PILImage):
+            types[name] = Image()
+        elif isinstance(value, Mapping):
+            types[name] = dict.fromkeys(value)
+        else:
+            kinds = {bool: "bool", int: "int64", float: "float64", str: "string", bytes: "binary"}
+            types[name] = Value(kinds[type(value)]) if type(value) in kinds else type(value).__name__
+    return types
+
+
+def _undecoded(stream: Any, image: str) -> Any:
+    """Returns a stream that does not decode its images by itself, where it declares its columns."""
+    from datasets import Image
+
+    return stream if stream.features is None else stream.cast_column(image, Image(decode=False))
 
 
 def _stream_class_names(
@@ -141,10 +188,35 @@ def _length(stream: Any, split: str, config: DistillConfig, *, training: bool) -
     option = "max_train_samples" if training else "max_eval_samples"
     limit: int | None = getattr(config, option)
     stated = (stream.info.splits or {}).get(str(stream.split))
-    count: int | None = stated.num_examples if stated is not None and stated.num_examples else None
+    count = _count_rows(stream._ex_iterable, stated.num_examples if stated is not None else None)
     if count is None and limit is None:
         raise UserError(f"{option}: the streamed split {split!r} does not say how many images it has: say how many")
     return min(number for number in (count, limit) if number is not None)
+
+
+def _count_rows(source: Any, stated: int | None) -> int | None:
+    """Counts the rows that a stream gives; None where it is not known, as after a filter.
+
+    A stream keeps the number of rows that its data set states whatever is done to it.
+
+    Args:
+        source: how the stream reads and changes its rows, the last change first.
+        stated: number of rows of the data set; None or 0 where it states none.
+    """
+    if not hasattr(source, "ex_iterable"):
+        tables = getattr(source, "kwargs", {}).get("shards") or [None]
+        if all(hasattr(table, "num_rows") for table in tables):  # of Dataset.to_iterable_dataset
+            return sum(int(table.num_rows) for table in tables)
+        several = hasattr(source, "ex_iterables")  # which of them states this number is not known
+        return None if several else stated or None
+    count = _count_rows(source.ex_iterable, stated)
+    kind = type(source).__name__
+    if kind == "TakeExamplesIterable":
+        return int(source.n) if count is None else min(int(source.n), count)
+    if kind == "SkipExamplesIterable":
+        return None if count is None else max(count - int(source.n), 0)
+    same = kind in _SAME_ROWS or (kind == "MappedExamplesIterable" and not source.batched)
+    return count if same else None
 
 
 class IterableImages(OnDemandImages):
@@ -175,14 +247,14 @@ class IterableImages(OnDemandImages):
         return len(self.stream)
 
     def holds_floats(self) -> bool:
-        """See `ImageSource`; a stream's images are decoded to pixels."""
-        return False
+        """See `ImageSource`; the images are decoded to pixels, which a transform of the user's own may change."""
+        return self.transform.own is not None and self._sample(1, seed=0)[0].is_floating_point()
 
-    def _sample(self, count: int) -> Batch:
+    def _sample(self, count: int, seed: int | None = None) -> Batch:
         rows = list(itertools.islice(self.stream.rows, min(count, len(self))))
         if not rows:
             raise self._empty_error()
-        images, labels = self._decode(rows, 0, [None] * len(rows))
+        images, labels = self._decode(rows, 0, [seed] * len(rows))
         if not len(images):
             raise UserError(f"images: none of the first {len(rows)} of split {self.stream.split!r} can be decoded")
         return images, labels

@@ -93,6 +93,7 @@ class Table:
         positions: int64 `(N,)`, each row's index in the split, for messages.
         split: name of the split.
         order_declared: see `Classes`.
+        mode: of PIL, which the column states for its images; None for that of each file.
     """
 
     rows: Any
@@ -103,6 +104,7 @@ class Table:
     positions: Tensor
     split: str
     order_declared: bool = True
+    mode: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -173,6 +175,7 @@ def read_table(
         positions=torch.arange(len(dataset)),
         split=split.name,
         order_declared=type(dataset.features[label]).__name__ == "ClassLabel",
+        mode=getattr(dataset.features[image], "mode", None),
     )
 
 

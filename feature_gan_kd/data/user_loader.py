@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +17,9 @@ from torch.utils.data import DataLoader
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_sizes, rank_slice
 from feature_gan_kd.data.decode import count_values, hash_images, statistics_of_counts
-from feature_gan_kd.data.items import check_square
+from feature_gan_kd.data.image_transforms import check_square
 from feature_gan_kd.data.loader_parts import (
+    check_given,
     check_gives_all_images,
     count_images,
     count_sampled_images,
@@ -23,6 +28,7 @@ from feature_gan_kd.data.loader_parts import (
     stated_batch_size,
 )
 from feature_gan_kd.data.rng import item_seeds, seeded
+from feature_gan_kd.data.stated_labels import stated_labels
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -72,6 +78,7 @@ class UserLoader:
         self.setting = setting
         self.normalise = PixelNormaliser.identity(channels)
         self._gives_floats: bool | None = None  # as the first batch that was read
+        self._more_reported = False
 
     def __len__(self) -> int:
         images, size = count_images(self.loader), stated_batch_size(self.loader)
@@ -109,12 +116,13 @@ class UserLoader:
         return statistics_of_counts(self._whole_pass[1])
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the first batch.
+        """Returns the SHA-256 of the first batch, the number of images, and all labels that the data set lists.
 
         Raises:
             UserError: for a batch that is not a pair of images and labels.
         """
-        return hash_images(*self._first_batch)
+        known = f"{len(self)} {self._num_batches} {stated_labels(self.loader.dataset)}"
+        return hashlib.sha256(f"{hash_images(*self._first_batch)} {known}".encode()).hexdigest()
 
     def batches(
         self,
@@ -131,11 +139,14 @@ class UserLoader:
         """See `ImageSource`; reads and drops the batches before `start`.
 
         Raises:
-            UserError: for a batch that is not a pair of images and labels, or is a single image in training.
+            UserError: for a batch that is not a pair of images and labels, or is a single image in training; after the
+                last one, for fewer batches than the loader's length says, and in evaluation for more.
         """
         set_epoch(self.loader, epoch)
-        reader = self._read_batches(*item_seeds(seed, epoch, torch.arange(self._num_batches + 1)))
+        reader = self._read_batches(*item_seeds(seed, epoch, torch.arange(self._num_batches + 2)))
+        given = 0
         for number, read in zip(range(self.steps(batch_size, train=train)), reader, strict=False):
+            given = number + 1
             if number < start:
                 continue
             images, labels = self._check_batch(read, number)
@@ -146,6 +157,21 @@ class UserLoader:
             if not images.is_floating_point():
                 images = self.normalise(images.permute(0, 2, 3, 1))
             yield images.float(), labels
+        self._check_end(given, reader, train=train, tell=rank == 0)
+
+    def _check_end(self, given: int, reader: Iterator[Any], *, train: bool, tell: bool) -> None:
+        """Reads on for one batch more than there should be, and compares their number with the loader's length."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Length of IterableDataset")
+            given += sum(1 for _ in reader)
+        check_given(self.loader, given, self._whose, more_is_wrong=not train)
+        if given > self._num_batches and tell and not self._more_reported:
+            print(f"{self._whose} gives more than its {self._num_batches} batches, which end an epoch", file=sys.stderr)
+            self._more_reported = True
+
+    @property
+    def _whose(self) -> str:
+        return f"{self.setting}: the DataLoader of split {self.split!r}"
 
     @functools.cached_property
     def _counted_images(self) -> int:
@@ -156,18 +182,22 @@ class UserLoader:
     @functools.cached_property
     def _whole_pass(self) -> tuple[int, Tensor]:
         """Reads all batches: the number of images, and how often each value of a byte occurs, (channels, 256)."""
-        images, counts = 0, torch.zeros(self.channels, 256, dtype=torch.float64)
+        images, number, counts = 0, -1, torch.zeros(self.channels, 256, dtype=torch.float64)
         for number, read in enumerate(self._read_batches(*item_seeds(0, 0, torch.arange(self._num_batches + 1)))):
             batch, _ = self._check_batch(read, number)
             images += len(batch)
             if not batch.is_floating_point():
                 counts += count_values(batch.permute(0, 2, 3, 1))
+        check_given(self.loader, number + 1, self._whose, more_is_wrong=False)
         return images, counts
 
     @functools.cached_property
     def _first_batch(self) -> Batch:
         """Read once: the workers of a loader may take long to start."""
-        return self._check_batch(next(self._read_batches(0)), 0)
+        read = next(self._read_batches(0), None)
+        if read is None:
+            raise UserError(f"{self._whose} gives no batch")
+        return self._check_batch(read, 0)
 
     def _read_batches(self, first: int, *seeds: int) -> Iterator[Any]:
         """Yields the loader's batches.
@@ -175,13 +205,25 @@ class UserLoader:
         Args:
             first: seeds the generators while the loader starts.
             seeds: seed them for one batch each; without any, `first` does for a single batch.
+
+        Raises:
+            UserError: for images that torch cannot collate, as those of PIL.
         """
         seed_parts(self.loader, first)
         with seeded(first):
             reader = iter(self.loader)
         for seed in seeds or [first]:
             with seeded(seed):
-                read = next(reader, None)
+                try:
+                    read = next(reader, None)
+                except TypeError as error:
+                    found = re.search(r"default_collate: .*found <class '(.+)'>", str(error))
+                    if found is None:  # a bug of the user's data set
+                        raise
+                    raise UserError(
+                        f"{self._whose} cannot make batches of {found[1]}: make tensors of the images in its data set, "
+                        "or give the data set itself"
+                    ) from error
             if read is None:
                 return
             yield read

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 from torch import nn
 
@@ -22,6 +22,13 @@ ExportFormat = Literal["safetensors", "onnx", "torch-export"]
 
 # A card lists the names of at most so many classes; the config has them all.
 _MAX_NAMES = 20
+# Of each figure: its title, its name in the hub's model index, and its format.
+_SCORES = {
+    "accuracy": ("top-1 accuracy, %", "accuracy", ".2f"),
+    "top5": ("top-5 accuracy, %", "top_5_accuracy", ".2f"),
+    "macro_f1": ("macro F1, %", "f1", ".2f"),
+    "cross_entropy": ("cross-entropy, nats", "cross_entropy", ".4f"),
+}
 TAGS = ("timm", "image-classification", "knowledge-distillation")
 
 
@@ -41,8 +48,9 @@ class ModelCardInfo:
         method: by which the models learned from each other.
         peers: names of the other models of the run.
         data: name of the training data, as the user gave it; None where the user's own loop gave them.
-        accuracy: top-1 accuracy of this model on the evaluation images, in %.
-        ensemble: top-1 accuracy of the mean of all models' logits, in %.
+        scores: figures of this model on the evaluation images: `accuracy`, `top5` and `macro_f1` in %,
+            `cross_entropy` in nats; empty where none was measured.
+        ensemble: the same of the mean of all models' logits.
         epochs: passes over the training images that these weights have seen; None where they are not known.
         updates: updates that these weights have had; 0 for those that were not trained here.
         recipe: the settings in force, with the values that method and recipe chose; the card leaves out None.
@@ -50,6 +58,8 @@ class ModelCardInfo:
         license: as the user stated it.
         pretrained: whether the model started from pretrained weights, whose licence it inherits.
         model_args: keyword arguments that timm needs to rebuild the model, besides those that it records itself.
+        crop_pct: share of each side of an image that evaluation kept.
+        interpolation: how it resized images.
 
     Raises:
         UserError: where two of these contradict each other.
@@ -66,8 +76,8 @@ class ModelCardInfo:
     method: MethodName
     peers: list[str]
     data: str | None
-    accuracy: float | None
-    ensemble: float | None
+    scores: dict[str, float]
+    ensemble: dict[str, float]
     epochs: int | None
     updates: int
     recipe: dict[str, Any]
@@ -75,6 +85,8 @@ class ModelCardInfo:
     license: str | None = None
     pretrained: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         if self.class_names is not None and len(self.class_names) != self.num_classes:
@@ -111,6 +123,8 @@ def model_card(
         tags=[tag for tag in TAGS if for_timm or tag != "timm"],
         datasets=[card_info.data] if card_info.data and _is_hub_id(card_info.data) else None,
         base_model=_pretrained_source(model, card_info).get("hf_hub_id") or None,
+        model_name=card_info.architecture if card_info.scores else None,
+        eval_results=_eval_results(card_info) if card_info.scores else None,
     )
     sections = [
         f"---\n{front.to_yaml()}\n---",
@@ -150,13 +164,36 @@ def _which_weights(card_info: ModelCardInfo) -> str:
     return f"after {card_info.updates} updates" if card_info.updates else "before any training in it"
 
 
+def _eval_results(card_info: ModelCardInfo) -> list[EvalResult]:
+    """The figures as the hub's model index has them: shares, not percentages."""
+    data = card_info.data or "data of the publisher's own"
+    is_on_hub = _is_hub_id(data)
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data if is_on_hub else "image-classification",
+            dataset_name=_public_name(data).strip("`"),
+            metric_type=metric,
+            metric_value=round(card_info.scores[name] / (1 if name == "cross_entropy" else 100), 6),
+            metric_name=title.removesuffix(", %").removesuffix(", nats"),
+        )
+        for name, (title, metric, _) in _SCORES.items()
+        if name in card_info.scores
+    ]
+
+
 def _results_section(card_info: ModelCardInfo) -> str:
-    """The accuracies; empty where none was measured."""
-    if card_info.accuracy is None:
+    """The figures; empty where none was measured."""
+    if not card_info.scores:
         return ""
-    rows = {"this model": card_info.accuracy, "ensemble (mean of all logits)": card_info.ensemble}
-    cells = "\n".join(f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in rows.items())
-    table = f"## Results\n\n| on the evaluation images | top-1 accuracy, % |\n|---|---|\n{cells}"
+    names = [name for name in _SCORES if name in card_info.scores]
+    rows = {"this model": card_info.scores, "ensemble (mean of all logits)": card_info.ensemble}
+    cells = "\n".join(
+        f"| {title} | {' | '.join(f'{own[name]:{_SCORES[name][2]}}' if name in own else '-' for name in names)} |"
+        for title, own in rows.items()
+    )
+    heads = " | ".join(_SCORES[name][0] for name in names)
+    table = f"## Results\n\n| on the evaluation images | {heads} |\n|---|{'---|' * len(names)}\n{cells}"
     if card_info.which == "best":
         table += "\n\nThe best epoch was chosen on these same images, so the accuracy is optimistic."
     return table

@@ -1,8 +1,8 @@
-"""Classifies image files with a published model, of any export format."""
+"""Classifies image files with a published model, one of the hub, or one of timm's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from timm.data import create_transform, resolve_data_config
 
-from feature_gan_kd.data.convert import convert_channels
-from feature_gan_kd.export import GRAPH_FILES, Graph, load_graph, load_published, read_config
+from feature_gan_kd.data.convert import ImageError, convert_channels
+from feature_gan_kd.export.classifier import open_classifier
 from feature_gan_kd.utils.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -34,35 +34,28 @@ class Prediction:
 
 
 class Predictor:
-    """A published model that classifies images.
+    """Classifies images with a model.
 
     Args:
-        folder: written by `save_pretrained` or `export`, in any format.
+        name: of the model, see `open_classifier`.
         trust_code: load a file of torch.export, which can run code when it is loaded.
 
     Raises:
-        UserError: where the folder holds no model that can be loaded.
+        UserError: where there is no model that can be loaded.
     """
 
-    def __init__(self, folder: Path, *, trust_code: bool = False) -> None:
-        graph = next((graph for graph, name in GRAPH_FILES.items() if (folder / name).is_file()), None)
-        if graph == "torch-export" and not trust_code:
-            raise UserError(
-                f"{folder / GRAPH_FILES[graph]}: can run code when it is loaded: add --trust-code if you trust it"
-            )
-        self.model: Graph
-        if graph is None:
-            self.model, config = load_published(folder)
-        else:
-            self.model, config = load_graph(folder, graph), read_config(folder)
+    def __init__(self, name: str, *, trust_code: bool = False) -> None:
+        found = open_classifier(name, trust_code=trust_code)
+        self.name, self.model = name, found.model
         try:
-            cfg = dict(config["pretrained_cfg"])
-            self.channels = int(cfg["input_size"][0])
-            self.labels = _read_labels(config)
-            self.transform: Any = create_transform(**resolve_data_config({}, pretrained_cfg=cfg), is_training=False)
+            self.channels = int(found.cfg["input_size"][0])
+            self.label = found.label_of()
+            self.transform: Any = create_transform(
+                **resolve_data_config({}, pretrained_cfg=dict(found.cfg)), is_training=False
+            )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(
-                f"{folder / 'config.json'}: does not state the form of the images ({reason(error)}): export it again"
+                f"{found.where}: does not state the form of the images ({reason(error)}): export it again"
             ) from None
 
     def __call__(self, images: Sequence[Image], top: int = 5) -> list[list[Prediction]]:
@@ -73,28 +66,31 @@ class Predictor:
             top: how many classes, at most.
 
         Raises:
-            UserError: for an image whose values are not understood, see `convert_channels`.
+            UserError: for an image whose values are not understood, see `convert_channels`, and for a model whose
+                output is no logits.
         """
         names = [getattr(image, "filename", None) or f"image {k}" for k, image in enumerate(images)]
         converted = (convert_channels(image, self.channels, name) for image, name in zip(images, names, strict=True))
         batch = torch.stack([self.transform(image) for image in converted])
         with torch.no_grad():
-            probabilities = self.model(batch).softmax(dim=1)
+            logits = self.model(batch)
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] == 0:
+            raise UserError(f"{self.name}: gives no logits (batch, classes), it is no classifier: name a classifier")
+        if not bool(logits.isfinite().all()):
+            raise UserError(f"{self.name}: gives logits that are not finite: name a model that did not diverge")
+        probabilities = logits.float().softmax(dim=1)
         values, indices = probabilities.topk(min(top, probabilities.shape[1]))
         return [
-            [Prediction(self._label(k), k, value) for k, value in zip(of.tolist(), row.tolist(), strict=True)]
+            [Prediction(self.label(k), k, value) for k, value in zip(of.tolist(), row.tolist(), strict=True)]
             for of, row in zip(indices, values, strict=True)
         ]
-
-    def _label(self, index: int) -> str:
-        return self.labels.get(index, str(index))
 
 
 def read_image(path: Path) -> Image:
     """Decodes an image file.
 
     Raises:
-        UserError: where it cannot be decoded.
+        ImageError: where it cannot be decoded.
     """
     from PIL import Image
 
@@ -103,14 +99,7 @@ def read_image(path: Path) -> Image:
             image.load()
             return image
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error, ... for broken files
-        if path.is_dir():
-            problem = "is a folder"
-        else:
-            problem = f"is not an image ({reason(error)})" if path.exists() else "does not exist"
-        raise UserError(f"image: {path} {problem}: name image files") from None
-
-
-def _read_labels(config: Mapping[str, Any]) -> dict[int, str]:
-    names = config.get("label_names") or []
-    found = names.items() if isinstance(names, Mapping) else enumerate(names)
-    return {int(index): str(name) for index, name in found}
+        problem = f"is not an image ({reason(error)})" if path.exists() else "does not exist"
+        raise ImageError(
+            f"image: {path} {problem}: name image files, or leave out such with --skip-bad-images"
+        ) from None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from feature_gan_kd.config.settings import UPDATE_SETTINGS
+from feature_gan_kd.data import evaluation_crop_pct
 from feature_gan_kd.export import (
     ExportFormat,
     ModelCardInfo,
@@ -17,22 +19,25 @@ from feature_gan_kd.export import (
     publish_graph,
     push,
 )
-from feature_gan_kd.models.normalisation import Normalisation
+from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
 from feature_gan_kd.models.peer import DROP_RATES, PeerModel
-from feature_gan_kd.training.history import Record, Which, ensemble_accuracy, model_accuracies
+from feature_gan_kd.training.class_names import published_class_names
+from feature_gan_kd.training.history import Record, Which
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import RunProvenance
 from feature_gan_kd.utils.errors import UserError
+
+Stated = tuple[Sequence[float] | None, Sequence[float] | None]
+"""Mean and standard deviation per channel, as a user states them; None each for what is not stated."""
 
 
 def save_models(
     group: PeerGroup,
     directory: Path,
-    *,
     which: Which,
     form: ExportFormat,
     license: str | None,
-    stated: Normalisation | None,
+    stated: Stated,
 ) -> list[Path]:
     """Publishes every model of a group that has such weights, see `OnlineAdversarialDistiller.save_pretrained`.
 
@@ -42,7 +47,7 @@ def save_models(
         which: which weights these are.
         form: the format.
         license: of the weights; None takes what `fit` was given.
-        stated: what the images were normalised with, where the group does not know it.
+        stated: mean and standard deviation of the images, where the group does not know them.
 
     Returns:
         The folders.
@@ -111,7 +116,7 @@ def push_model(
 
 
 def model_card_info(
-    group: PeerGroup, index: int, which: Which, license: str | None, stated: Normalisation | None = None
+    group: PeerGroup, index: int, which: Which, license: str | None, stated: Stated = (None, None)
 ) -> ModelCardInfo:
     """Collects what the card and the config of one model state.
 
@@ -120,7 +125,7 @@ def model_card_info(
         index: position of the model.
         which: which weights are published; the card states their accuracy.
         license: of the weights; None takes that of the provenance.
-        stated: what the images were normalised with, where the group does not know it.
+        stated: mean and standard deviation of the images, where the group does not know them.
 
     Raises:
         UserError: for a position without a model, and where that is not known at all.
@@ -130,15 +135,16 @@ def model_card_info(
         raise UserError(f"model: {index!r} is not allowed, expected a position: {known}")
     model, provenance = group.peers[index], group.provenance
     record = None if provenance is None else _record_of(provenance, index, which)
-    normalisation, updates = published_normalisation(group, index, stated), group.step.number
-    settings, measured = model.own_config(group.config).to_dict(), "ema_accuracy" if which == "ema" else "accuracy"
+    said = stated_normalisation(*stated, group.in_chans)
+    normalisation, updates = published_normalisation(group, index, said), group.step.number
+    settings = model.own_config(group.config).to_dict()
     if provenance is None:  # nobody called `fit`: what only `fit` uses says nothing about these weights
         settings = {name: value for name, value in settings.items() if name in UPDATE_SETTINGS} if updates else {}
     return ModelCardInfo(
         architecture=model.architecture,
         index=index,
         num_classes=group.num_classes,
-        class_names=provenance.class_names if provenance else None,
+        class_names=published_class_names(group, index),
         image_size=model.image_size,
         in_chans=group.in_chans,
         mean=normalisation.mean,
@@ -146,8 +152,8 @@ def model_card_info(
         method=group.config.method,
         peers=[name for k, name in enumerate(group.names) if k != index],
         data=provenance.data if provenance else None,
-        accuracy=model_accuracies(record, measured)[index] if record else None,
-        ensemble=ensemble_accuracy(record, measured) if record else None,
+        scores=_scores(record, which, str(index)),
+        ensemble=_scores(record, which, "ensemble"),
         epochs=record["epoch"] if record else None,
         updates=updates,
         recipe=settings,
@@ -155,6 +161,8 @@ def model_card_info(
         license=license or (provenance.license if provenance else None),
         pretrained=model.pretrained,
         model_args={name: value for name, value in model.model_args.items() if name not in DROP_RATES},
+        crop_pct=evaluation_crop_pct(group.config, group.image_size),
+        interpolation=group.config.interpolation,
     )
 
 
@@ -219,6 +227,16 @@ def _model_with(group: PeerGroup, index: int, which: Which) -> PeerModel:
     if index not in group.averaged_models():
         raise UserError(f"which: {model.name} has no averaged weights: train with model_ema, or choose last or best")
     return dataclasses.replace(model, module=group.averages[index].module)
+
+
+def _scores(record: Record | None, which: Which, owner: str) -> dict[str, float]:
+    """The figures of a model, or of the ensemble, by name; empty where there is no record."""
+    prefix, found = "eval/ema_" if which == "ema" else "eval/", {}
+    for key, value in ({} if record is None else record["metrics"]).items():
+        name = key.removeprefix(prefix).removesuffix(f"/{owner}")
+        if key == f"{prefix}{name}/{owner}" and "/" not in name:
+            found[name] = value
+    return found
 
 
 def _record_of(provenance: RunProvenance, index: int, which: Which) -> Record | None:

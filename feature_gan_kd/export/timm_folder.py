@@ -22,8 +22,6 @@ from feature_gan_kd.utils.errors import UserError, closest
 from feature_gan_kd.utils.files import atomic_folder
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-# Images of up to this side are evaluated whole; larger ones as timm does, on the centre of an even larger image.
-_MAX_UNCROPPED_SIDE = 96
 _REMEDY = "the model was changed after timm built it, or model_args lacks arguments that it was built with"
 
 
@@ -206,8 +204,8 @@ def pretrained_cfg(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]
         "input_size": size,
         "fixed_input_size": source.get("fixed_input_size", False),
         # The preprocessing with which the accuracy was measured.
-        "interpolation": "bicubic",
-        "crop_pct": 1.0 if card_info.image_size <= _MAX_UNCROPPED_SIDE else 0.875,
+        "interpolation": card_info.interpolation,
+        "crop_pct": card_info.crop_pct,
         "crop_mode": "center",
         "mean": card_info.mean,
         "std": card_info.std,

@@ -104,17 +104,38 @@ def l2(learner_map: Tensor, source_map: Tensor) -> Tensor:
     return F.mse_loss(at_least_float32(learner_map), at_least_float32(source_map.detach()))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the labels.
+def label_loss(
+    logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, binary: bool = False, weights: Tensor | None = None
+) -> Tensor:
+    """The loss of the labels: cross-entropy, smoothed or weighted, or the binary cross-entropy of each class.
+
+    With smoothing e, class k becomes the target t = (1 - e) onehot(k) + e / classes (Szegedy 2016). Its loss is
+    l(k) = -sum_c t_c log softmax(z)_c, or with `binary` the mean over the classes of
+    -t_c log sigmoid(z_c) - (1 - t_c) log(1 - sigmoid(z_c)), as timm's losses are (Wightman 2021). An image with the
+    probabilities p of the classes has the loss sum_k p_k weights_k l(k), which is linear: mixed labels give the mixture
+    of the two losses. The mean is over images, not over weights, so that parts of a batch add up to the whole.
 
     Args:
         logits: (batch, classes).
         labels: (batch,) class indices, or (batch, classes) probabilities.
+        smoothing: e, at least 0 and below 1.
+        binary: take the classes one by one.
+        weights: (classes,), of the classes; None for 1.
 
     Returns:
         Scalar, in nats, averaged over the batch.
     """
-    return F.cross_entropy(logits, labels)
+    if not binary and weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    classes = logits.shape[1]
+    target = (F.one_hot(labels, classes) if labels.ndim == 1 else labels).to(logits.dtype)
+    if weights is not None:
+        target = target * weights.to(logits.dtype)
+    total = target.sum(1, keepdim=True)  # 1, or the weight of the image
+    target = (1 - smoothing) * target + smoothing / classes * total
+    if binary:
+        return F.binary_cross_entropy_with_logits(logits, target / total, weight=total)
+    return -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

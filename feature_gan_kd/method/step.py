@@ -14,6 +14,7 @@ from feature_gan_kd.config.settings import LossSettings
 from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection
+from feature_gan_kd.method.label_loss import LabelLoss
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
 from feature_gan_kd.method.parameter_watch import ParameterWatch
 from feature_gan_kd.method.topology import Edge, sources_of
@@ -102,6 +103,7 @@ class AdversarialStep:
         self.sources = {k: sources_of(edges, k) for k in self.learners}
         self.connections = list(connections)
         self.loss_weights = loss_weights
+        self.label_loss = LabelLoss(loss_weights)
         self.logit_groups = list(logit_groups)
         self.feature_group = feature_group
         self.discriminator_group = discriminator_group
@@ -203,7 +205,7 @@ class AdversarialStep:
             taught_logits, taught_maps = self.targets(images, logits, maps)
             loss = Losses(logits[0].new_zeros(()))
             for k in self.learners:
-                loss.add("logit", f"cross_entropy/{k}", terms.cross_entropy(logits[k], labels))
+                loss.add("logit", f"cross_entropy/{k}", self.label_loss(logits[k], labels))
                 loss.log(f"accuracy/{k}", terms.accuracy(logits[k], labels))
                 for s in self.sources[k] if self.adds_kl else ():
                     kl = terms.distillation(logits[k], taught_logits[s], weights.temperature)

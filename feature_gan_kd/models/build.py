@@ -191,6 +191,7 @@ def _build_by_name(
         module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **args, img_size=image_size)
     architecture = cfg.get("architecture") or bare
     model = PeerModel(module, _folder_name(architecture), architecture, has_weights, _model_args(module))
+    model.given_name = name
     model.normalisation = model.stated_normalisation(in_chans) if model.pretrained else None
     # timm's config states the classes of the trained weights; for another number it made a new classifier.
     model.has_new_classifier = not has_weights or cfg.get("num_classes") != getattr(module, "num_classes", None)

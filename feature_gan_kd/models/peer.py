@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.recipes import RECIPES_BY_KIND, ModelKind
 from feature_gan_kd.config.settings import PEER_SETTINGS
 from feature_gan_kd.config.validation import show
 from feature_gan_kd.models.normalisation import Normalisation
@@ -18,6 +19,9 @@ from feature_gan_kd.utils.errors import UserError, closest
 
 DROP_RATES = ("drop_rate", "drop_path_rate")
 """Settings that belong to a training: timm builds a model with them, but a published one is built without."""
+
+SHARED_ARGS = frozenset({"num_classes", "in_chans", "pretrained", "img_size"})
+"""Arguments for timm that the distiller and the peer give it."""
 
 
 class Peer:
@@ -50,7 +54,7 @@ class Peer:
         settings = check_peer_settings(settings)
         if model_args and not isinstance(model, str):
             raise UserError(f"model_args: {type(model).__name__} is a module already: build it with {show(model_args)}")
-        shared = sorted({"num_classes", "in_chans", "pretrained", "img_size"} & (model_args or {}).keys())
+        shared = sorted(SHARED_ARGS & (model_args or {}).keys())
         if shared:
             raise UserError(f"model_args: {shared[0]} is an argument of the distiller or the peer: give it there")
         self.model = model
@@ -166,6 +170,7 @@ class PeerModel:
         image_size: side in pixels of its images.
         normalisation: of the images that its weights were trained on, if it is pretrained; None takes that of the data.
         settings: those of the run's settings that it has a value of its own for.
+        given_name: by which the user asked for it, which is not part of its `description`; None for a module.
         has_new_classifier: whether its classifier was just initialised, by us; of modules that is not known.
     """
 
@@ -177,7 +182,14 @@ class PeerModel:
     image_size: int = 0
     normalisation: Normalisation | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    given_name: str | None = None
     has_new_classifier: bool = False
+
+    @property
+    def kind(self) -> ModelKind:
+        """By which a recipe chooses the optimiser."""
+        has_batch_norm = any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in self.module.modules())
+        return "batch-norm" if has_batch_norm else "other"
 
     def own_config(self, config: DistillConfig) -> DistillConfig:
         """The settings in force for this model: its own, else those of the run."""
@@ -239,6 +251,17 @@ class PeerModel:
             origin = description.get("origin") or {"hf_hub_id": None, "license": None}
             model.module.pretrained_cfg = {**model.timm_cfg, **origin}  # type: ignore[assignment]
         return model
+
+
+def recipe_settings(config: DistillConfig, model: PeerModel) -> dict[str, Any]:
+    """What the recipe gives to one model for itself, besides what it gives to all.
+
+    Args:
+        config: of the run; what the user gave to all models counts more than the recipe.
+        model: that learns.
+    """
+    own = RECIPES_BY_KIND.get(config.recipe, {}).get(model.kind, {})
+    return {name: value for name, value in own.items() if name not in config.given}
 
 
 def resolve_recipe(config: DistillConfig, learners: Iterable[PeerModel]) -> DistillConfig:

@@ -13,6 +13,7 @@ from feature_gan_kd.report.accuracy_table import (
 )
 from feature_gan_kd.report.charts import COLOR_COUNT, build_charts
 from feature_gan_kd.report.gradcam import read_grad_cam
+from feature_gan_kd.report.mistakes import read_mistakes
 from feature_gan_kd.report.records import RecordedRun, count_nonfinite, count_skipped_updates
 from feature_gan_kd.report.settings_table import differing_settings, format_value, list_settings
 from feature_gan_kd.report.text_table import images_per_second, run_facts, run_title, total_seconds
@@ -34,8 +35,8 @@ def write_page(runs: Sequence[RecordedRun], path: Path) -> None:
         path: of the HTML file; an existing page keeps its content until the new one is complete.
 
     Raises:
-        UserError: where a run is named twice, its Grad-CAM pictures are damaged, the `report` extra is not installed,
-            the file cannot be written, or it exists and is not a page.
+        UserError: where a run is named twice, its last evaluation or its Grad-CAM pictures are damaged, the `report`
+            extra is not installed, the file cannot be written, or it exists and is not a page.
     """
     text = render_page(runs).encode(errors="replace").decode()  # a file's name may hold bytes that are no text
     try:
@@ -109,6 +110,7 @@ def _run_context(run: RecordedRun, label: str, position: int) -> dict[str, Any]:
         "topology": draw_topology(run),
         "edges": describe_edges(run),
         "terms": describe_loss_terms(run),
+        "mistakes": read_mistakes(run),
         "grad_cam": read_grad_cam(run),
         "models": model_details(run),
         "command": run.description.get("command"),

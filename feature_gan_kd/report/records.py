@@ -47,7 +47,7 @@ class RecordedRun:
     @property
     def edges(self) -> list[tuple[int, int]]:
         """The edges of the topology: source and learner of each."""
-        return [(source, learner) for source, learner in self.description.get("edges", ())]
+        return [(source, learner) for source, learner in self.description.get("topology", ())]
 
     @property
     def frozen(self) -> list[int]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.settings import PEER_SETTINGS
 from feature_gan_kd.report.records import RecordedRun
 
 # Entries of a run's description that no setting is behind: the page shows the command elsewhere, and the taps follow
-# from the models and the settings.
-_NOT_SETTINGS = ("command", "taps")
+# from the models and the settings. The data's name stands with the other figures of the data.
+_NOT_SETTINGS = ("command", "taps", "version", "train_data")
 
 
 def differing_settings(runs: Sequence[RecordedRun]) -> list[tuple[str, list[str]]]:
@@ -44,7 +45,8 @@ def _settings_of_models(run: RecordedRun) -> dict[str, str]:
     return {
         f"{name} of model {k}": format_value(value)
         for k, model in enumerate(run.description["models"])
-        for name, value in model.get("settings", {}).items()
+        for name, value in model.items()
+        if name in PEER_SETTINGS
     }
 
 
@@ -59,4 +61,4 @@ def _flatten_description(run: RecordedRun) -> dict[str, str]:
             flat |= {f"{key}: {name}": format_value(one) for name, one in value.items()}
         elif key not in ("config", "models", *_NOT_SETTINGS):
             flat[key.replace("_", " ")] = format_value(value)
-    return flat | {"edges": ", ".join(f"{source} → {learner}" for source, learner in run.edges)}
+    return flat | {"topology": ", ".join(f"{source} → {learner}" for source, learner in run.edges)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from feature_gan_kd.report.records import EPOCH_SPEED, RecordedRun, collect_series, index_of_max
 
@@ -20,15 +20,36 @@ def results_table(run: RecordedRun) -> str:
         at = index_of_max(values)
         cells = (f"{values[-1]:.2f}", f"{values[at]:.2f}", f"{epochs[at]:.0f}") if values else ("-",) * 3
         rows.append((name, *cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    lines = align_columns(rows)
     facts = [f"method {run.config.method}", *run_facts(run)]
     if run.epochs:
         facts += [f"{total_seconds(run):,.1f} s", f"{images_per_second(run):,.0f} images/s"]
     return "\n".join([*lines, "", " · ".join(facts)])
+
+
+def comparison_table(runs: Sequence[RecordedRun], labels: Sequence[str]) -> str:
+    """Formats the last top-1 accuracy of every model and of the ensemble in several runs, a column for each run.
+
+    Args:
+        runs: with models of the same names, or of others.
+        labels: a short name of each run.
+    """
+    names = {str(k): f"{k} {name}" for run in reversed(runs) for k, name in enumerate(run.names)}
+    rows = [("last top-1 %", *labels)]
+    recorded = [collect_series(run) for run in runs]
+    for key, title in rows_of_accuracy(runs[0], dict(sorted(names.items()))).items():
+        values = [series.get(key, ([], []))[1] for series in recorded]
+        rows.append((title, *(f"{own[-1]:.2f}" if own else "-" for own in values)))
+    return "\n".join(align_columns(rows))
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
 
 
 def rows_of_accuracy(run: RecordedRun, names: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,9 @@ from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.utils.errors import UserError
 
 
-def check_batch(images: Any, labels: Any, form: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:
+def check_batch(
+    images: Any, labels: Any, form: tuple[int, int], classes: int, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Checks images and labels of the user's own loop, without waiting for a device.
 
     Args:
@@ -19,6 +21,7 @@ def check_batch(images: Any, labels: Any, form: tuple[int, int], classes: int) -
         labels: as given: (batch,) or (batch, classes).
         form: channels, and side in pixels, of the images that the models take.
         classes: size of the logits.
+        smoothing: of the labels, which must be class indices then: the user's own probabilities say it all.
 
     Returns:
         The images, and the labels as int64 class indices or as float probabilities.
@@ -31,6 +34,11 @@ def check_batch(images: Any, labels: Any, form: tuple[int, int], classes: int) -
     if len(images) == 0 and world_size() == 1:
         raise UserError("images: the batch is empty: give at least 2 images")
     checked = check_labels(labels, len(images), classes).detach()  # labels teach, they do not learn
+    if smoothing and checked.is_floating_point():
+        raise UserError(
+            f"smoothing: {smoothing:g} would smooth labels that are probabilities already: leave it out, or give class "
+            "indices"
+        )
     # Tensors made in inference mode cannot be kept for a backward pass; copies can.
     images, checked = (one.clone() if one.is_inference() else one for one in (images, checked))
     return (images, checked) if checked.device.type == "cpu" else mark_bad_labels(images, checked, classes)

@@ -89,6 +89,18 @@ def common_class_names(group: PeerGroup) -> list[str] | None:
     return None if first is None else known[first]
 
 
+def published_class_names(group: PeerGroup, index: int) -> list[str] | None:
+    """Returns the names of a model's classes, in the order of its logits; None where they are not known.
+
+    In the user's own loop a label means the class of the models that state names: `check_class_order` made sure that
+    these agree. A model beside them that states none has learned the same labels.
+    """
+    own = _known_names(group, index)
+    if own is not None or group.provenance is not None or group.step.number == 0:
+        return own
+    return common_class_names(group)
+
+
 def check_class_order(group: PeerGroup) -> None:
     """Checks, before the first update of the user's own loop, that a label means the same class to all models.
 

@@ -29,7 +29,28 @@ def describe_recipe(group: PeerGroup) -> list[str]:
             text += _what_stands_still(model, own)
             lines.setdefault(text, []).append(k)
     models = [f"model{'s' * (len(own) > 1)} {' and '.join(map(str, own))}: {text}" for text, own in lines.items()]
-    return [f"recipe {config.recipe}: {schedule}", *models]
+    return [f"recipe {config.recipe}: {schedule}", *models, *describe_labels_and_images(config)]
+
+
+def describe_labels_and_images(config: DistillConfig) -> list[str]:
+    """A line on the loss of the labels and one on the augmentation, as far as they differ from the defaults.
+
+    Args:
+        config: of the run.
+    """
+    loss = ["binary cross-entropy"] * config.bce_loss
+    loss += [f"smoothing {config.smoothing:g}"] * bool(config.smoothing)
+    loss += ["weighted by the frequency of the classes"] * config.class_weights
+    images = [] if config.aa is None else [config.aa]
+    crops = {"scale": config.scale, "ratio": config.ratio}
+    images += [f"{name} {bounds[0]:g} to {bounds[1]:g}" for name, bounds in crops.items() if bounds]
+    rates = {"upside down": config.vflip, "erased in part": config.reprob}
+    images += [f"{rate:.0%} {name}" for name, rate in rates.items() if rate]
+    factors = {"colour jitter": config.color_jitter, "mixup": config.mixup, "CutMix": config.cutmix}
+    images += [f"{name} {factor:g}" for name, factor in factors.items() if factor]
+    images += ["every class equally often"] * config.balanced_sampling
+    parts = {"label loss": loss, "training images": images}
+    return [f"{name}: {', '.join(own)}" for name, own in parts.items() if own]
 
 
 def _what_stands_still(model: PeerModel, settings: DistillConfig) -> str:

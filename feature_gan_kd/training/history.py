@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from feature_gan_kd.config.settings import BestMetric
 
 Record = dict[str, Any]
 
@@ -22,10 +25,12 @@ class History:
             updates since the last record), `lr/...` and `eval/...`, with accuracies in percent and cross-entropies in
             nats.
         best: for each model its best epoch: `epoch` and `accuracy` (percent).
+        best_metric: by which it is the best.
     """
 
     epochs: list[Record] = field(default_factory=list)
     best: list[Record] = field(default_factory=list)
+    best_metric: BestMetric = "accuracy"
 
     @property
     def last(self) -> Record:
@@ -49,30 +54,55 @@ class History:
     @property
     def best_epoch(self) -> Record | None:
         """The record of the epoch with the best ensemble, the first of equals; None before the first evaluation."""
-        return max(self.epochs, key=ensemble_accuracy, default=None)
+        return max(self.epochs, key=lambda record: goodness(record, self.best_metric)[-1], default=None)
 
     def add(self, record: Record) -> None:
         """Adds the record of an evaluated epoch, and updates the best epoch of each model that it improved."""
+        earlier = [goodness(one, self.best_metric) for one in self.epochs]
         self.epochs.append(record)
+        now = goodness(record, self.best_metric)
         for k, accuracy in enumerate(model_accuracies(record)):
             if k == len(self.best):
                 self.best.append({})
-            if not self.best[k] or accuracy > self.best[k]["accuracy"]:
+            if not earlier or now[k] > max(one[k] for one in earlier):
                 self.best[k] = {"epoch": record["epoch"], "accuracy": accuracy}
 
 
-def model_accuracies(record: Record, name: str = "accuracy") -> list[float]:
-    """Accuracy in percent of each model, in order, in the record of an evaluated epoch.
+def goodness(record: Record, metric: BestMetric) -> list[float]:
+    """How good each model and then the ensemble is in the record of an evaluated epoch; larger is better.
 
     Args:
         record: of the epoch.
-        name: `ema_accuracy` for that of the averaged weights; the list is empty where there are none.
+        metric: by which; a loss counts as its negative, and what is not finite as the worst.
+    """
+    sign = -1 if metric == "cross_entropy" else 1
+    values = [sign * value for value in (*model_figures(record, metric), ensemble_figure(record, metric))]
+    return [value if math.isfinite(value) else -math.inf for value in values]
+
+
+def model_figures(record: Record, name: str) -> list[float]:
+    """A figure of each model, in order, in the record of an evaluated epoch.
+
+    Args:
+        record: of the epoch.
+        name: of the figure, as `accuracy` (percent), or `ema_accuracy` for that of the averaged weights; the list is
+            empty where there is none.
     """
     found = {key: value for key, value in record["metrics"].items() if key.startswith(f"eval/{name}/")}
     return [found[f"eval/{name}/{k}"] for k in range(len(found) - 1)]  # the ensemble's is one of them
 
 
-def ensemble_accuracy(record: Record, name: str = "accuracy") -> float:
-    """Accuracy in percent of the ensemble in the record of an evaluated epoch; `name` as for `model_accuracies`."""
-    accuracy: float = record["metrics"][f"eval/{name}/ensemble"]
-    return accuracy
+def ensemble_figure(record: Record, name: str) -> float:
+    """A figure of the ensemble in the record of an evaluated epoch; `name` as for `model_figures`."""
+    figure: float = record["metrics"][f"eval/{name}/ensemble"]
+    return figure
+
+
+def model_accuracies(record: Record) -> list[float]:
+    """Accuracy in percent of each model, in order, in the record of an evaluated epoch."""
+    return model_figures(record, "accuracy")
+
+
+def ensemble_accuracy(record: Record) -> float:
+    """Accuracy in percent of the ensemble in the record of an evaluated epoch."""
+    return ensemble_figure(record, "accuracy")

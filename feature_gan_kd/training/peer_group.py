@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.data import Data, ImageSource
+from feature_gan_kd.data import Data, ImageSource, check_auto_augment
 from feature_gan_kd.distributed import collectives
 from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.method.build import MethodModules, build_modules, build_step
@@ -23,7 +23,7 @@ from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models, move_to_device
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
-from feature_gan_kd.models.peer import Peer, PeerModel, resolve_peers, resolve_recipe
+from feature_gan_kd.models.peer import Peer, PeerModel, recipe_settings, resolve_peers, resolve_recipe
 from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
 from feature_gan_kd.models.weights import load_weights
@@ -33,9 +33,10 @@ from feature_gan_kd.training import checkpoint_files, cuda_graphs
 from feature_gan_kd.training.batch_checks import check_batch
 from feature_gan_kd.training.checkpoint_contents import check_plain_state, collect_state, describe_model, restore_state
 from feature_gan_kd.training.checkpoint_files import Checkpoint
-from feature_gan_kd.training.evaluate import Evaluation, evaluate
+from feature_gan_kd.training.evaluate import OnBatch, evaluate
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.provenance import RunProvenance
+from feature_gan_kd.training.scores import Evaluation
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.memory import explain_out_of_memory
 from feature_gan_kd.utils.uncopyable import Uncopyable
@@ -80,6 +81,7 @@ class PeerGroup(Uncopyable):
         config: DistillConfig,
         accelerator: Accelerator | None,
     ) -> None:
+        check_auto_augment(config.aa)
         asked = resolve_peers(models, pretrained=pretrained, frozen=frozen, feature_layers=feature_layers)
         self.frozen, self.feature_layers = asked.frozen, asked.feature_layers
         self.peers = build_models(
@@ -131,6 +133,7 @@ class PeerGroup(Uncopyable):
             if k in self.frozen:
                 model.module.eval()
             else:
+                model.settings = {**recipe_settings(self.config, model), **own}
                 prepare(model, model.own_config(self.config), f"model {k} ({model.name})")
 
     def _check_num_classes(self, given: int | None) -> None:
@@ -227,18 +230,22 @@ class PeerGroup(Uncopyable):
 
     def check_batch(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Checks images (batch, channels, height, width) and labels, see `batch_checks.check_batch`."""
-        return check_batch(images, labels, (self.in_chans, self.image_size), self.num_classes)
+        form = (self.in_chans, self.image_size)
+        return check_batch(images, labels, form, self.num_classes, self.step.loss_weights.smoothing)
 
     def skipped_steps(self) -> SkippedSteps:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""
         return self.step.guard.report()
 
-    def evaluate(self, source: ImageSource, after_batch: Callable[[], None] = lambda: None) -> Evaluation:
+    def evaluate(
+        self, source: ImageSource, after_batch: Callable[[], None] = lambda: None, on_batch: OnBatch | None = None
+    ) -> Evaluation:
         """Evaluates all models, and their averaged weights, on every image of a source; the same on every process.
 
         Args:
             source: of the images.
             after_batch: is called after every batch.
+            on_batch: is given the images, labels and logits of every batch of this process.
 
         Raises:
             UserError: where there are no images, a model gives no logits, or another process is gone.
@@ -258,7 +265,14 @@ class PeerGroup(Uncopyable):
         averaged = {k: nn.Sequential(self.tapped[k].adapter, module) for k, module in self.averaged_models().items()}
         teams = [models] + ([[averaged.get(k, model) for k, model in enumerate(models)]] if averaged else [])
         live, *ema = evaluate(
-            teams, batches, all_reduce=collectives.all_reduce_sum, autocast=self.autocast, after_batch=after_batch
+            teams,
+            batches,
+            self.num_classes,
+            all_reduce=collectives.all_reduce_sum,
+            autocast=self.autocast,
+            after_batch=after_batch,
+            on_batch=on_batch,
+            device=self.accelerator.device,
         )
         return dataclasses.replace(live, ema=ema[0]) if ema else live
 
@@ -282,7 +296,9 @@ class PeerGroup(Uncopyable):
         """
         self.average_buffers()
         provenance = None if self.provenance is None else self.provenance.to_dict()
-        return collect_state(self.models, self.connections, self.averages, self.step, provenance)
+        state = collect_state(self.models, self.connections, self.averages, self.step, provenance)
+        state.meta["num_classes_given"] = self.num_classes_given
+        return state
 
     def save_checkpoint(self, folder: Path) -> None:
         """Writes everything that training changes into a folder; an existing one is replaced.
@@ -312,6 +328,7 @@ class PeerGroup(Uncopyable):
             UserError: where it is the state of other models or discriminators; part of it may be loaded by then.
         """
         provenance = restore_state(state, self.models, self.connections, self.averages, self.step)
+        self.num_classes_given |= state.meta.get("num_classes_given", False)
         if provenance is not None and self.provenance is None:  # `fit` states its own before it resumes
             self.provenance = RunProvenance.from_dict(provenance)
             self._share(self.provenance.normalisation)
@@ -346,7 +363,7 @@ class PeerGroup(Uncopyable):
             The history of the training, to be filled.
         """
         self.last_data = (train_data, eval_data)
-        self.provenance = RunProvenance.of_fit(self.last_data, data.class_names, data.normalisation, license)
+        self.provenance = RunProvenance.of_fit(self.last_data, data, license, self.config)
         self._share(data.normalisation)
         return self.provenance.history
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data import Data
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.training.history import History
 from feature_gan_kd.utils.errors import UserError
@@ -27,6 +29,8 @@ class RunProvenance:
         normalisation: of the images; None where they were floats of which it was not stated.
         license: of the weights, as the user stated it.
         history: of the training.
+        evaluated: `fingerprint` of the images that the models were evaluated on, and the `settings` that chose them,
+            as JSON values.
     """
 
     data: str
@@ -35,24 +39,27 @@ class RunProvenance:
     normalisation: Normalisation | None
     license: str | None
     history: History
+    evaluated: dict[str, Any] | None = None
 
     @classmethod
-    def of_fit(
-        cls,
-        given: tuple[Any, Any],
-        class_names: list[str] | None,
-        normalisation: Normalisation | None,
-        license: str | None,
-    ) -> RunProvenance:
+    def of_fit(cls, given: tuple[Any, Any], data: Data, license: str | None, config: DistillConfig) -> RunProvenance:
         """That of a training which begins.
 
         Args:
             given: training and evaluation data as `fit` was given them.
-            class_names: see the attribute; normalisation and license likewise.
-            normalisation: of the images.
+            data: the same, opened.
             license: of the weights.
+            config: of the training.
         """
-        return cls(title_of_data(given[0]), names_of_data(*given), class_names, normalisation, license, History())
+        return cls(
+            title_of_data(given[0]),
+            names_of_data(*given),
+            data.class_names,
+            data.normalisation,
+            license,
+            History(best_metric=config.best_metric),
+            {"fingerprint": data.evaluation_fingerprint, "settings": config.data_settings()},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The provenance as JSON values."""
@@ -82,6 +89,30 @@ class RunProvenance:
                 f"evaluate: the training data was a {self.data} object, which a checkpoint does not hold: give data"
             )
         return self.data_names
+
+    def check_evaluated(self, fingerprint: str, settings: Mapping[str, Any]) -> None:
+        """Checks that images which were opened again by their names are those that the models were evaluated on.
+
+        A fifth that was held out of a folder would be another one after the folder grew, with images that were trained
+        on; and a relative path leads elsewhere from another folder.
+
+        Args:
+            fingerprint: of the images.
+            settings: that chose them; other ones than those of the training ask for other images.
+
+        Raises:
+            UserError: where they are others.
+        """
+        if self.data_names is None or self.evaluated is None:
+            return
+        if self.evaluated["settings"] != dict(settings) or self.evaluated["fingerprint"] == fingerprint:
+            return
+        train, evaluation = self.data_names
+        raise UserError(
+            f"evaluate: {title_of_data(evaluation or train)} does not give the images that the models were evaluated "
+            "on in their training: files were added or changed, or the path leads elsewhere from this folder: restore "
+            "them, or give data to evaluate on others"
+        )
 
 
 def names_of_data(train_data: Any, eval_data: Any) -> tuple[str | None, str | None] | None:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_gan_kd.data import Data, ImageSource, build_mixup_cutmix, open_data, open_evaluation
+from feature_gan_kd.data import (
+    Data,
+    ImageSource,
+    OwnTransform,
+    build_mixup_cutmix,
+    class_weights,
+    open_data,
+    open_evaluation,
+)
 from feature_gan_kd.distributed.collectives import on_main_process
 from feature_gan_kd.optim.build import build_schedules
 from feature_gan_kd.training.batch_checks import check_gradients
@@ -16,10 +24,12 @@ from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_c
 from feature_gan_kd.training.checkpoint_contents import check_plain_state
 from feature_gan_kd.training.class_names import align_class_names, common_class_names, notes_on_frozen
 from feature_gan_kd.training.describe_recipe import describe_recipe
+from feature_gan_kd.training.describe_run import describe_run
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
 from feature_gan_kd.training.run_folder import check_run_folder, device_name, write_run_config
+from feature_gan_kd.training.scores import TOP
 from feature_gan_kd.training.small_batches import check_batches
 from feature_gan_kd.training.trainer import MeasureSimilarity, Publish, Trainer
 from feature_gan_kd.utils.errors import UserError
@@ -47,12 +57,23 @@ class RunServices:
 class RunOptions:
     """How a run is kept and shown, see `OnlineAdversarialDistiller.fit`."""
 
-    output_dir: str | Path | None
-    resume: bool
-    callbacks: Sequence[Callback]
-    log_with: str | Sequence[str]
-    progress: bool
-    license: str | None
+    output_dir: str | Path | None = None
+    resume: bool = False
+    callbacks: Sequence[Callback] = ()
+    log_with: str | Sequence[str] = ()
+    progress: bool = True
+    license: str | None = None
+    train_transform: OwnTransform | None = None
+
+
+def change_settings(group: PeerGroup, **changes: Any) -> None:
+    """Replaces settings of a group, but those that are None; what was built by the earlier ones stays.
+
+    Args:
+        group: the models.
+        **changes: settings by name.
+    """
+    group.config = group.config.replace(**{name: value for name, value in changes.items() if value is not None})
 
 
 def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, services: RunServices) -> History:
@@ -75,19 +96,26 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     config, accelerator = group.config, group.accelerator
     folder = None if options.output_dir is None else check_run_folder(Path(options.output_dir), options.resume)
     trackers = (options.log_with,) if isinstance(options.log_with, str) else tuple(options.log_with)
+    if folder is not None:
+        check_plain_state(group.modules.trained_modules())
     check_trackers(trackers, folder)
     check_callbacks(options.callbacks)
-    data = open_training_data(group, train_data, eval_data)
+    data = open_training_data(group, train_data, eval_data, options.train_transform)
     _check_normalisation(group, data, folder)
     check_batches(group, data.train)
+    if config.best_metric == "top5" and group.num_classes <= TOP:
+        raise UserError(f"best_metric: top5 says nothing of {group.num_classes} classes: choose accuracy or macro_f1")
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
     notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group)]
+    if config.class_weights and data.train_labels is not None:
+        weights = class_weights(data.train_labels, group.num_classes)
+        group.step.label_loss.weigh_classes(weights.to(accelerator.device))
     history = group.begin_training(train_data, eval_data, data, options.license)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
-        check_plain_state(group.modules.trained_modules())
-        about = {**group.description(), "taps": services.taps, **_circumstances(group, train_data, data)}
+        about = describe_run(group, (train_data, eval_data), options.license, options.train_transform)
+        about |= {"taps": services.taps, **_circumstances(group, train_data, data)}
         on_main_process(lambda: write_run_config(folder, about))
     accelerator.wait_for_everyone()
     callbacks = build_callbacks(
@@ -113,7 +141,9 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     return trainer.run(options.resume)
 
 
-def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None) -> Data:
+def open_training_data(
+    group: PeerGroup, train_data: Any, eval_data: Any = None, train_transform: OwnTransform | None = None
+) -> Data:
     """Opens training and evaluation data in the size, channels and normalisation of the models of a group.
 
     Where the user states no normalisation, pixels get the one that all models were trained with, else the data's own.
@@ -122,6 +152,7 @@ def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None)
         group: the models.
         train_data: see `OnlineAdversarialDistiller.fit`.
         eval_data: see there.
+        train_transform: see there.
 
     Raises:
         UserError: for data that cannot be used, or that have another number of classes.
@@ -136,6 +167,7 @@ def open_training_data(group: PeerGroup, train_data: Any, eval_data: Any = None)
         common=group.common_normalisation(),
         num_classes=group.num_classes,
         num_classes_given=group.num_classes_given,
+        train_transform=train_transform,
     )
     if data.num_classes is not None and data.num_classes != group.num_classes:
         raise UserError(
@@ -153,11 +185,13 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         data: see `OnlineAdversarialDistiller.evaluate`; None takes what the last training was evaluated on.
 
     Raises:
-        UserError: for data that cannot be used, or that are not known any more.
+        UserError: for data that cannot be used, or that are not known any more; for other images than in the training
+            where `data` is None.
     """
     normalisation, provenance, stated = group.normalisation(), group.provenance, group.stated_normalisation()
     trained_on = False
-    if data is None:
+    reopened = data is None
+    if reopened:
         train_data, data = group.last_data or (provenance.reopenable_data() if provenance else (None, None))
         trained_on = data is None
         data = train_data if trained_on else data
@@ -173,6 +207,8 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         num_classes_given=group.num_classes_given,
         trained_on=trained_on,
     )
+    if reopened and provenance is not None:
+        provenance.check_evaluated(source.fingerprint(), group.config.data_settings())
     if group.config.skip_bad_images and group.accelerator.is_main_process:
         print(*notes, sep="\n", file=sys.stderr)
     return source

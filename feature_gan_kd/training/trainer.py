@@ -19,9 +19,11 @@ from feature_gan_kd.data import Data, ImageSource, MixupCutmix
 from feature_gan_kd.distributed.collectives import all_ranks_equal, all_reduce_sum, on_main_process
 from feature_gan_kd.training import checkpoint_files
 from feature_gan_kd.training.callbacks import Callback
+from feature_gan_kd.training.evaluation_file import SampleCollector, write_evaluation
 from feature_gan_kd.training.history import History, Record, Which
 from feature_gan_kd.training.metrics import MetricAverager, learning_rates
 from feature_gan_kd.training.peer_group import PeerGroup
+from feature_gan_kd.training.scores import Evaluation
 from feature_gan_kd.training.signals import StopSignals
 from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
 from feature_gan_kd.utils.files import remove_leftovers, write_remedy
@@ -177,7 +179,8 @@ class Trainer:
     def _evaluate(self, epoch: int) -> None:
         record = self._make_record(epoch)
         # A signal may stop the evaluation. The averager is cleared after it, so that the checkpoint still has its sums.
-        evaluation = self.group.evaluate(self.data.evaluation, self.signals.check)
+        samples = SampleCollector()
+        evaluation = self.group.evaluate(self.data.evaluation, self.signals.check, samples)
         similarity = self.similarity(self.data.evaluation, self.signals.check)
         self.averager = MetricAverager()
         self._notify("on_metrics", record)
@@ -200,7 +203,28 @@ class Trainer:
             "seconds_left": seconds_per_step * (self.total_steps - self.step),
         }
         self.history.add(evaluated)
+        on_main_process(lambda: self._write_evaluation(evaluation, samples))
         self._notify_evaluated(evaluated)
+
+    def _write_evaluation(self, evaluation: Evaluation, samples: SampleCollector) -> None:
+        """Writes the confusions and samples of the last evaluation into the run's folder."""
+        if self.output_dir is None:
+            return
+        self._check_folder()
+        try:
+            write_evaluation(
+                self.output_dir / "evaluation.json",
+                evaluation,
+                samples,
+                epoch=self.history.last["epoch"],
+                class_names=self.data.class_names,
+                normalisation=self.group.shared,
+            )
+        except OSError as error:
+            raise UserError(
+                f"{self.output_dir}: evaluation.json cannot be written ({error.strerror}): "
+                f"{write_remedy(self.output_dir)}"
+            ) from None
 
     def save_checkpoint(self) -> None:
         """Writes a checkpoint, unless the newest one is of this moment, and removes the oldest.

@@ -49,13 +49,32 @@ def not_installed(where: str, error: ImportError, extra: str) -> UserError:
     return UserError(f"{where}: {missing} is not installed: pip install 'feature-gan-kd[{extra}]'")
 
 
-# What other programs call our settings.
+# What other programs, timm's training script among them, call our settings.
 _OTHER_NAMES = {
     "learning-rate": "lr",
     "wd": "weight-decay",
     "bs": "batch-size",
     "opt": "optimizer",
+    "opt-betas": "betas",
+    "opt-eps": "eps",
     "sched": "scheduler",
+    "drop": "drop-rate",
+    "drop-path": "drop-path-rate",
+    "auto-augment": "aa",
+    "random-erasing": "reprob",
+    "random-erase": "reprob",
+    "vertical-flip": "vflip",
+    "hflip": "augmentation",
+    "train-interpolation": "interpolation",
+    "class-weight": "class-weights",
+    "bce": "bce-loss",
+    "workers": "num-workers",
+    "img-size": "image-size",
+    "torchcompile": "compile",
+    "amp": "mixed-precision",
+    "log-interval": "log-every-steps",
+    "checkpoint-hist": "keep-checkpoints",
+    "decay-milestones": "milestones",
 }
 
 
@@ -67,11 +86,12 @@ def closest(word: str, known: list[str], count: int = 3) -> str:
     import difflib
 
     word = word.lower()
-    for other, own in _OTHER_NAMES.items():
-        pattern = rf"(?<![a-z]){other}$".replace("-", "[-_]")
-        word = re.sub(pattern, own if "_" not in known[0] else own.replace("-", "_"), word) if known else word
     by_lower_case: dict[str, list[str]] = {}
     for name in known:
         by_lower_case.setdefault(name.lower(), []).append(name)
+    for other, own in _OTHER_NAMES.items():
+        pattern = rf"(?<![a-z]){other}$".replace("-", "[-_]")
+        renamed = [re.sub(pattern, spelled, word) for spelled in (own, own.replace("-", "_"))]
+        word = next((name for name in renamed if name != word and name in by_lower_case), word)
     close = [word] if word in by_lower_case else difflib.get_close_matches(word, by_lower_case, n=count, cutoff=0.5)
     return ", ".join([name for lower in close for name in by_lower_case[lower]][:count])

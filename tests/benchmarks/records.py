@@ -35,7 +35,13 @@ def write_result(
         settings: those of the run in addition to its method's.
         **about: entries that replace the usual ones.
     """
-    options: dict[str, Any] = {name.replace("-", "_"): _value(value) for name, value in METHODS[method].items()}
+    # What single models have, as 0:0.1, stands in the command alone.
+    of_models = [word for value in METHODS[method].values() if isinstance(value, tuple) for word in value]
+    options: dict[str, Any] = {
+        name.replace("-", "_"): _value(value)
+        for name, value in METHODS[method].items()
+        if not (isinstance(value, tuple) and value)
+    }
     frozen = [options.pop("frozen")] if "frozen" in options else []
     layers = [options.pop("feature_layers")] if "feature_layers" in options else None
     config = {**options, "seed": seed, "epochs": len(accuracies), **(settings or {})}
@@ -43,7 +49,10 @@ def write_result(
         **{"preset": "smoke", "pair": pair, "method": method, "seed": seed, "models": list(PAIRS[pair])},
         **{"frozen": frozen, "feature_layers": layers, "config": config, "data": DATA},
         **{"versions": {"torch": "2", "timm": "1"}, "device": "cpu", "processor": "Z80", "precision": "fp32"},
-        "command": ["feature-gan-kd", "train", "--models", *PAIRS[pair], "--method", method, "--output-dir", "there"],
+        "command": [
+            *("feature-gan-kd", "train", "--models", *PAIRS[pair], *of_models),
+            *("--method", method, "--output-dir", "there"),
+        ],
         "epochs": [{"epoch": k, "step": k, "metrics": evaluation(*values)} for k, values in enumerate(accuracies, 1)],
         **about,
     }

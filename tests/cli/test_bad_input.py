@@ -40,6 +40,7 @@ SECTIONS = {
     "column": "Columns",
     "split": "Splits",
     "setting": "Settings",
+    "run file": "Run files",
     "path": "Paths and data",
     "stream": "Streams",
     "predict": "Predict",

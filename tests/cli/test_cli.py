@@ -179,7 +179,7 @@ COMMAND_NAMES = "train, evaluate, export, predict, inspect, report, schema"
             "train: 'yes' is one argument too many, expected "
             "feature-gan-kd train --output-dir PATH [--option value ...]",
         ),
-        ("evaluate run --which best", "--which: evaluate has no such option"),
+        ("evaluate run --which worst", "--which: 'worst' is not allowed, expected one of last, best, ema"),
         ("export run to --which newest", "--which: 'newest' is not allowed, expected one of last, best, ema"),
         ("export run to", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
         ("evaluate run", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
@@ -196,7 +196,19 @@ def test_an_empty_value(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("--epoch", "--epochs"), ("--batchsize", "--batch-size"), ("--modles", "--models"), ("--out-dir", "--output-dir")],
+    [
+        ("--epoch", "--epochs"),
+        ("--batchsize", "--batch-size"),
+        ("--modles", "--models"),
+        ("--out-dir", "--output-dir"),
+        ("--drop", "--drop-rate"),
+        ("--drop-path", "--drop-path-rate"),
+        ("--wd", "--weight-decay"),
+        ("--auto-augment", "--aa"),
+        ("--opt-betas", "--betas"),
+        ("--train-interpolation", "--interpolation"),
+        ("--hflip", "--augmentation"),
+    ],
 )
 def test_an_unknown_option_has_the_closest_named(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "train", "--output-dir", "run", typed, "3")
@@ -212,7 +224,7 @@ def bad_values() -> list[tuple[str, str]]:
         hint = hints[spec.name]
         kind = typing.get_args(hint)[0] if isinstance(hint, types.UnionType | typing._UnionGenericAlias) else hint
         values = {int: ["x", "1.5", "1e3"], float: ["x", "nan", "inf"], bool: [], str: []}.get(kind, ["unheard-of"])
-        bounds = {"at_least": [-1], "above": [0, -1], "at_most": [1]}
+        bounds = {"at_least": [-1], "above": [0, -1], "at_most": [1], "below": [0]}
         values += [str(spec.metadata[key] + by) for key in bounds if key in spec.metadata for by in bounds[key]]
         cases += [(f"--{spec.name.replace('_', '-')}", value) for value in values]
     return cases
@@ -231,7 +243,7 @@ def test_bad_values(option: str, value: str, capsys: pytest.CaptureFixture[str])
 def test_every_kind_of_bad_value_is_tried() -> None:
     tried = {option for option, _ in bad_values()}
     settings = {f"--{spec.name.replace('_', '-')}" for spec in dataclasses.fields(DistillConfig)}
-    free = {"--optimizer", "--image-column", "--label-column", "--train-split", "--eval-split"}
+    free = {"--aa", "--optimizer", "--image-column", "--label-column", "--train-split", "--eval-split"}
     switches = {"--scale-adversarial-lr", "--compile", "--channels-last", "--vectors-as-maps", "--skip-bad-images"}
     switches |= {"--log-gradients", "--streaming", "--decay-only-update"}
     switches |= {
@@ -242,6 +254,9 @@ def test_every_kind_of_bad_value_is_tried() -> None:
         "--decay-norms",
         "--freeze-backbone",
         "--grad-checkpointing",
+        "--bce-loss",
+        "--class-weights",
+        "--balanced-sampling",
     }
     assert settings - tried == free | switches
 
@@ -355,6 +370,7 @@ def test_a_run_leaves_what_is_promised_and_no_more(finished: tuple[Path, str]) -
     assert {path.name for path in run.iterdir()} == {
         "config.json",
         "metrics.jsonl",
+        "evaluation.json",
         "checkpoints",
         "networks",
         "curves.png",
@@ -572,8 +588,9 @@ def test_evaluate_agrees_with_the_table(finished: tuple[Path, str], data: Path) 
     agrees(run)
     agrees(run, "--data", data / "good")
     printed = output_of("evaluate", run)
-    assert [line.split()[0] for line in printed.splitlines()] == ["test_resnet", "test_vit", "ensemble"]
-    assert f"{ensemble(last_record(run)):.2f} %  on 11 images" in printed
+    assert [line.split()[0] for line in printed.splitlines()] == ["test_resnet", "test_vit", "ensemble", "on"]
+    assert f"ensemble                 top-1 {ensemble(last_record(run)):6.2f} %" in printed
+    assert "on 11 images; hardest for the ensemble: " in printed
     assert contents(run) == before
 
 

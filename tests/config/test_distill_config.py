@@ -53,7 +53,8 @@ def test_a_preset_replaces_defaults_and_nothing_that_was_given(kind: str, preset
     assert {name: getattr(config, name) for name in values} == values
     assert all(getattr(config, name) == getattr(DistillConfig(), name) for name in FIELDS.keys() - {*values, kind})
     for name in (name for own, name in OF_PRESETS if own == kind):
-        own = {"scheduler": "tanh", "decay_only_update": False, "decay_norms": True, "epochs": 7}.get(name, 0.25)
+        others = {"scheduler": "tanh", "decay_only_update": False, "decay_norms": True, "epochs": 7, "aa": "v0"}
+        own = others.get(name, 0.25)
         given = DistillConfig(**{name: own})
         assert getattr(given.replace(**{kind: preset}), name) == own
         assert getattr(given, name) == own
@@ -113,6 +114,15 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "drop_path_rate": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
     "milestones": ([(0.5,), (0.1, 1.0), ()], [(0.0, 0.5), (0.5, 1.1)], "above 0 and at most 1"),
     "warmup_fraction": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
+    "warmup_epochs": ([None], [-1], "at least 0"),
+    "smoothing": ([0, 0.99], [-0.1, 1.0], "at least 0 and below 1"),
+    "crop_pct": ([None, 0.5, 1], [0, 1.1], "above 0 and at most 1"),
+    "scale": ([None, (0.08, 1.0), (0.5, 0.5)], [(0.0, 1.0), (0.5, 1.5)], "above 0 and at most 1"),
+    "ratio": ([None, (0.75, 1.5)], [(0.0, 1.0)], "above 0"),
+    "vflip": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
+    "color_jitter": ([0, 2], [-0.1], "at least 0"),
+    "reprob": ([0, 1], [-0.1, 1.1], "at least 0 and at most 1"),
+    "recount": ([1], [0], "at least 1"),
     "adversarial_lr": ([1e-9], [0], "above 0"),
     "adversarial_weight_decay": ([0], [-1], "at least 0"),
     "adversarial_milestones": ([(0.5,), (1.0,)], [(-0.5,), (2.0,)], "above 0 and at most 1"),
@@ -170,25 +180,29 @@ def test_numbers_are_finite(name: str, value: float) -> None:
 
 CHOICES = {
     "method": list(METHODS),
-    "recipe": ["auto", "paper", "finetune"],
+    "recipe": ["auto", "paper", "finetune", "scratch"],
     "scheduler": ["multistep", "cosine", "poly", "tanh"],
     "adversarial_optimizer": ["adam", "adamw"],
     "discriminator_norm": ["batch", "group", "none"],
     "augmentation": ["auto", "none", "crop", "crop-flip", "resized-crop"],
     "mixed_precision": ["no", "bf16"],
+    "interpolation": ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"],
+    "remode": ["pixel", "rand", "const"],
     "targets": ["live", "ema"],
+    "best_metric": ["accuracy", "top5", "macro_f1", "cross_entropy"],
 }
 
 
 def test_every_choice_is_tested() -> None:
-    words = ("Literal", "Name", "Augmentation")
+    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric")
     assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices(name: str) -> None:
+    needed = {"reprob": 0.5} if name == "remode" else {}
     for choice in CHOICES[name]:
-        assert getattr(DistillConfig(**{name: choice}), name) == choice
+        assert getattr(DistillConfig(**{name: choice}, **needed), name) == choice
     message = refused(**{name: "fp16"})
     assert message.startswith(f"{name}: 'fp16' is not allowed")
     assert all(choice in message for choice in CHOICES[name])
@@ -229,6 +243,36 @@ def test_no_more_parts_than_images() -> None:
 
 def test_batch_norm_over_processes_is_not_compiled() -> None:
     assert refused(sync_batchnorm=True, compile=True).startswith("sync_batchnorm: cannot be combined with compile")
+
+
+COMBINATIONS = [
+    ({"augmentation": "none", "aa": "rand-m9"}, "aa: has no effect with augmentation none"),
+    ({"augmentation": "none", "reprob": 0.5}, "reprob: has no effect with augmentation none"),
+    ({"augmentation": "none", "vflip": 0.5}, "vflip: has no effect with augmentation none"),
+    ({"augmentation": "crop-flip", "ratio": (0.5, 2)}, "ratio: acts with augmentation resized-crop alone, and this is"),
+    ({"scale": (0.9, 0.1)}, "scale: (0.9, 0.1) is not allowed, expected 2 numbers, the smaller first"),
+    ({"scale": (0.9,)}, "scale: (0.9,) is not allowed, expected 2 numbers"),
+    ({"ratio": (2.0, 1.0)}, "ratio: (2.0, 1.0) is not allowed, expected 2 numbers, the smaller first"),
+    ({"aa": "rand-m9", "color_jitter": 0.4}, "color_jitter: aa replaces it, as in timm"),
+    ({"remode": "const"}, "remode: has no effect without random erasing: give its probability, reprob"),
+    ({"recount": 2}, "recount: has no effect without random erasing: give its probability, reprob"),
+    ({"class_weights": True, "balanced_sampling": True}, "class_weights: balanced_sampling already balances"),
+    ({"warmup_epochs": 1, "warmup_fraction": 0.1}, "warmup_epochs: warmup_fraction is given too"),
+    ({"warmup_epochs": 10, "epochs": 10}, "warmup_epochs: 10 of 10 epochs is not allowed, expected at most 9"),
+]
+
+
+@pytest.mark.parametrize(("values", "line"), COMBINATIONS, ids=[line.partition(":")[0] for _, line in COMBINATIONS])
+def test_what_cannot_be_combined(values: dict[str, Any], line: str) -> None:
+    assert refused(**values).startswith(line)
+
+
+def test_a_warm_up_in_epochs_is_kept_as_a_fraction_of_the_run() -> None:
+    config = DistillConfig(recipe="finetune", warmup_epochs=5)
+    assert (config.epochs, config.warmup_fraction, config.warmup_epochs) == (30, 5 / 30, None)
+    assert config.replace(epochs=10).warmup_fraction == 0.5  # still 5 epochs
+    assert DistillConfig(recipe="finetune", warmup_epochs=0).warmup_fraction == 0
+    assert DistillConfig.from_dict(config.to_dict()) == config
 
 
 def test_a_long_or_broken_value_is_still_one_short_line() -> None:

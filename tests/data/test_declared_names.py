@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 
 from feature_gan_kd.data.declared_names import declared_names
 from feature_gan_kd.data.sources import Split
@@ -32,6 +35,11 @@ class Remapped(Subset[Any]):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [self[index] for index in indices]
+
+
+class OwnLoader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return ((images, 2 - labels) for images, labels in super().__iter__())
 
 
 def data(classes: Any = None, **attributes: Any) -> Any:
@@ -94,6 +102,9 @@ def test_names_are_not_used_where_labels_may_be_changed() -> None:
         (Wrapper(data(NAMES)), "may be changed by Wrapper: give Wrapper the"),
         (DataLoader(Wrapper(data(NAMES))), "may be changed by Wrapper: give Wrapper the"),
         (Remapped(data(NAMES), [0]), "may be changed by Remapped: give"),
+        (data(NAMES, transforms=lambda image, label: (image, 0)), "are changed by the transforms of TensorDataset"),
+        (DataLoader(data(NAMES), collate_fn=list), "may be changed by its collate_fn: give DataLoader the attribute"),
+        (OwnLoader(data(NAMES)), "may be changed by OwnLoader: give OwnLoader the attribute classes"),
     ):
         names, notes = found(images)
         assert names is None
@@ -127,3 +138,35 @@ def test_parts_of_one_data_set_have_the_same_classes() -> None:
     mapped: Any = ConcatDataset([data(NAMES), data(["x"])])
     mapped.classes = NAMES
     assert found(mapped) == (NAMES, [])
+
+
+def test_names_that_torchvision_gives_other_indices_are_not_used() -> None:
+    for classes, indices in (
+        (NAMES, {"cat": 0, "dog": 1, "eel": 2}),
+        ([("cat", "tom"), ("dog",)], {"cat": 0, "tom": 0, "dog": 1}),
+        (NAMES, None),
+    ):
+        assert found(data(classes, class_to_idx=indices))[1] == []
+    for classes, indices in ((NAMES, {"cat": 2, "dog": 1, "eel": 0}), ([("cat", "tom"), ("dog",)], {"tom": 1})):
+        names, notes = found(data(classes, class_to_idx=indices))
+        assert names is None
+        assert notes == [
+            "split 'train': its class names are not used, because the attributes classes and class_to_idx of "
+            "TensorDataset give them different indices"
+        ]
+
+
+def test_a_loader_may_state_the_names_of_its_own_labels() -> None:
+    loader: Any = DataLoader(data(NAMES), collate_fn=list)
+    loader.classes = NAMES[::-1]
+    assert found(loader) == (NAMES[::-1], [])
+    assert found(DataLoader(data(NAMES), batch_size=None)) == (NAMES, [])
+
+
+def test_the_images_transform_of_torchvision_leaves_names(tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    assert found(ImageFolder(str(tmp_path), transform=lambda image: image)) == (NAMES, [])
+    changed = ImageFolder(str(tmp_path), target_transform=lambda label: 2 - label)
+    assert found(changed)[0] is None

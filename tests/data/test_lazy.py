@@ -263,3 +263,33 @@ def test_bad_items_are_one_line(data: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         epoch_of(of_torch(data, label_limit=5), train=False) if "shapes" not in message else epoch_of(of_torch(data))
     assert "\n" not in str(caught.value)
+
+
+class Kinds(Dataset[Any]):
+    """Images of the given types, in turn or in halves."""
+
+    def __init__(self, *kinds: torch.dtype) -> None:
+        self.kinds = kinds
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.zeros(3, 8, 8, dtype=self.kinds[index]), 0
+
+
+@pytest.mark.parametrize("kinds", [(torch.uint8, torch.float32) * 4, (torch.uint8,) * 4 + (torch.float32,) * 4])
+def test_floats_and_bytes_in_one_data_set_are_refused(kinds: tuple[torch.dtype, ...]) -> None:
+    """In one batch, and in batches of one kind each."""
+    with pytest.raises(UserError, match=r"^images: some are tensors of floats and others of bytes \(uint8\), and only"):
+        epoch_of(of_torch(Kinds(*kinds)), train=False)
+    assert len(epoch_of(of_torch(Kinds(*[torch.float32, torch.float64] * 4)), train=False)) == 2
+
+
+def test_all_labels_that_a_data_set_lists_count_for_the_fingerprint() -> None:
+    images = torch.zeros(200, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.zeros(200, dtype=torch.int64)
+    other = labels.clone()
+    other[1] = 1  # of 50 that are looked at, the second is 4
+    prints = {of_torch(TensorDataset(images, own)).fingerprint() for own in (labels, other, labels)}
+    assert len(prints) == 2

@@ -133,7 +133,7 @@ def test_the_augmentation_and_the_size_decide_where_images_are_kept(
 
 def test_images_that_do_not_fit_in_memory_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     held = opened(make(20, size=11))
-    monkeypatch.setattr("feature_gan_kd.data.open.MEMORY_LIMIT", 100)
+    monkeypatch.setattr("feature_gan_kd.data.image_sources.MEMORY_LIMIT", 100)
     read = opened(make(20, size=11))
     assert isinstance(read.train, LazyImages)
     assert read.normalisation == held.normalisation

@@ -9,14 +9,16 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 
 from feature_gan_kd import UserError
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import count_classes, open_data
-from feature_gan_kd.data.batch_transforms import CropFlip
+from feature_gan_kd.data.batch_transforms import CropFlip, PixelNormaliser
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.sources import BUNDLED_DIGITS, Split
 from feature_gan_kd.data.streaming import IterableImages, read_stream
@@ -132,9 +134,30 @@ def test_the_length_is_the_datas_own_where_they_say_it(tmp_path: Path) -> None:
     assert len(opened(stream)) == 7
     assert len(opened(stream, length=5)) == 5
     with pytest.raises(UserError, match=r"^max_train_samples: the streamed split 'train' does not say how many"):
-        opened(make(7).to_iterable_dataset())
+        opened(numbered())
     with pytest.raises(UserError, match=r"^max_eval_samples: the streamed"):
-        opened(make(7).to_iterable_dataset(), evaluation=True)
+        opened(numbered(), evaluation=True)
+    for changed, count in (
+        (stream.take(3), 3),
+        (stream.take(30), 7),
+        (stream.skip(2), 5),
+        (stream.skip(2).take(4).shuffle(seed=0), 4),
+        (stream.map(lambda row: row), 7),
+        (stream.rename_column("img", "image"), 7),
+        (numbered().take(5), 5),
+        (make(7).to_iterable_dataset(num_shards=2), 7),
+        (make(7).select(range(3)).to_iterable_dataset(), 3),
+    ):
+        assert len(opened(changed)) == count == sum(1 for _ in changed)
+    for changed in (
+        stream.filter(lambda row: True),
+        stream.map(lambda rows: rows, batched=True),
+        datasets.concatenate_datasets([stream, stream]),
+        stream.repeat(2),
+        numbered().skip(2),
+    ):
+        with pytest.raises(UserError, match=r"^max_train_samples: the streamed split 'train' does not say how many"):
+            opened(changed)
 
 
 def test_what_a_stream_cannot_be() -> None:
@@ -220,3 +243,48 @@ def test_what_a_label_of_an_evaluation_stream_means() -> None:
     assert labels([1, 0], ["cat", "dog"], order_declared=True) == [1, 0]
     with pytest.raises(UserError, match=r"^labels: split 'test' has plain numbers, and it is not known which of the"):
         labels([1, 0], ["cat", "dog"], order_declared=False)
+
+
+def mean_of(batches: list[tuple[Tensor, Tensor]]) -> list[int]:
+    return [round(float(image.mean()) * 255) for images, _ in batches for image in images]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_stream_may_be_filtered_and_mapped(declared: bool) -> None:
+    def inverted(row: dict[str, Any]) -> dict[str, Any]:
+        return {"image": PIL.Image.fromarray(255 - np.asarray(row["image"])), "label": np.int64(row["label"])}
+
+    third = numbered().filter(lambda row: row["label"] % 3 == 0)
+    evaluated = epoch_of(opened(third, length=COUNT, evaluation=True), train=False)
+    assert (labels_of(evaluated), mean_of(evaluated)) == (list(range(0, COUNT, 3)), list(range(0, 9 * COUNT, 27)))
+    mapped = numbered().map(inverted, features=FEATURES if declared else None)
+    evaluated = epoch_of(opened(mapped, length=COUNT, evaluation=True), train=False)
+    assert (labels_of(evaluated), mean_of(evaluated)) == (list(range(COUNT)), [255 - 9 * k for k in range(COUNT)])
+    images = opened(mapped, length=COUNT)
+    assert same(epoch_of(images)[2:], epoch_of(images, start=2))
+
+
+def test_images_have_the_mode_that_their_column_states() -> None:
+    red = [encoded(np.full((8, 8, 3), (255, 0, 0), np.uint8))] * 2
+    table = datasets.Dataset.from_dict({"image": red, "label": [0, 1]})
+    grey = table.cast_column("image", datasets.Image(mode="L"))
+    assert np.asarray(grey[0]["image"]).tolist() == [[76] * 8] * 8  # (299 * 255 + 500) / 1000
+    for stream in (grey.to_iterable_dataset(), grey.to_iterable_dataset().filter(lambda row: True)):
+        ((images, _),) = epoch_of(opened(stream, length=2, evaluation=True), train=False)
+        assert (images[0, :, 0, 0] * 255).tolist() == pytest.approx([76] * 3)
+    for size in (8, 112):
+        data = open_data(grey, grey, DistillConfig(max_train_samples=2), image_size=size, in_chans=3)
+        data.evaluation.normalise = PixelNormaliser.identity(3)  # type: ignore[attr-defined]
+        ((images, _),) = data.evaluation.batches(batch_size=2, seed=0, epoch=0, device="cpu", train=False)
+        assert (images[0, :, 0, 0] * 255).tolist() == pytest.approx([76] * 3)
+
+
+def test_a_part_of_a_stream_for_each_process_is_refused() -> None:
+    part = split_dataset_by_node(numbered(shards=4), rank=0, world_size=2)
+    with pytest.raises(UserError, match=r"^data: the stream of split 'train' is this process's part of the images"):
+        opened(part, length=8)
+
+
+def test_an_empty_stream_of_unknown_columns() -> None:
+    with pytest.raises(UserError, match=r"^data: the streamed split 'train' is empty$"):
+        opened(numbered().filter(lambda row: False).map(lambda row: row), length=8)

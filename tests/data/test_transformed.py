@@ -87,3 +87,29 @@ def test_a_transform_that_gives_no_images_or_labels_is_refused(transform: Any, m
     with pytest.raises(UserError, match=f"^{message}") as caught:
         opened(datasets.Dataset.from_dict(ROWS).with_transform(transform))
     assert "\n" not in str(caught.value)
+
+
+NAMED = datasets.Dataset.from_dict(ROWS).cast_column("label", datasets.ClassLabel(names=["dark", "bright"]))
+
+
+def test_names_are_not_used_where_the_transform_changes_labels() -> None:
+    data = opened(NAMED.with_transform(lambda batch: {**batch, "label": [1 - label for label in batch["label"]]}))
+    assert (data.class_names, data.num_classes) == (None, None)
+    assert data.notes[0] == "split 'train': its class names are not used, because its transform changes the labels"
+
+
+def test_a_transform_that_changes_some_labels_is_refused_when_it_does() -> None:
+    def by_image(batch: dict[str, Any]) -> dict[str, Any]:
+        pairs = zip(batch["image"], batch["label"], strict=True)
+        return {**batch, "label": [1 if np.asarray(image).max() == 160 else label for image, label in pairs]}
+
+    with pytest.raises(UserError, match=r"^labels: the transform of split 'evaluation' changes the label 0 of image 4"):
+        opened(NAMED.with_transform(by_image))
+
+
+def test_labels_of_numpy_and_of_other_types() -> None:
+    data = opened(NAMED.with_transform(lambda batch: {**batch, "label": [np.int64(k) for k in batch["label"]]}))
+    assert (values_of(data), data.class_names) == (VALUES, ["dark", "bright"])
+    for label, kind in (("dark", "str"), (0.5, "float"), (None, "NoneType")):
+        with pytest.raises(UserError, match=rf"gives no whole number .* label \({kind}\): give class"):
+            opened(NAMED.with_transform(lambda batch, one=label: {**batch, "label": [one] * len(batch["label"])}))

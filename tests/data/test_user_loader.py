@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
@@ -23,7 +24,7 @@ from torch.utils.data import (
 
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.decode import channel_statistics
-from feature_gan_kd.data.loader_parts import check_leaves_none_out
+from feature_gan_kd.data.loader_parts import check_length
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 
@@ -280,7 +281,7 @@ EXCEEDS = "gives more than the 2 batches that its length says, and each image is
 )
 def test_no_image_is_left_out_of_an_evaluation(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^eval_data: the DataLoader of split 'test' {message}"):
-        check_leaves_none_out(DataLoader(BYTES, **options), "test", "eval_data")
+        check_length(DataLoader(BYTES, **options), "test", "eval_data", evaluation=True)
 
 
 @pytest.mark.parametrize(
@@ -295,9 +296,9 @@ def test_no_image_is_left_out_of_an_evaluation(options: dict[str, Any], message:
 )
 def test_an_evaluation_of_all_that_a_sampler_chooses(options: dict[str, Any]) -> None:
     state = torch.get_rng_state()
-    check_leaves_none_out(DataLoader(BYTES, **options), "test", "eval_data")
+    check_length(DataLoader(BYTES, **options), "test", "eval_data", evaluation=True)
     assert torch.equal(torch.get_rng_state(), state)
-    check_leaves_none_out(DataLoader(SizedStream(), batch_size=2), "test", "eval_data")
+    check_length(DataLoader(SizedStream(), batch_size=2), "test", "eval_data", evaluation=True)
 
 
 def test_rectangles_are_refused() -> None:
@@ -322,3 +323,91 @@ def test_the_first_batch_is_read_once() -> None:
     assert read == [0, 1, 2, 3, 4]
     source.statistics()
     assert read[5:] == list(range(len(PIXELS)))
+
+
+class Told(IterableDataset[Any]):
+    """Gives `given` images and says that it has `told`; all of them in each worker."""
+
+    def __init__(self, given: int, told: int) -> None:
+        self.given, self.told = given, told
+
+    def __len__(self) -> int:
+        return self.told
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((PIXELS[k], k) for k in range(self.given))
+
+
+FEWER = "gives 3 batches, its length says 4: correct __len__ of its data set"
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_loader_that_gives_fewer_batches_than_it_says(train: bool) -> None:
+    batches = source(Told(10, 13), batch_size=4, shuffle=None)
+    with pytest.raises(UserError, match=f"^data: the DataLoader of split 'train' {FEWER}$"):
+        epoch_of(batches, train=train)
+    with pytest.raises(UserError, match=f"^data: the DataLoader of split 'train' {FEWER}$"):
+        batches.statistics()
+    assert len(epoch_of(source(Told(10, 10), batch_size=4, shuffle=None), train=train)) == 3
+
+
+def test_a_loader_that_gives_more_batches_than_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """In training an endless data set may say how long an epoch is."""
+    batches = source(Told(13, 8), batch_size=4, shuffle=None)
+    for _ in range(2):
+        assert labels_of(epoch_of(batches)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert capsys.readouterr().err == (
+        "data: the DataLoader of split 'train' gives more than its 2 batches, which end an epoch\n"
+    )
+    with pytest.raises(UserError, match="gives more than the 2 batches that its length says, and each image is to be"):
+        epoch_of(batches, train=False)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
+@pytest.mark.parametrize("evaluation", [True, False])
+def test_workers_that_all_read_the_same_images(evaluation: bool) -> None:
+    loader = DataLoader(Told(8, 8), batch_size=1, num_workers=2)
+    if not evaluation:
+        check_length(loader, "train", "data", evaluation=False)  # counted as it is read
+        return
+    with pytest.raises(UserError, match=r"more than the 8 batches .* or divide its images among the workers"):
+        check_length(loader, "test", "eval_data", evaluation=True)
+
+
+class Long(Sampler[int]):
+    def __len__(self) -> int:
+        return 13
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(8)
+
+
+@pytest.mark.parametrize("evaluation", [True, False])
+def test_a_sampler_that_gives_fewer_images_than_it_says(evaluation: bool) -> None:
+    loader = DataLoader(BYTES, batch_size=5, sampler=Long())
+    with pytest.raises(UserError, match=r"gives 2 batches, its length says 3: correct __len__ of its sampler$"):
+        check_length(loader, "train", "data", evaluation=evaluation)
+    check_length(DataLoader(BYTES, batch_size=5, sampler=Short()), "train", "data", evaluation=False)
+
+
+def test_a_loader_without_a_batch() -> None:
+    with pytest.raises(UserError, match=r"^data: the DataLoader of split 'train' gives no batch$"):
+        source(Told(0, 8), batch_size=4, shuffle=None).holds_floats()
+
+
+def test_a_resumed_run_compares_all_labels_and_the_number_of_images() -> None:
+    other, more = torch.arange(13), torch.cat([PIXELS, PIXELS])
+    other[5:] = 0
+    options: dict[str, Any] = {"shuffle": False}
+    prints = [
+        source(data, **options).fingerprint()
+        for data in (BYTES, TensorDataset(PIXELS, other), TensorDataset(more, torch.arange(26)), BYTES)
+    ]
+    assert prints[0] == prints[3]
+    assert len(set(prints)) == 3
+
+
+def test_images_of_pil_are_no_batch() -> None:
+    data: Any = [(PIL.Image.new("RGB", (8, 8)), 0)] * 4
+    with pytest.raises(UserError, match=r"^data: the DataLoader of split 'train' cannot make batches of PIL.Image.Ima"):
+        source(data).holds_floats()

@@ -68,7 +68,14 @@ def read(command: str) -> None:
     _, (program, *words) = split(re.sub(r"\[[^\]]*\]", "", command))  # without what may be left out
     program = Path(program).name
     if program == "feature-gan-kd":
-        parse(words)
+        # The page makes the run file, which says where the run goes.
+        parse(
+            [
+                "--output-dir=out" if before == "--config" else word
+                for before, word in zip(["", *words[:-1]], words, strict=True)
+                if word != "--config"
+            ]
+        )
     elif program == "accelerate":
         read_launch(words[1:])
     elif program == "torchrun":

@@ -35,6 +35,7 @@ STAND_INS = {
     r"\S+ \S+ --pretrained": f"{PUBLISHED} --pretrained",
     r"local-dir:weights/\S+ local-dir:weights/\S+": PUBLISHED,
     r"resnet18 resnet34": "test_resnet test_vit",
+    r"predict (hf-hub:\S+|resnet18) ": "predict published/0-test_resnet ",
     r"--num-classes 1000": "--num-classes 100",
     r"/shared/runs": "runs",
     r"\bRUN\b": RUN,
@@ -86,8 +87,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images, a run on them, its models and photographs."""
     folder = tmp_path_factory.mktemp("workshop")
     cifar100(folder, train=8, test=4)
-    for number in (1, 2):
-        Image.new("RGB", (40, 30), "red").save(folder / f"photo-{number}.jpg")
+    (folder / "holiday").mkdir()
+    for name in ("photo-1", "photo-2", "holiday/1"):
+        Image.new("RGB", (40, 30), "red").save(folder / f"{name}.jpg")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / ".cache")

@@ -31,7 +31,14 @@ def model() -> Any:
 
 def test_front_matter(model: nn.Module, describe: Describe) -> None:
     data = ModelCard(model_card(model, describe("test_resnet", license="MIT"))).data
-    assert data.to_dict() == {
+    results = data.eval_results or []
+    assert {one.metric_type: one.metric_value for one in results} == {
+        "accuracy": 0.71234,
+        "f1": 0.705,
+        "cross_entropy": 1.25,
+    }
+    assert {(one.dataset_name, one.dataset_type) for one in results} == {("uoft-cs/cifar100", "uoft-cs/cifar100")}
+    assert {key: value for key, value in data.to_dict().items() if key != "model-index"} == {
         "datasets": ["uoft-cs/cifar100"],
         "library_name": "timm",
         "license": "mit",
@@ -107,7 +114,7 @@ def test_a_folder_of_this_machine_is_shown_by_its_name_alone(
 
 def test_numbers_peers_and_settings(model: nn.Module, describe: Describe) -> None:
     text = model_card(model, describe("test_resnet", index=1))
-    assert "| this model | 71.23 |\n| ensemble (mean of all logits) | 73.50 |" in text
+    assert "| this model | 71.23 | 70.50 | 1.2500 |\n| ensemble (mean of all logits) | 73.50 | 72.25 | 1.1250 |" in text
     assert "model 2 of the 3 in its run, with the weights of its last epoch (3 of 300)." in text
     assert "`resnet18`, `test_vit`" in text
     assert "| lr | 0.1 |\n| milestones | 0.5, 0.75 |\n| epochs | 300 |" in text
@@ -117,11 +124,11 @@ def test_numbers_peers_and_settings(model: nn.Module, describe: Describe) -> Non
 
 def test_what_is_not_known_and_what_was_chosen(model: nn.Module, describe: Describe) -> None:
     assert "the accuracy is optimistic" in model_card(model, describe("test_resnet", which="best"))
-    assert "## Results" not in model_card(model, describe("test_resnet", accuracy=None, ensemble=None))
+    assert "## Results" not in model_card(model, describe("test_resnet", scores={}, ensemble={}))
 
 
 def test_a_card_of_ones_own_loop_claims_only_what_was_seen(model: nn.Module, describe: Describe) -> None:
-    nothing: dict[str, Any] = {"data": None, "accuracy": None, "ensemble": None, "epochs": None}
+    nothing: dict[str, Any] = {"data": None, "scores": {}, "ensemble": {}, "epochs": None}
     text = model_card(model, describe("test_resnet", **nothing, recipe={"lr": 0.1}))
     assert "model 1 of the 3 in its run, after 40 updates." in text
     assert "- Data: given by a training loop of the publisher's own" in text

@@ -168,5 +168,5 @@ def test_the_extra_is_named_where_it_is_missing(
     assert list(tmp_path.iterdir()) == []
     capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
-        main(["predict", str(folder), "image.png"])
+        main(["predict", str(folder), str(folder / "config.json")])
     assert capsys.readouterr() == ("", f"feature-gan-kd: error: onnx: {line}\n")

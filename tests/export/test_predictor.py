@@ -82,7 +82,7 @@ def test_lines_for_people(here: Path) -> None:
     lines = output_of("predict", here / "onnx" / "0-test_resnet", here / "00.png", here / "01.png", "--top", "2")
     first, second = lines.splitlines()
     (guesses,) = [one["classes"] for one in predicted(here, "onnx", "--top", "2") if one["image"].endswith("00.png")]
-    words = ", ".join(f"{guess['label']} {guess['probability']:.1%}" for guess in guesses)
+    words = "; ".join(f"{guess['label']} {guess['probability']:.1%}" for guess in guesses)
     assert first == f"{here / '00.png'}  {words}"
     assert second.startswith(f"{here / '01.png'}  ")
 
@@ -93,7 +93,7 @@ def test_images_of_any_kind(here: Path, tmp_path: Path) -> None:
     digit.save(tmp_path / "grey.png")
     digit.convert("RGBA").save(tmp_path / "transparent.png")
     Image.fromarray(np.asarray(digit).astype(np.uint16) * 256).save(tmp_path / "deep.png")
-    classifier = Predictor(here / "safetensors" / "0-test_resnet")
+    classifier = Predictor(str(here / "safetensors" / "0-test_resnet"))
     (plain, *others) = classifier([read_image(path) for path in (here / "00.png", *sorted(tmp_path.glob("*.png")))])
     assert len(others) == 3
     for other in others:
@@ -109,7 +109,7 @@ def test_a_photograph_is_turned_upright(here: Path, tmp_path: Path) -> None:
     exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees, clockwise
     upright = Image.open(here / "00.png").convert("RGB")
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png", exif=exif)
-    classifier = Predictor(here / "safetensors" / "0-test_resnet")
+    classifier = Predictor(str(here / "safetensors" / "0-test_resnet"))
     with Image.open(tmp_path / "lying.png") as opened:
         assert classifier([read_image(tmp_path / "lying.png"), opened]) == classifier([upright, upright])
     feature = datasets.Image().decode_example({"path": str(tmp_path / "lying.png"), "bytes": None})
@@ -126,7 +126,7 @@ def test_a_model_with_few_classes_and_without_names(here: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     del config["label_names"]
     (folder / "config.json").write_text(json.dumps(config))
-    (guesses,) = Predictor(folder)([read_image(here / "00.png")], top=99)
+    (guesses,) = Predictor(str(folder))([read_image(here / "00.png")], top=99)
     assert [guess.label for guess in guesses] == [str(guess.index) for guess in guesses]
     assert len(guesses) == 10
     assert torch.tensor([guess.probability for guess in guesses]).diff().le(0).all()

@@ -172,10 +172,11 @@ class TestConfig:
         assert data["crop_pct"] == 1.0
         assert model.pretrained_cfg["label_names"] == NAMES
 
-    def test_large_images_are_cropped_and_keep_the_pool_size(self, tmp_path: Path, describe: Describe) -> None:
-        publish(create("test_resnet"), tmp_path / "large", describe("test_resnet", image_size=160))
+    def test_the_preprocessing_of_the_evaluation_and_the_pool_size(self, tmp_path: Path, describe: Describe) -> None:
+        card_info = describe("test_resnet", image_size=160, crop_pct=0.9, interpolation="lanczos")
+        publish(create("test_resnet"), tmp_path / "large", card_info)
         cfg = published(tmp_path / "large")["pretrained_cfg"]
-        assert (cfg["crop_pct"], cfg["pool_size"]) == (0.875, [5, 5])
+        assert (cfg["crop_pct"], cfg["interpolation"], cfg["pool_size"]) == (0.9, "lanczos", [5, 5])
 
     def test_no_class_names(self, tmp_path: Path, describe: Describe) -> None:
         publish(create("test_resnet"), tmp_path / "unnamed", describe("test_resnet", class_names=None))
@@ -318,7 +319,7 @@ def test_publishing_again_replaces_the_folder(tmp_path: Path, describe: Describe
     publish(model, folder, describe("test_resnet"))
     with torch.no_grad():
         model.fc.bias += 1
-    publish(model, folder, describe("test_resnet", accuracy=12.5))
+    publish(model, folder, describe("test_resnet", scores={"accuracy": 12.5}))
     assert published(folder)["architecture"] == "test_resnet"
     assert torch.equal(load_file(folder / "model.safetensors")["fc.bias"], model.fc.bias)
     assert "12.50" in (folder / "README.md").read_text()

@@ -124,6 +124,16 @@ def content(name: str, data: bytes) -> Change:
     return lambda here: (here / name).write_bytes(data)
 
 
+def written(text: str, name: str = "run.yaml") -> Case:
+    """A training by a run file."""
+
+    def change(here: Path) -> None:
+        (here / "files").mkdir()
+        (here / "files" / name).write_text(text)
+
+    return Case(f"train --config files/{name} --output-dir new", change)
+
+
 def cut(name: str, last: int = 9) -> Change:
     """A file without its last bytes."""
     return lambda here: (here / name).write_bytes((here / name).read_bytes()[:-last])
@@ -287,6 +297,16 @@ def with_config(**changes: Any) -> Change:
     return lambda here: (here / path).write_text(json.dumps({**json.loads((here / path).read_text()), **changes}))
 
 
+def picture(here: Path) -> None:
+    """A good image file."""
+    pictures(1)[0].save(here / "good.png")
+
+
+def also(change: Change) -> Change:
+    """The change, and a good image file."""
+    return lambda here: (picture(here), change(here))
+
+
 PUBLISHED = "net/model.safetensors"
 BEST = "run/networks/0-test_resnet-best/model.safetensors"
 
@@ -335,6 +355,17 @@ CASES = {
     "split: one row": train(change=splits(train=table().select([0]))),
     "split: too few rows to hold some out": train(change=one_split(table().select([0, 1]))),
     # Settings.
+    "run file: a key that is unknown": written("models: [a, b]\nconfig:\n  epochs: 1\n  epoch: 1\n"),
+    "run file: a wrong type": written("models: [a, b]\nconfig: {epochs: 3, lr: fast}\n"),
+    "run file: another version": written("version: 2\n"),
+    "run file: YAML that builds objects": written("models: !!python/object/apply:os.system ['touch made']\n"),
+    "run file: a setting at the top": written("models: [a, b]\nlr: 0.1\n"),
+    "run file: a setting that all models share": written("models:\n  - a\n  - {model: b, epochs: 3}\n"),
+    "run file: a key given twice": written("frozen: [0]\nmodels: [a, b]\nfrozen: [1]\n"),
+    "run file: no YAML": written("models: [a\nconfig: 3\n"),
+    "run file: another ending": Case("train --config run/metrics.jsonl --output-dir new"),
+    "run file: not there": Case("train --config none/run.yaml --output-dir new"),
+    "run file: a run on an object": written('{"versions": {}, "models": ["test_resnet", "test_vit"]}', "config.json"),
     "setting: unknown": train("--epoch 3"),
     "setting: wrong type": train("--epochs many"),
     "setting: negative": train("--lr -0.1"),
@@ -343,6 +374,19 @@ CASES = {
     "setting: not one of the choices": train("--topology ring"),
     "setting: more parts than images": train("--grad-accum-steps 9"),
     "setting: milestones that fall": train("--milestones 0.75 0.5"),
+    "setting: an augmentation that timm does not know": train("--aa randaug-m9"),
+    "setting: an augmentation with a part that timm passes over": train("--aa rand-m9-loud"),
+    "setting: an augmentation where none is wanted": train("--augmentation none --aa rand-m9"),
+    "setting: crops of images that are not cropped at random sizes": train("--scale 0.3 1"),
+    "setting: bounds in the wrong order": train("--augmentation resized-crop --scale 1 0.3"),
+    "setting: jitter beside what replaces it": train("--aa rand-m9 --color-jitter 0.4"),
+    "setting: a negative jitter": train("--color-jitter -0.4"),
+    "setting: a probability above one": train("--reprob 1.5"),
+    "setting: how to erase where nothing is erased": train("--remode const"),
+    "setting: all of the label smoothed away": train("--smoothing 1"),
+    "setting: classes balanced twice": train("--class-weights --balanced-sampling"),
+    "setting: a warm-up stated twice": train("--warmup-epochs 0.5 --warmup-fraction 0.5"),
+    "setting: a warm-up as long as the run": train("--warmup-epochs 1"),
     "setting: no model learns": train("--frozen 0 1"),
     "setting: another number of classes than the data": train(
         "--num-classes 7", splits(train=table(labels=TEXTS), test=table(labels=TEXTS))
@@ -366,6 +410,9 @@ CASES = {
     ),
     "stream: of unknown length": train("--streaming"),
     "stream: nothing to evaluate on": train("--streaming --max-train-samples 8 --num-classes 2", one_split(table())),
+    "stream: classes of equal size": train(
+        "--streaming --max-train-samples 8 --max-eval-samples 8 --balanced-sampling"
+    ),
     "stream: texts as labels": train("--streaming --max-train-samples 8", splits(train=table(labels=TEXTS))),
     "stream: what save_to_disk wrote": train("--streaming", lambda here: table().save_to_disk(here / "data")),
     "path: what save_to_disk wrote, cut short": train(change=saved_to_disk),
@@ -384,15 +431,22 @@ CASES = {
     "path: a file where models are to be": Case("export run file", content("file", b"")),
     "path: the run's own models where models are to be": Case("export run run/networks --which best"),
     # What is published, put to use.
-    "predict: no such model": Case("predict nowhere image.png"),
-    "predict: a run in place of a model": Case("predict run image.png"),
+    "predict: no such model": Case("predict nowhere good.png", picture),
+    "predict: a run in place of a model": Case("predict run good.png", picture),
     "predict: no such image": Case("predict net image.png"),
-    "predict: a folder in place of an image": Case("predict net data"),
+    "predict: a folder without images": Case("predict net data"),
+    "predict: an empty folder": Case("predict net void", lambda here: (here / "void").mkdir()),
+    "predict: a timm name without weights": Case("predict cifar_resnet20 good.png", picture),
+    "predict: weights that timm does not have": Case("predict resnet18.own good.png", picture),
+    "predict: a name that is unknown": Case("predict resnet51 good.png", picture),
+    "predict: a table and lines": Case("predict net good.png --json --csv out.csv", picture),
+    "predict: a table where no folder is": Case("predict net good.png --csv nowhere/out.csv", picture),
+    "predict: a table in place of an image": Case("predict net good.png --csv good.png", picture),
     "predict: a text in place of an image": Case("predict net text.png", content("text.png", b"no image")),
-    "predict: no class at all": Case("predict net image.png --top 0"),
-    "predict: a graph that is none": Case("predict net image.png", content("net/model.onnx", b"no graph")),
-    "predict: a file that can run code": Case("predict net image.png", content("net/model.pt2", b"code")),
-    "predict: a description that is cut short": Case("predict net image.png", cut("net/config.json")),
+    "predict: no class at all": Case("predict net good.png --top 0", picture),
+    "predict: a graph that is none": Case("predict net good.png", also(content("net/model.onnx", b"no graph"))),
+    "predict: a file that can run code": Case("predict net good.png", also(content("net/model.pt2", b"code"))),
+    "predict: a description that is cut short": Case("predict net good.png", also(cut("net/config.json"))),
     # Pictures.
     "pictures: before the first evaluation": Case(
         "report run --grad-cam 0", lambda here: shutil.rmtree(here / "run" / "networks")

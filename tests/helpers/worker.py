@@ -8,17 +8,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms.functional import pil_to_tensor
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.distributed.collectives import rank, world_size
@@ -85,6 +88,12 @@ def images(count: int) -> TensorDataset:
     return TensorDataset(torch.randn(count, 3, 8, 8, generator=generator), torch.arange(count) % 10)
 
 
+def turned(image: Any) -> Tensor:
+    """A transform of the user's own that draws from all generators."""
+    angle = 20 * (random.random() + np.random.rand() + float(torch.rand(())) - 1.5)
+    return pil_to_tensor(image.rotate(angle).resize((8, 8)))
+
+
 # 38 images in batches of 12: the last batch has 2, so that one of three processes has none.
 SETTINGS: dict[str, Any] = {
     "image_size": 8,
@@ -127,6 +136,16 @@ CASES: dict[str, Mapping[str, Any]] = {
     "a block that few images reach": {"models": lambda: [WithRareBlock(4), WithRareBlock(6)], "optimizer": "adamw"},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
     "a fault in the last process": {"fault": 3},
+    "augmented": {
+        "aa": "rand-m9-mstd0.5",
+        "reprob": 0.5,
+        "vflip": 0.5,
+        "balanced_sampling": True,
+        "smoothing": 0.1,
+        "bce_loss": True,
+        "grad_accum_steps": 2,
+    },
+    "weighted classes, a transform of its own": {"class_weights": True, "smoothing": 0.1, "transform": turned},
     "data set of torch": {"data": lambda: (images(38), images(50)), "max_train_samples": None},
     "loader": {
         "data": lambda: (DataLoader(images(38), 12, shuffle=True), DataLoader(images(50), 12)),
@@ -147,7 +166,7 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     changes = dict(CASES[case])
     models = changes.pop("models", lambda: plain(4, 6))
     data = changes.pop("data", lambda: (None, None))
-    fault = changes.pop("fault", 0)
+    fault, transform = changes.pop("fault", 0), changes.pop("transform", None)
     if fault and rank() == world_size() - 1:
         number, act = fault, poison
     distiller = build(models(), **changes)
@@ -156,7 +175,7 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
         lambda model, _: act(model) and None if model.training and next(numbers) == number else None
     )
     stated: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)} if "data" in CASES[case] else {}
-    distiller.fit(*data(), output_dir=folder, resume=folder.exists(), **stated)
+    distiller.fit(*data(), train_transform=transform, output_dir=folder, resume=folder.exists(), **stated)
 
 
 def poison(model: nn.Module) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from timm.loss import create_classification_loss
 from torch import Tensor
 
 from feature_gan_kd.config.settings import AdversarialLoss
@@ -149,16 +151,87 @@ def test_l1_and_l2_are_means_over_every_element() -> None:
 def test_cross_entropy() -> None:
     logits = random(BATCH, CLASSES, scale=3)
     expected = sum(-math.log(softmax(logits)[i, label]) for i, label in enumerate(LABELS.tolist())) / BATCH
-    assert float(losses.cross_entropy(logits, LABELS)) == pytest.approx(expected)
+    assert float(losses.label_loss(logits, LABELS)) == pytest.approx(expected)
     torch.testing.assert_close(
-        gradient(lambda z: losses.cross_entropy(z, LABELS), logits), (softmax(logits) - ONE_HOT) / BATCH
+        gradient(lambda z: losses.label_loss(z, LABELS), logits), (softmax(logits) - ONE_HOT) / BATCH
     )
 
 
 def test_cross_entropy_of_probabilities() -> None:
     logits, labels = random(BATCH, CLASSES, scale=3), softmax(random(BATCH, CLASSES, seed=1))
-    torch.testing.assert_close(losses.cross_entropy(logits, labels), -(labels * softmax(logits).log()).sum() / BATCH)
-    torch.testing.assert_close(losses.cross_entropy(logits, ONE_HOT), losses.cross_entropy(logits, LABELS))
+    torch.testing.assert_close(losses.label_loss(logits, labels), -(labels * softmax(logits).log()).sum() / BATCH)
+    torch.testing.assert_close(losses.label_loss(logits, ONE_HOT), losses.label_loss(logits, LABELS))
+
+
+def label_losses(logits: Tensor, smoothing: float, *, binary: bool) -> list[list[float]]:
+    """The loss of each image for each class that could be its label, from the definition, number by number."""
+    found = []
+    for z in logits.tolist():
+        largest = max(z)
+        total = sum(math.exp(value - largest) for value in z)
+        own = []
+        for label in range(CLASSES):
+            loss = 0.0
+            for c, value in enumerate(z):
+                target = (1 - smoothing) * (c == label) + smoothing / CLASSES
+                if binary:
+                    p = 1 / (1 + math.exp(-value))
+                    loss -= (target * math.log(p) + (1 - target) * math.log(1 - p)) / CLASSES
+                else:
+                    loss -= target * (value - largest - math.log(total))
+            own.append(loss)
+        found.append(own)
+    return found
+
+
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_smoothed_binary_and_weighted_losses_of_the_labels(
+    smoothing: float, binary: bool, weights: Tensor | None
+) -> None:
+    """Of class indices, and of mixed labels: the mixture of the losses."""
+    logits = random(BATCH, CLASSES, scale=3)
+    each = label_losses(logits, smoothing, binary=binary)
+    own = [1.0] * CLASSES if weights is None else weights.tolist()
+    expected = sum(own[label] * each[i][label] for i, label in enumerate(LABELS.tolist())) / BATCH
+    loss = functools.partial(losses.label_loss, smoothing=smoothing, binary=binary, weights=weights)
+    assert float(loss(logits, LABELS)) == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(loss(logits, ONE_HOT), loss(logits, LABELS))
+    mixed = 0.7 * ONE_HOT + 0.3 * ONE_HOT.flip(0)
+    torch.testing.assert_close(
+        loss(logits, mixed), 0.7 * loss(logits, LABELS) + 0.3 * loss(logits, LABELS.flip(0)), rtol=1e-12, atol=0
+    )
+    parts = [loss(logits[i : i + 1], LABELS[i : i + 1]) for i in range(BATCH)]
+    torch.testing.assert_close(loss(logits, LABELS), torch.stack(parts).mean())  # of microbatches and processes
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_losses_of_the_labels_are_timms(smoothing: float) -> None:
+    logits = random(BATCH, CLASSES, scale=3)
+    timms = create_classification_loss("bce", smoothing=smoothing)
+    torch.testing.assert_close(
+        losses.label_loss(logits, LABELS, smoothing=smoothing, binary=True), timms(logits, LABELS)
+    )
+    timms = create_classification_loss("ce", smoothing=smoothing)
+    torch.testing.assert_close(losses.label_loss(logits, LABELS, smoothing=smoothing), timms(logits, LABELS))
+    softened = (1 - smoothing) * ONE_HOT.roll(1, 0) + smoothing / CLASSES  # as timm's Mixup smooths, before the loss
+    for kind in ("ce", "bce"):
+        timms = create_classification_loss(kind, soft_targets=True)
+        own = losses.label_loss(logits, ONE_HOT.roll(1, 0), smoothing=smoothing, binary=kind == "bce")
+        torch.testing.assert_close(own, timms(logits, softened))
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_binary_losses_of_extreme_logits_are_finite(weights: Tensor | None) -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0, 50.0, -50.0]], dtype=torch.float64, requires_grad=True)
+    loss = losses.label_loss(logits, torch.tensor([1]), smoothing=0.1, binary=True, weights=weights)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite()
+    assert slope.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +242,7 @@ def test_cross_entropy_of_probabilities() -> None:
         lambda a, b: losses.adversarial(torch.sigmoid(b[:, 0]), torch.sigmoid(a[:, 0])),
         losses.l1,
         losses.l2,
-        lambda a, b: losses.cross_entropy(a, softmax(b)),
+        lambda a, b: losses.label_loss(a, softmax(b)),
     ],
     ids=["distillation", "discriminator", "adversarial", "l1", "l2", "cross_entropy"],
 )

@@ -55,7 +55,7 @@ def write_run(
     learners = [k for k in range(count) if k not in frozen]
     description = {
         "models": [{"name": name} for name in names],
-        "edges": [list(edge) for edge in edges],
+        "topology": [list(edge) for edge in edges],
         "frozen": list(frozen),
         "config": DistillConfig.from_dict({"method": method, "epochs": planned, **settings}).to_dict(),
         "data": {"name": "uoft-cs/cifar100", "train_images": 50000, "evaluation_images": 10000},

@@ -18,7 +18,7 @@ from tests.report.fake_runs import change_description, read_lines, write_lines, 
 def test_the_settings_of_single_models_are_listed_and_compared(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "own")
     description = json.loads((folder / "config.json").read_text())
-    description["models"][1]["settings"] = {"lr": 5e-4, "optimizer": "adamw"}
+    description["models"][1] |= {"lr": 5e-4, "optimizer": "adamw"}
     (folder / "config.json").write_text(json.dumps(description))
     own, plain = read_run(folder), read_run(write_run(tmp_path / "plain"))
     assert ("lr of model 1", "0.0005", True) in list_settings(own)
@@ -64,7 +64,7 @@ def test_settings_that_differ(tmp_path: Path) -> None:
         "model 0": ["cifar_resnet20", "cifar_resnet20", "x"],
         "model 1": ["cifar_resnet32", "cifar_resnet32", "y"],
         "model 2": ["-", "-", "z"],
-        "edges": ["0 → 1, 1 → 0", "0 → 1, 1 → 0", "0 → 1, 1 → 2, 2 → 0"],
+        "topology": ["0 → 1, 1 → 0", "0 → 1, 1 → 0", "0 → 1, 1 → 2, 2 → 0"],
         "device": ["-", "-", "cpu"],
     }
 

@@ -120,7 +120,7 @@ def stop(number: int, error: type[Exception]) -> None:
 class TestPage:
     def test_pictures_with_what_they_show(self, drawn: Path) -> None:
         page = (drawn / "report.html").read_text()
-        images = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', page)
+        images = re.findall(r'<td><img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', page)
         assert len(images) == 6
         assert images[1][1].startswith("where model 0 test_resnet sees ")
         names = ["7.png", "7-0.png", "7-1.png", "2.png", "2-0.png", "2-1.png"]
@@ -134,7 +134,7 @@ class TestPage:
         other = write_run(tmp_path / "other")
         main(["report", str(other), str(drawn), "--output", str(tmp_path / "both.html")])
         page = (tmp_path / "both.html").read_text()
-        assert page.count("<img ") == 6
+        assert page.count("<td><img ") == 6
         assert page.count("Grad-CAM: where the models see the right class: run") == 1
 
     def test_a_run_without_pictures(self, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ class TestErrors:
         write_lines(tmp_path, lines)
         assert "are damaged" in self.line(tmp_path)
 
-    @pytest.mark.parametrize("change", [{"edges": [[0, 2]]}, {"edges": [3]}, {"models": [{"name": "alone"}]}])
+    @pytest.mark.parametrize("change", [{"topology": [[0, 2]]}, {"topology": [3]}, {"models": [{"name": "alone"}]}])
     def test_a_description_of_another_run(self, change: dict[str, Any], tmp_path: Path) -> None:
         assert "are damaged" in self.line(change_description(write_run(tmp_path), **change))
 

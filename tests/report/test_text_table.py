@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from feature_gan_kd.report import read_run, results_table
+import pytest
+
+from feature_gan_kd.cli import main
+from feature_gan_kd.report import comparison_table, read_run, results_table
 from feature_gan_kd.training.history import History
 from tests.report.fake_runs import write_run
 
@@ -40,3 +43,23 @@ class TestTable:
         lines = results_table(read_run(write_run(tmp_path, epochs=0))).splitlines()
         assert lines[1].split() == ["0", "cifar_resnet20", "-", "-", "-"]
         assert lines[-1].endswith("batch 128 · seed 0")
+
+
+def test_runs_beside_each_other(tmp_path: Path) -> None:
+    """A model that only one of them has gets a dash."""
+    alone, together = write_run(tmp_path / "alone", epochs=2), write_run(tmp_path / "together", names=["a", "b", "c"])
+    text = comparison_table([read_run(alone), read_run(together)], ["alone", "together"])
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[0][-2:] == ["alone", "together"]
+    assert [row[0] for row in rows[1:]] == ["0", "1", "2", "ensemble"]
+    last, other = (read_run(folder).epochs[-1]["metrics"] for folder in (alone, together))
+    assert rows[1][-2:] == [f"{last['eval/accuracy/0']:.2f}", f"{other['eval/accuracy/0']:.2f}"]
+    assert rows[3][-2:] == ["-", f"{other['eval/accuracy/2']:.2f}"]
+
+
+def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(write_run(tmp_path / name)) for name in ("alone", "together")]
+    main(["report", *folders])
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.split()[-2:] == ["alone", "together"]
+    assert last.endswith("report.html")

@@ -54,6 +54,18 @@ def test_anything_else_is_refused_and_nothing_changes(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
+def test_probabilities_of_ones_own_are_not_smoothed() -> None:
+    distiller = build(smoothing=0.1)
+    assert distiller.training_step(IMAGES, LABELS)["cross_entropy/0"] > 0
+    with pytest.raises(UserError, match=r"^smoothing: 0.1 would smooth labels that are probabilities already"):
+        distiller.training_step(IMAGES, F.one_hot(LABELS, CLASSES).float())
+
+
+def test_class_weights_need_training_images() -> None:
+    with pytest.raises(UserError, match=r"^class_weights: only fit counts the training images"):
+        build(class_weights=True).training_step(IMAGES, LABELS)
+
+
 @pytest.mark.parametrize("labels", [LABELS.int(), LABELS.to(torch.uint8), F.one_hot(LABELS, CLASSES).float()])
 def test_other_forms_of_the_same_labels_are_the_same(labels: torch.Tensor) -> None:
     one, other = build().training_step(IMAGES, LABELS), build().training_step(IMAGES, labels)

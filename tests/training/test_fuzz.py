@@ -206,7 +206,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [{"event": "step", **RECORD}, {"event": "epoch", **EPOCH}, {"event": "step", **RECORD, "step": 2}]
     (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = DistillConfig(epochs=2).to_dict()
-    about = {"models": [{"name": "a"}, {"name": "b"}], "config": config, "edges": [[0, 1], [1, 0]], "frozen": []}
+    about = {"models": [{"name": "a"}, {"name": "b"}], "config": config, "topology": [[0, 1], [1, 0]], "frozen": []}
     (place / "config.json").write_text(json.dumps(about))
     return place
 

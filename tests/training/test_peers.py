@@ -16,6 +16,7 @@ from feature_gan_kd import Callback, OnlineAdversarialDistiller, Peer, UserError
 from feature_gan_kd.cli import main
 from feature_gan_kd.cli.main import parse
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.settings import PEER_SETTINGS
 from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.optim.build import build_schedules
@@ -379,9 +380,10 @@ def test_the_command_line_gives_each_its_own(here: Path, capsys: pytest.CaptureF
     own = "--optimizer 0:sgd 1:adamw --lr 0:0.1 1:5e-4 --layer-decay 1:0.75 --betas 1:0.8 1:0.9 --no-decay-norms 1"
     main([*RUN.split(), *own.split(), "--output-dir", "run"])
     models = json.loads(Path("run/config.json").read_text())["models"]
-    assert models[0]["settings"] == {"optimizer": "sgd", "lr": 0.1}
+    found = [{name: value for name, value in model.items() if name in PEER_SETTINGS} for model in models]
+    assert found[0] == {"optimizer": "sgd", "lr": 0.1}
     expected = {"optimizer": "adamw", "lr": 5e-4, "layer_decay": 0.75, "betas": [0.8, 0.9], "decay_norms": False}
-    assert models[1]["settings"] == expected
+    assert found[1] == expected
     assert "model 1: adamw, lr 0.0005" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*RUN.split(), *own.replace("1:5e-4", "1:6e-4").split(), "--output-dir", "run", "--resume"])
@@ -435,3 +437,31 @@ def test_an_option_given_twice(words: str, common: dict[str, Any], own: dict[int
 def test_a_peer_shows_and_checks_its_settings() -> None:
     assert Peer("test_vit", lr=1).settings == {"lr": 1.0}
     assert repr(Peer("test_vit", lr=0.5)) == "Peer('test_vit', lr=0.5)"
+
+
+def test_the_recipe_scratch_chooses_by_kind_and_the_user_overrides_it(tmp_path: Path) -> None:
+    """SGD for batch normalisation, AdamW for others; what the user gives to all models or to one counts more."""
+    built = distiller("test_resnet", "test_vit", recipe="scratch")
+    own = [model.own_config(built.config) for model in built.group.peers]
+    assert [(one.optimizer, one.lr, one.weight_decay) for one in own] == [
+        ("momentum", 0.1, 5e-4),
+        ("adamw", 1e-3, 0.05),
+    ]
+    assert {one.smoothing for one in own} == {0.1}
+    assert [group.name for group in built.step.logit_groups] == ["logit-momentum", "logit-adamw"]
+    assert sorted(built.group.averages) == [0, 1]
+    changed = distiller("test_resnet", Peer("test_vit", lr=3e-3), recipe="scratch", weight_decay=0.01)
+    own = [model.own_config(changed.config) for model in changed.group.peers]
+    assert [(one.optimizer, one.lr, one.weight_decay) for one in own] == [
+        ("momentum", 0.1, 0.01),
+        ("adamw", 3e-3, 0.01),
+    ]
+    built.save_checkpoint(tmp_path / "checkpoint")
+    again = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "checkpoint")
+    assert [rates(again, k) for k in (0, 1)] == [rates(built, k) for k in (0, 1)]
+
+
+def test_a_frozen_model_gets_no_recipe() -> None:
+    built = distiller("test_resnet", "test_vit", recipe="scratch", frozen=[1])
+    assert built.group.peers[1].settings == {}
+    assert list(built.group.averages) == [0]

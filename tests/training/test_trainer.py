@@ -159,8 +159,8 @@ def test_steps_and_records(undisturbed: Path) -> None:
     update = {f"train/{name}/{k}" for name in learned for k in (0, 1)} | {"train/skipped"}
     update |= {f"train/{name}/{edge}" for name in ("real", "fake") for edge in ("0->1", "1->0")}
     update |= {f"lr/{name}" for name in ("logit", "feature", "discriminator")}
-    evaluated = {f"eval/{name}/{k}" for name in ("accuracy", "cross_entropy") for k in (0, 1)}
-    evaluated |= {"eval/accuracy/ensemble", "eval/images"}
+    names = ("accuracy", "top5", "macro_f1", "cross_entropy")
+    evaluated = {f"eval/{name}/{k}" for name in names for k in (0, 1, "ensemble")} | {"eval/images"}
     assert lines[0].keys() == {"event", "step", "epoch", "metrics"}
     assert lines[0]["metrics"].keys() == update
     assert last["metrics"].keys() == update | evaluated

@@ -42,7 +42,7 @@ def build_callbacks(
     """
     callbacks = [DiscriminatorMonitor(bounded=config.loss_weights.adversarial_loss == "paper"), *own]
     if config.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping(config.early_stopping_patience))
+        callbacks.append(EarlyStopping(config.early_stopping_patience, metric=config.best_metric))
     if notes is not None:
         callbacks.append(ProgressLine(notes))
     if trackers or running:

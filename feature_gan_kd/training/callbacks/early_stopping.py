@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
+from feature_gan_kd.config.settings import BestMetric
 from feature_gan_kd.training.callbacks.callback import Callback
-from feature_gan_kd.training.history import History, Record, ensemble_accuracy, model_accuracies
+from feature_gan_kd.training.history import History, Record, goodness
 
 
 class EarlyStopping(Callback):
-    """Ends a training after `patience` evaluations in a row without a new best accuracy.
+    """Ends a training after `patience` evaluations in a row without a new best accuracy, or another figure.
 
-    The accuracies of every model and of the ensemble are each compared with their own best: while one of them improves,
+    The figures of every model and of the ensemble are each compared with their own best: while one of them improves,
     the others can still learn from it (ours).
 
     Args:
         patience: in evaluations, at least 1.
-        min_delta: percentage points by which an accuracy must exceed its best to count as a new one.
+        min_delta: percentage points (nats for a loss) by which a figure must beat its best to count as a new one.
+        metric: the figure.
     """
 
-    def __init__(self, patience: int, min_delta: float = 0.0) -> None:
+    def __init__(self, patience: int, min_delta: float = 0.0, metric: BestMetric = "accuracy") -> None:
         self.patience = patience
         self.min_delta = min_delta
+        self.metric = metric
         self.best: list[float] = []
         self.waited = 0
 
@@ -31,10 +36,9 @@ class EarlyStopping(Callback):
 
     def on_evaluate(self, record: Record) -> bool:
         """See `Callback`; ends the training when the patience has run out."""
-        accuracies = [*model_accuracies(record), ensemble_accuracy(record)]
-        # Below zero, so that a first accuracy of 0 is a new best, too.
-        best = self.best or [-1.0 - self.min_delta] * len(accuracies)
-        better = [new > old + self.min_delta for new, old in zip(accuracies, best, strict=True)]
-        self.best = [new if rose else old for new, old, rose in zip(accuracies, best, better, strict=True)]
+        figures = goodness(record, self.metric)
+        best = self.best or [-math.inf] * len(figures)
+        better = [new > old + self.min_delta for new, old in zip(figures, best, strict=True)]
+        self.best = [new if rose else old for new, old, rose in zip(figures, best, better, strict=True)]
         self.waited = 0 if any(better) else self.waited + 1
         return self.waited >= self.patience

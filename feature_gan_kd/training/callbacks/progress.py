@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from feature_gan_kd.training.callbacks.callback import Callback
-from feature_gan_kd.training.history import History, Record, ensemble_accuracy, model_accuracies
+from feature_gan_kd.training.history import History, Record, ensemble_accuracy, model_accuracies, model_figures
 
 _LABELS = {
     "cross_entropy": "CE",
@@ -61,7 +61,7 @@ class ProgressLine(Callback):
             f"epoch {record['epoch']}/{record['epochs']}  top-1 % {accuracy}  "
             f"ensemble {ensemble_accuracy(record):.2f}  {_figures(record)}  left {_clock(record['seconds_left'])}"
         )
-        averaged = model_accuracies(record, "ema_accuracy")
+        averaged = model_figures(record, "ema_accuracy")
         if averaged:
             line += f"  averaged weights {'  '.join(f'{value:.2f}' for value in averaged)}"
         if record.get("stopped"):

@@ -1,0 +1,115 @@
+"""Makes a source of batches of labelled images: held in memory, or decoded as they are read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.augmentation import ImageOptions
+from feature_gan_kd.data.class_balance import BalancedOrder
+from feature_gan_kd.data.decode import decode_images, skipped_images_note
+from feature_gan_kd.data.in_memory import MemoryImages
+from feature_gan_kd.data.items import DecodedImages, TableImages, TorchDatasetImages
+from feature_gan_kd.data.labelled import LabelledSplit
+from feature_gan_kd.data.lazy import LazyImages
+from feature_gan_kd.data.streaming import IterableImages, Stream
+from feature_gan_kd.data.table import Table
+from feature_gan_kd.data.user_loader import UserLoader
+from feature_gan_kd.utils.errors import UserError
+
+# Decoded images of one split are held in memory up to this many bytes.
+MEMORY_LIMIT = 4 * 2**30
+
+Source = MemoryImages | LazyImages | IterableImages | UserLoader
+
+
+def build_source(split: LabelledSplit, options: ImageOptions, notes: list[str], *, training: bool = False) -> Source:
+    """Decodes the images of a table into memory if they fit there, and prepares all others to be decoded when read."""
+    transform, augment, skip = options.transform, options.augment, options.skip
+    if isinstance(split, UserLoader):
+        return split
+    if isinstance(split, Stream):
+        return IterableImages(split, transform, augment, skip=skip)
+    if isinstance(split, TorchDatasetImages):
+        augment = augment if split.holds_pil_images() else None
+        return LazyImages(split, transform, augment, options.num_workers, skip=skip)
+    workers = options.num_workers
+    where = f"in {workers} worker processes" if workers else "in the training process (more with --num-workers)"
+    own = training and transform.own is not None
+    if own or transform.resized_crop or len(split) * transform.size**2 * transform.channels > MEMORY_LIMIT:
+        _note_once(f"split {split.split!r}: decoded as it is read, {where}", notes)
+        return LazyImages(TableImages(split, transform), transform, augment, workers, skip=skip)
+    pixels, labels = _decode_into_memory(split, options, notes, 1.0 if training else transform.evaluation_crop_pct)
+    if training and transform.changes_single_images:
+        notes.append(f"split {split.split!r}: augmented image by image, {where}")
+        return LazyImages(DecodedImages(pixels, labels, transform, split.split), transform, augment, workers)
+    return MemoryImages(pixels, labels, augment)
+
+
+def _decode_into_memory(
+    table: Table, options: ImageOptions, notes: list[str], crop_pct: float
+) -> tuple[Tensor, Tensor]:
+    """Decodes all images of a table: their pixels and labels."""
+    transform, size = options.transform, options.transform.size
+    names = [table.describe_image(row) for row in range(len(table))]
+    pixels, bad, resized = decode_images(
+        table.undecoded_images(),
+        names,
+        size,
+        transform.channels,
+        skip=options.skip,
+        crop_pct=crop_pct,
+        interpolation=transform.interpolation,
+        mode=table.mode,
+    )
+    if resized:
+        part = "largest centred square" if crop_pct == 1 else f"centre, {crop_pct:g} of the shorter side"
+        _note_once(f"images resized to {size} x {size} ({part}, {transform.interpolation})", notes)
+    if bad:
+        notes.append(skipped_images_note(len(bad), "left out", table.describe_file(bad[0])))
+    if len(bad) == len(table):
+        raise UserError(f"images: not one image of split {table.split!r} can be decoded: check the data")
+    good = torch.ones(len(table), dtype=torch.bool).index_fill(0, torch.tensor(bad, dtype=torch.int64), False)
+    return pixels, table.labels[good]
+
+
+def _note_once(note: str, notes: list[str]) -> None:
+    """Adds a note unless it is there: a held-out part would repeat the notes of its split."""
+    if note not in notes:
+        notes.append(note)
+
+
+def known_labels(source: Source) -> Tensor | None:
+    """Returns the labels of all images, int64 `(N,)`, where they are known before the images are read."""
+    if isinstance(source, MemoryImages):
+        return source.labels
+    return source.known_labels() if isinstance(source, LazyImages) else None
+
+
+def balance(train: Source, labels: Tensor | None, config: DistillConfig, notes: list[str]) -> None:
+    """Lets the training images be drawn from all classes equally often, if the user asks for it.
+
+    Args:
+        train: their source.
+        labels: int64 `(N,)`; None where they are not known.
+        config: of the run.
+        notes: gets a line for the user.
+
+    Raises:
+        UserError: where `balanced_sampling` or `class_weights` need labels that are not known beforehand.
+    """
+    name = "balanced_sampling" if config.balanced_sampling else "class_weights" if config.class_weights else None
+    if name is None:
+        return
+    if labels is None or isinstance(train, UserLoader | IterableImages):
+        raise UserError(
+            f"{name}: the labels are not known before the images are read: give a folder or a data set of datasets "
+            "with a column of labels"
+        )
+    if config.balanced_sampling:
+        train.balance = BalancedOrder(labels)
+        classes = len(torch.unique(labels))
+        fewest, rest = divmod(len(labels), classes)
+        each = f"{fewest} or {fewest + 1}" if rest else str(fewest)
+        notes.append(f"an epoch draws {len(labels)} images, {each} of each of the {classes} classes")
