@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A published model of three classes."""
     folder = tmp_path_factory.mktemp("published") / "net"
     stated = {"class_names": NAMES, "num_classes": 3, "image_size": 32, "in_chans": 3, "mean": (0.5,) * 3}
-    about = {"method": "afd", "peers": [], "data": "d", "accuracy": 0.0, "ensemble": 0.0, "epochs": 1, "updates": 1}
+    about = {"method": "afd", "peers": [], "data": "d", "scores": {}, "ensemble": {}, "epochs": 1, "updates": 1}
     info = ModelCardInfo(architecture="test_resnet", index=0, std=(0.2,) * 3, recipe={}, **stated, **about)
     publish(timm.create_model("test_resnet", num_classes=3), folder, info)
     return str(folder)
