@@ -127,7 +127,7 @@ class _LogitsOnly(nn.Module):
         self.name = name
 
     def forward(self, images: Tensor) -> Tensor:
-        return logits_of(self.model(images), self.name)
+        return logits_of(self.model(images.clone()), self.name)  # a model may change its images in place
 
 
 def _logit_gradients(model: nn.Module, tap: Tap, images: Tensor) -> list[tuple[Tap, Tensor]]:
@@ -152,7 +152,7 @@ def _logit_gradients(model: nn.Module, tap: Tap, images: Tensor) -> list[tuple[T
     handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
     try:
         with torch.enable_grad():
-            logits = logits_of(model(images.detach().requires_grad_()), tap.title)
+            logits = logits_of(model(images.detach().requires_grad_().clone()), tap.title)
     finally:
         for handle in handles:
             handle.remove()

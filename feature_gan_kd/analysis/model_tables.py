@@ -21,7 +21,7 @@ def summarize(
     *,
     logits: bool,
 ) -> str:
-    """Formats a table of the models and one of the edges.
+    """Formats a table of the models and one of the edges, and a line for each tap whose layout is a guess.
 
     Args:
         names: of the models.
@@ -36,7 +36,7 @@ def summarize(
         for position, tap in enumerate(model.taps or (None,)):
             own = (str(k), names[k], f"{_count_parameters(model):,}") if position == 0 else ("", "", "")
             where = ("-", "-") if tap is None else (tap.title, f"{_join_shape(tap.shape)} at {model.adapter.size} px")
-            rows.append((*own, *where, "frozen" if k in frozen else ""))
+            rows.append((*own, *where, _what_is_fixed(model, k in frozen) if position == 0 else ""))
     lines = align_columns(rows)
     rows = [("connection", "logits", "transfer", "discriminator", "compared maps", "")]
     for edge in edges:
@@ -47,7 +47,8 @@ def summarize(
                 "yes" if logits else "no",
             )
             rows.append((*(start if position == 0 else ("", "")), *_connection_cells(connection), ""))
-    return "\n".join([*lines, "", *align_columns(rows)])
+    notes = [note for model in models for note in model.notes()]
+    return "\n".join([*lines, "", *align_columns(rows), *([""] if notes else []), *notes])
 
 
 def describe_taps(models: Sequence[TappedModel]) -> list[dict[str, Any]]:
@@ -70,6 +71,12 @@ def _connection_cells(connection: Connection | None) -> tuple[str, str, str]:
     shape = (connection.source_shape[0], *connection.grid)
     channels = f"{connection.learner_shape[0]} -> {connection.source_shape[0]} channels" if transfer else "none"
     return channels, parameters, _join_shape(shape)
+
+
+def _what_is_fixed(model: TappedModel, is_frozen: bool) -> str:
+    """Says that a model only teaches, or how much of it does not learn."""
+    fixed = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    return "frozen" if is_frozen else f"{fixed:,} parameters fixed" if fixed else ""
 
 
 def _count_parameters(module: nn.Module) -> int:

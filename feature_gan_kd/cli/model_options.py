@@ -88,13 +88,17 @@ def layers(models: ModelOptions) -> list[str | int] | dict[int, list[str | int]]
     """The layers as the distiller takes them; `K:LAYER` is for model K alone.
 
     Raises:
-        UserError: where some are for all models and others for one.
+        UserError: where some are for all models and others for one, and for a K that is no position.
     """
     common: list[str | int] = []
     own: dict[int, list[str | int]] = {}
     for word in models.feature_layers:
         model, colon, layer = word.rpartition(":")
-        target = own.setdefault(int(model), []) if colon and model.isdigit() else common
+        if colon and not model.isdecimal():
+            raise UserError(
+                f"feature_layers: {model!r} in {word!r} is no position of a model: say K:LAYER, as 0:layer1"
+            )
+        target = own.setdefault(int(model), []) if colon else common
         target.append(int(layer) if re.fullmatch(r"-?\d+", layer) else layer)
     if own and common:
         raise UserError(f"feature_layers: {common[0]!r} is for all models and others for one: say all as K:LAYER")

@@ -41,8 +41,9 @@ _TRACED_BATCH, _CHECKED_BATCHES = 2, (1, 5)
 def publish_graph(model: nn.Module, folder: Path, card_info: ModelCardInfo, format: GraphFormat) -> None:
     """Writes the model as a graph, with config (labels, preprocessing) and card, and checks the graph.
 
-    The graph takes batches of any size. The written file is read again and compared with the model on real images:
-    digits of the bundled data set, in the model's size and normalisation. The folder appears whole or not at all.
+    The graph takes batches of any size. The written file is read again and compared with the model: on digits of the
+    bundled data set in the model's size and normalisation, or on noise where it takes other channels. The folder
+    appears whole or not at all.
 
     Args:
         model: any module that torch.export can trace, timm's or not.
@@ -56,7 +57,7 @@ def publish_graph(model: nn.Module, folder: Path, card_info: ModelCardInfo, form
     """
     with export_folder(folder, GRAPH_FILES[format]) as temporary, torch.random.fork_rng(devices=[]):
         twin = contiguous_cpu_copy(model, card_info).float()
-        images = _real_images(card_info)
+        images = _images_to_compare(card_info)
         config = _graph_config(model, card_info)
         path = temporary / GRAPH_FILES[format]
         try:
@@ -147,11 +148,15 @@ def _graph_config(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]:
     }
 
 
-def _real_images(card_info: ModelCardInfo) -> Tensor:
-    """Digits of the bundled data set, in the model's size, channels and normalisation."""
+def _images_to_compare(card_info: ModelCardInfo) -> Tensor:
+    """Digits of the bundled data set in the model's size, channels and normalisation; noise of other channels."""
+    count = max(_TRACED_BATCH, *_CHECKED_BATCHES)
+    if card_info.in_chans not in (1, 3):
+        shape = (count, card_info.in_chans, card_info.image_size, card_info.image_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
     source, _ = open_evaluation(
         None,
-        DistillConfig(max_eval_samples=max(_TRACED_BATCH, *_CHECKED_BATCHES)),
+        DistillConfig(max_eval_samples=count),
         image_size=card_info.image_size,
         in_chans=card_info.in_chans,
         normalisation=Normalisation(card_info.mean, card_info.std),
@@ -163,7 +168,7 @@ def _real_images(card_info: ModelCardInfo) -> Tensor:
 def _check_graph(graph: Graph, model: nn.Module, images: Tensor, folder: Path) -> None:
     for count in (_TRACED_BATCH, *_CHECKED_BATCHES):
         with torch.no_grad():
-            own: Tensor = model(images[:count])
+            own: Tensor = model(images[:count].clone())  # a model may change its images in place
         try:
             other = graph(images[:count])
         except Exception as error:  # each runtime raises errors of its own

@@ -18,6 +18,7 @@ from feature_gan_kd.method.step import AdversarialStep
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.build import safe_memory_format
 from feature_gan_kd.models.find_taps import DryRun, dry_run, find_taps, layers_of
+from feature_gan_kd.models.in_place import check_in_place
 from feature_gan_kd.models.input_adapter import InputAdapter
 from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.models.prepare import classifier_parameters, modules_in_evaluation
@@ -98,7 +99,7 @@ def build_modules(
     for k, model in enumerate(models):
         if k not in frozen:
             check_one_head(model.module, f"model {k} ({model.name})")
-        one, found = _tap(model, k, layers_of(feature_layers, k), config, in_chans, first)
+        one, found = _tap(model, k, layers_of(feature_layers, k), config, in_chans, first, learns=k not in frozen)
         if not knows_classes:
             found.check_one_vector(one.name)
         tapped.append(one)
@@ -127,7 +128,14 @@ def _connect(
 
 
 def _tap(
-    model: PeerModel, k: int, layers: Sequence[Layer], config: DistillConfig, in_chans: int, like: Tensor
+    model: PeerModel,
+    k: int,
+    layers: Sequence[Layer],
+    config: DistillConfig,
+    in_chans: int,
+    like: Tensor,
+    *,
+    learns: bool,
 ) -> tuple[TappedModel, DryRun]:
     """Taps model k, and runs it once on images of the device and type of `like`."""
     name = f"model {k} ({model.name})"
@@ -139,6 +147,8 @@ def _tap(
         taps = find_taps(model.module, images, name, layers, vectors=config.vectors_as_maps) if needs_maps else []
         always_evaluated = modules_in_evaluation(model.module, model.own_config(config))
         tapped = TappedModel(model.module, taps, name, adapter, always_evaluated)
+        named = [layer for layer in layers if isinstance(layer, str)] if taps else []
+        check_in_place(tapped, images, named, learns=learns)
         return tapped, dry_run(tapped, images)
     except UserError:
         raise

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminator
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.tapped_model import MapShape
-from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.errors import UserError, reason
 
 
 def build_connections(
@@ -72,12 +72,25 @@ def check_taps(edges: Sequence[Edge], shapes: Sequence[Sequence[MapShape]]) -> N
 
 
 def _checked_discriminator(make: Callable[[MapShape], nn.Module], shape: MapShape, bounded: bool) -> nn.Module:
-    """Makes a discriminator, and checks its answers: one for each map or each patch, and in (0, 1) if `bounded`."""
+    """Makes a discriminator, and checks its answers: one for each map or each patch, and in (0, 1) if `bounded`.
+
+    Raises:
+        UserError: for anything else, one that fails, and one that changes the maps in place.
+    """
     discriminator = make(shape)
     if not isinstance(discriminator, nn.Module):
         raise UserError(f"discriminator: made a {type(discriminator).__name__} for maps {shape}, expected a module")
+    maps = torch.zeros(2, *shape)
     with torch.no_grad():
-        answers = discriminator(torch.zeros(2, *shape))
+        try:
+            answers = discriminator(maps)
+        except Exception as error:  # the user's module can raise anything
+            raise UserError(f"discriminator: fails on 2 maps {shape} ({reason(error)}): build it for them") from error
+    if maps._version:
+        raise UserError(
+            "discriminator: changes the maps that it is given in place, and other losses need them: let its first "
+            "layers work on a copy, as nn.ReLU(inplace=False)"
+        )
     if not isinstance(answers, Tensor) or answers.ndim not in (1, 2) or len(answers) != 2:
         given = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
         raise UserError(

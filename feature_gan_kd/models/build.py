@@ -51,8 +51,13 @@ def build_models(
     Raises:
         UserError: for fewer than two models or classes, an unknown name (the line lists the closest), anything but
             names and modules, arguments for a module, weights that cannot be loaded or hold NaN, a model that cannot be
-            trained, see `_check_trainable`, one made for rectangles, and models that share a module or a tensor.
+            trained, see `_check_trainable`, one made for rectangles, models that share a module or a tensor, and in
+            `inference_mode`.
     """
+    if torch.is_inference_mode_enabled():
+        raise UserError(
+            "models: in inference_mode no model can be built that learns: build the distiller outside of that block"
+        )
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
     if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
@@ -148,6 +153,12 @@ def _check_trainable(models: Sequence[PeerModel]) -> None:
             raise UserError(
                 f"models: model {k} ({model.name}) has an uninitialised lazy tensor {lazy!r}: run one batch of images "
                 "through it first"
+            )
+        inferring = next((name for name, tensor in tensors if not is_lazy(tensor) and tensor.is_inference()), None)
+        if inferring is not None:
+            raise UserError(
+                f"models: model {k} ({model.name}) was built in inference_mode, so {inferring!r} cannot learn: build "
+                "it outside of that block"
             )
         devices = sorted({str(parameter.device) for parameter in model.module.parameters()})
         if len(devices) > 1:

@@ -68,10 +68,10 @@ def reorders_logits(module: nn.Module, tensors: Iterable[Tensor], order: Sequenc
     tensors = list(tensors)
     back = torch.tensor(order).argsort().tolist()
     with evaluating(module), torch.no_grad():
-        before = logits_of(module(images), "it")
+        before = logits_of(module(images.clone()), "it")
         reorder_rows(tensors, order)
         try:
-            after = logits_of(module(images), "it")
+            after = logits_of(module(images.clone()), "it")
         finally:
             reorder_rows(tensors, back)
     expected = before[:, list(order)]

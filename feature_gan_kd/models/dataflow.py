@@ -41,7 +41,8 @@ class ImageFlow:
         logits: (batch, classes), computed from it with gradients.
 
     Attributes:
-        nodes: every node on a path from the images to the logits.
+        path: every node on a path from the images to the logits; each comes before all that it was computed from.
+        nodes: the same, as a set.
         passed_by_all: for each node that every such path passes through, its place, counted from the logits.
     """
 
@@ -52,7 +53,7 @@ class ImageFlow:
             parents = (parent for parent, _ in node.next_functions)
             if getattr(node, "variable", None) is images or any(parent in reaches for parent in parents):
                 reaches.add(node)
-        path = [node for node in order if node in reaches]
+        self.path = path = [node for node in order if node in reaches]
         self.nodes = frozenset(path)
         place = {node: k for k, node in enumerate(path)}
         self.passed_by_all: dict[Node, int] = {}
@@ -61,15 +62,6 @@ class ImageFlow:
             if furthest <= k:
                 self.passed_by_all[node] = k
             furthest = max([furthest, *(place[parent] for parent, _ in node.next_functions if parent in place)])
-
-    def appends_tokens(self, node: Node) -> bool:
-        """Whether tokens were appended behind those of the images, somewhere before this node."""
-        later = [one for one, place in self.passed_by_all.items() if place >= self.passed_by_all[node]]
-        joins = [one for one in later if one.name() == "CatBackward0" and len(one._input_metadata[0].shape) == 3]
-        return any(
-            one._saved_dim in (1, 2**64 - 2) and one.next_functions[-1][0] not in self.nodes  # dimension 1 or -2
-            for one in joins
-        )
 
 
 def _from_logits_to_images(logits: Node | None) -> list[Node]:

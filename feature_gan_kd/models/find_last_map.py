@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ _REMEDY = "name a layer with feature_layers"
 
 
 @dataclass(frozen=True, eq=False)
-class _Output:
+class OutputTensor:
     """A tensor that a module gave, before any later module changed it in place.
 
     Attributes:
@@ -70,15 +70,41 @@ def find_last_map(model: nn.Module, images: Tensor, recorded: RecordedOutputs, n
         missed = _what_follows(model, outputs, found, flow)
         if missed:
             raise UserError(f"{name}: {missed}: {_REMEDY}")
-    layout = layouts[found]
-    if layout[1] > 0 and flow.appends_tokens(found.node):
-        raise UserError(f"{name}: {found.layer!r} has tokens behind those of the image, not in front: {_REMEDY}")
-    return Tap(found.layer, *layout, element=found.element)
+    return Tap(found.layer, *layouts[found], element=found.element)
 
 
-def _record_flow(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, list[_Output], Tensor]:
+def main_element(model: nn.Module, layer: str, elements: Sequence[int], images: Tensor, name: str) -> int:
+    """Chooses among several maps that a layer outputs: the one that carries the images on to the logits.
+
+    Args:
+        model: any module that maps images to logits.
+        layer: dotted name of the layer.
+        elements: places of the maps in its output, see `tensors_of`.
+        images: (batch, channels, height, width).
+        name: of the model, for error lines.
+
+    Returns:
+        The place of the map that all of the images pass through, nearest to the logits; else the last of those that
+        lead to the logits, as of several scales.
+
+    Raises:
+        UserError: where none of them leads to the logits.
+    """
+    logits, outputs, leaf = _record_flow(model, images, name)
+    flow = ImageFlow(leaf, logits)
+    own = {one.element: one.node for one in outputs if one.layer == layer and one.element in elements}
+    main = {element: flow.passed_by_all[node] for element, node in own.items() if node in flow.passed_by_all}
+    if main:
+        return min(main, key=main.__getitem__)
+    used = [element for element, node in own.items() if node in flow.nodes]
+    if not used:
+        raise UserError(f"{name}: {layer!r} outputs {len(elements)} maps, of which none leads to the logits: {_REMEDY}")
+    return max(used)
+
+
+def _record_flow(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, list[OutputTensor], Tensor]:
     """Runs the model with gradients; returns its logits, the outputs of its modules, and the leaf of the images."""
-    outputs: list[_Output] = []
+    outputs: list[OutputTensor] = []
     pooled: set[Node] = set()
 
     def hook(layer: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -87,7 +113,7 @@ def _record_flow(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, l
             for element, tensor in enumerate(tensors_of(output)):
                 if adaptive or (isinstance(module, nn.AvgPool2d) and _is_one_position(tensor)):
                     pooled.add(tensor.grad_fn)
-                outputs.append(_Output(layer, element, tensor, tensor.grad_fn, tensor.grad_fn in pooled))
+                outputs.append(OutputTensor(layer, element, tensor, tensor.grad_fn, tensor.grad_fn in pooled))
 
         return keep
 
@@ -103,8 +129,8 @@ def _record_flow(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, l
 
 
 def _main_maps(
-    model: nn.Module, outputs: list[_Output], recorded: RecordedOutputs, flow: ImageFlow, grids: list[Grid]
-) -> dict[_Output, MapLayout]:
+    model: nn.Module, outputs: list[OutputTensor], recorded: RecordedOutputs, flow: ImageFlow, grids: list[Grid]
+) -> dict[OutputTensor, MapLayout]:
     """Returns the outputs that are maps and that everything passes through, of modules that are called once."""
     calls: dict[tuple[str, int], int] = {}
     for one in outputs:
@@ -119,11 +145,11 @@ def _main_maps(
     return found
 
 
-def _place(flow: ImageFlow, one: _Output) -> int:
+def _place(flow: ImageFlow, one: OutputTensor) -> int:
     return flow.passed_by_all[one.node]
 
 
-def _follows_pooling(outputs: list[_Output], one: _Output, flow: ImageFlow) -> bool:
+def _follows_pooling(outputs: list[OutputTensor], one: OutputTensor, flow: ImageFlow) -> bool:
     """Whether a map of one position was pooled, and then changed by layers of the head."""
     if not _is_one_position(one.tensor):
         return False
@@ -131,13 +157,15 @@ def _follows_pooling(outputs: list[_Output], one: _Output, flow: ImageFlow) -> b
     return any(_is_one_position(other.tensor) and _place(flow, other) >= _place(flow, one) for other in pooled)
 
 
-def _earlier_token_counts(outputs: list[_Output], one: _Output, flow: ImageFlow) -> list[int]:
+def _earlier_token_counts(outputs: list[OutputTensor], one: OutputTensor, flow: ImageFlow) -> list[int]:
     """Returns the numbers of tokens of earlier outputs, further from the logits."""
     main = (other for other in outputs if other.node in flow.passed_by_all and other.tensor.ndim == 3)
     return [other.tensor.shape[1] for other in main if _place(flow, other) > _place(flow, one)]
 
 
-def _outside_pooling(layouts: Mapping[_Output, MapLayout], outputs: list[_Output]) -> dict[_Output, MapLayout]:
+def _outside_pooling(
+    layouts: Mapping[OutputTensor, MapLayout], outputs: list[OutputTensor]
+) -> dict[OutputTensor, MapLayout]:
     """Leaves out tokens inside a module that outputs no map: it pools them, as class attention does."""
     shaped = {one.layer for one in outputs if one.tensor.ndim in (3, 4) and not _is_one_position(one.tensor)}
     pooling = {one.layer for one in outputs} - shaped
@@ -150,9 +178,9 @@ def _outside_pooling(layouts: Mapping[_Output, MapLayout], outputs: list[_Output
     return kept
 
 
-def _last(layouts: Mapping[_Output, MapLayout], flow: ImageFlow) -> _Output | None:
+def _last(layouts: Mapping[OutputTensor, MapLayout], flow: ImageFlow) -> OutputTensor | None:
     """Returns the output with several positions that is closest to the logits, and of the outermost module."""
-    last: _Output | None = None
+    last: OutputTensor | None = None
     for one, (_, _, (_, height, width)) in layouts.items():
         if height * width > 1 and (last is None or _place(flow, one) <= _place(flow, last)):
             last = one
@@ -162,11 +190,11 @@ def _last(layouts: Mapping[_Output, MapLayout], flow: ImageFlow) -> _Output | No
 def _last_of_one_position(
     model: nn.Module,
     images: Tensor,
-    layouts: Mapping[_Output, MapLayout],
+    layouts: Mapping[OutputTensor, MapLayout],
     flow: ImageFlow,
-    found: _Output | None,
+    found: OutputTensor | None,
     name: str,
-) -> _Output | None:
+) -> OutputTensor | None:
     """Returns the last map of one position, behind the map that was found, if it is not a pooled one.
 
     Many small images end in such a map. To tell it from a pooled one, the model looks at images of twice the side.
@@ -185,7 +213,7 @@ def _last_of_one_position(
     # Where the layers behind the maps take one size alone, the maps are recorded before these fail.
     with evaluating(model), torch.no_grad(), recording(model) as recorded, contextlib.suppress(Exception):
         model(large)
-    last: _Output | None = None
+    last: OutputTensor | None = None
     for one in alone:
         tensors = tensors_of(recorded.get(one.layer, [])[:1])
         if not tensors and next(model.get_submodule(one.layer).parameters(), None) is not None:
@@ -196,7 +224,7 @@ def _last_of_one_position(
     return last
 
 
-def _what_follows(model: nn.Module, outputs: list[_Output], found: _Output, flow: ImageFlow) -> str | None:
+def _what_follows(model: nn.Module, outputs: list[OutputTensor], found: OutputTensor, flow: ImageFlow) -> str | None:
     """Says what follows a map that cannot be the last; None where nothing does.
 
     That is half of the parameters that work on several positions, or one token that no learned query has made.

@@ -16,8 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.models.dataflow import upstream_parameters
-from feature_gan_kd.models.find_last_map import find_last_map
-from feature_gan_kd.models.map_layout import RecordedOutputs, convolution_grids, map_layout, recording
+from feature_gan_kd.models.find_last_map import find_last_map, main_element
+from feature_gan_kd.models.map_layout import (
+    RecordedOutputs,
+    convolution_grids,
+    map_layout,
+    recording,
+    without_attention,
+)
+from feature_gan_kd.models.settle_layout import settle_layout
 from feature_gan_kd.models.tapped_model import (
     Layer,
     Layout,
@@ -73,12 +80,13 @@ def find_taps(
         tap = find_last_map(model, images, recorded, name)
     if tap is None:
         raise UserError(f"{name}: no module outputs a map: name a layer with feature_layers")
+    tap = settle_layout(model, tap, images, stages, convolution_grids(model, recorded), name)
     return [_check_logits(model, tap, images, name)]
 
 
 def _record_forward(model: nn.Module, images: Tensor, name: str) -> RecordedOutputs:
     with evaluating(model), torch.no_grad(), recording(model) as recorded:
-        logits_of(model(images), name)
+        logits_of(model(images.clone()), name)  # a copy: the model may change its images in place
     return recorded
 
 
@@ -113,18 +121,19 @@ def _tap_last_of_timm(
         forward_features: Any = model.forward_features
         features = forward_features(images)
     tensors = tensors_of(features)
+    element = without_attention(tensors)[-1]
     grids = [] if stages else convolution_grids(model, recorded)
-    layout = map_layout(model, tensors[-1], stages[-1:], grids)
+    layout = map_layout(model, tensors[element], stages[-1:], grids)
     if layout is None:
         return _tap_last_of_shape(model, recorded, stages[-1]) if stages else None
     # Compare tensors by identity: others may hold equal values, as the input and the output of dropout do in evaluation
     # mode. Last modules first: of all modules that output the tensor, the outermost finishes last.
     for layer, outputs in reversed(inside.items()):
         once = len(outputs) == len(recorded.get(layer, ())) == 1
-        same = [k for k, one in enumerate(tensors_of(outputs[0])) if one is tensors[-1]] if once else []
+        same = [k for k, one in enumerate(tensors_of(outputs[0])) if one is tensors[element]] if once else []
         if same:
             return Tap(layer, *layout, element=same[-1])
-    return Tap("", *layout, element=len(tensors) - 1, kind=TapKind.FEATURES)
+    return Tap("", *layout, element=element, kind=TapKind.FEATURES)
 
 
 def _tap_last_of_shape(model: nn.Module, recorded: RecordedOutputs, shape: MapShape) -> Tap | None:
@@ -161,23 +170,6 @@ def _tap_stage(
     return _check_logits(model, Tap(str(index), Layout.NCHW, 0, stages[index], kind=TapKind.STAGE), images, name)
 
 
-def _check_unchanged(model: nn.Module, layer: str, images: Tensor, name: str) -> None:
-    """Refuses a layer whose output a later one changes in place, so that the map would be that one's output."""
-    kept: list[tuple[Tensor, int]] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        kept.extend((tensor, tensor._version) for tensor in tensors_of(output))
-
-    handle = model.get_submodule(layer).register_forward_hook(keep)
-    try:
-        with evaluating(model), torch.no_grad():
-            model(images)
-    finally:
-        handle.remove()
-    if any(tensor._version != version for tensor, version in kept):
-        raise UserError(f"{name}: a later layer changes the output of {layer!r} in place: name that later layer")
-
-
 def _tap_named(
     model: nn.Module,
     layer: str,
@@ -195,13 +187,12 @@ def _tap_named(
     outputs = recorded.get(layer, [])
     if len(outputs) != 1:
         raise UserError(hook_count_error(name, layer, len(outputs)))
-    _check_unchanged(model, layer, images, name)
-    tensors = tensors_of(outputs[0])
-    grids = [] if stages else convolution_grids(model, recorded)
-    for element, tensor in reversed(list(enumerate(tensors))):
-        layout = map_layout(model, tensor, stages, grids)
-        if layout is not None:
-            return Tap(layer, *layout, element=element)
+    tensors, grids = tensors_of(outputs[0]), convolution_grids(model, recorded)
+    layouts = {k: map_layout(model, tensors[k], stages, [] if stages else grids) for k in without_attention(tensors)}
+    maps = {element: layout for element, layout in layouts.items() if layout is not None}
+    if maps:
+        element = next(iter(maps)) if len(maps) == 1 else main_element(model, layer, list(maps), images, name)
+        return settle_layout(model, Tap(layer, *maps[element], element=element), images, stages, grids, name)
     if vectors and tensors and tensors[-1].ndim == 2:
         return Tap(layer, Layout.NC, 0, (tensors[-1].shape[1], 1, 1), element=len(tensors) - 1)
     given = " and ".join(str(tuple(tensor.shape)) for tensor in tensors) or type(outputs[0]).__name__
@@ -219,8 +210,8 @@ def _check_logits(model: nn.Module, tap: Tap, images: Tensor, name: str) -> Tap:
     if tap.kind is TapKind.MODULE or images.is_meta:
         return tap
     with evaluating(model), torch.no_grad():
-        expected = logits_of(model(images), name)
-        logits, _ = TappedModel(model, [tap], name)(images)
+        expected = logits_of(model(images.clone()), name)
+        logits, _ = TappedModel(model, [tap], name)(images.clone())
     if not torch.equal(expected, logits):
         raise UserError(f"{name}: taking the map of {tap.title} changes the logits: name a layer with feature_layers")
     return tap

@@ -19,6 +19,9 @@ class InputAdapter(nn.Module):
     Args:
         size: side in pixels of the model's images; 0 keeps the size.
         memory_format: of the model's images.
+
+    Attributes:
+        copies: whether the model gets images of its own, since it changes them in place.
     """
 
     scale: Tensor | None
@@ -28,6 +31,7 @@ class InputAdapter(nn.Module):
         super().__init__()
         self.size = size
         self.memory_format = memory_format
+        self.copies = False
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("offset", None, persistent=False)
 
@@ -46,13 +50,14 @@ class InputAdapter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Adapts images (batch, channels, height, width); returns the same tensor if nothing is to be done."""
+        shared = images
         if self.size and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         if self.scale is not None and self.offset is not None:
             images = images * self.scale.to(images) + self.offset.to(images)
         if self.memory_format is not torch.preserve_format:
             images = images.contiguous(memory_format=self.memory_format)
-        return images
+        return images.clone() if self.copies and images is shared else images
 
 
 def _by_channel(values: Iterable[float]) -> Tensor:

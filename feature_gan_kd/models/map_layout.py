@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from feature_gan_kd.models.tapped_model import Layout, MapShape, tensors_of
 
 # Models put at most this many class and register tokens in front of their grid.
-_MOST_PREFIX_TOKENS = 16
+MOST_PREFIX_TOKENS = 16
 
 RecordedOutputs = dict[str, list[Any]]
 """The outputs of each named module, in the order in which the modules finish."""
@@ -78,64 +78,89 @@ def map_layout(
     # Tokens show their channels and their number, but not their grid: it is known from timm, from the convolution that
     # made the tokens, or assumed to be square.
     for channels, height, width in reversed(known):
-        if 0 <= a - height * width <= _MOST_PREFIX_TOKENS and not (a == channels and b == height * width):
+        if 0 <= a - height * width <= MOST_PREFIX_TOKENS and not (a == channels and b == height * width):
             return Layout.NLC, a - height * width, (b, height, width)
         if (a, b) == (channels, height * width):
             return Layout.NCL, 0, (a, height, width)
     if known:
         return None
-    return (
-        _tokens_of_grid(model, tensor, grids)
-        or _tokens_after_fewer(tensor, token_counts)
-        or _tokens_of_square(model, tensor, bool(grids))
-    )
+    stated = stated_prefix(model)
+    few = _few_in_front(a, grids, stated)
+    if few is None:
+        # With many tokens in front, channels in front of tokens (batch, channels, tokens) would look like tokens.
+        for height, width in grids:
+            if b == height * width > 1:
+                return Layout.NCL, 0, (a, height, width)
+    found = few or token_grid(a, grids, token_counts, stated)
+    return None if found is None else (Layout.NLC, found[0], (b, *found[1]))
 
 
-def _tokens_after_fewer(tensor: Tensor, token_counts: Sequence[int]) -> MapLayout | None:
-    """Finds the earlier square of tokens in front of which the fewest were put."""
-    _, a, b = tensor.shape
-    fitting = [count for count in token_counts if 1 < count < a <= count + _MOST_PREFIX_TOKENS]
-    side = max((math.isqrt(count) for count in fitting if math.isqrt(count) ** 2 == count), default=0)
-    return (Layout.NLC, a - side * side, (b, side, side)) if side else None
+def token_grid(
+    count: int, grids: Sequence[Grid], token_counts: Sequence[int], stated: int | None
+) -> tuple[int, Grid] | None:
+    """Finds which of some tokens are a grid: the number of those in front of it, and the grid; None where none fits.
 
-
-def _tokens_of_grid(model: nn.Module, tensor: Tensor, grids: Sequence[Grid]) -> MapLayout | None:
-    """Finds the grid that leaves the fewest prefix tokens, or the stated number of them."""
-    _, a, b = tensor.shape
-    stated = _stated_prefix(model)
-    usable = [(height, width) for height, width in grids if height * width > 1]
-    prefixes = {a - height * width: (height, width) for height, width in usable}
-    # Few prefix tokens first: with many, channels in front of tokens (batch, channels, tokens) would look like tokens.
-    for prefix in ([] if stated is None else [stated]) + [0, 1, 2]:
-        if prefix in prefixes:
-            return Layout.NLC, prefix, (b, *prefixes[prefix])
-    for height, width in usable:
-        if b == height * width:
-            return Layout.NCL, 0, (a, height, width)
-    many = [prefix for prefix in sorted(prefixes) if 0 <= prefix <= _MOST_PREFIX_TOKENS]
-    return (Layout.NLC, many[0], (b, *prefixes[many[0]])) if many else None
-
-
-def _tokens_of_square(model: nn.Module, tensor: Tensor, has_grids: bool) -> MapLayout | None:
-    """Finds the number of prefix tokens that makes the grid square.
-
-    Where convolutions have other grids, the tokens were merged since, and then there is one class token at most.
+    Args:
+        count: number of tokens.
+        grids: see `map_layout`.
+        token_counts: see `map_layout`.
+        stated: number of tokens in front of the grid, where it is known.
     """
-    _, a, b = tensor.shape
-    stated = _stated_prefix(model)
-    for prefix in (*([] if stated is None else [stated]), *range(2 if has_grids else _MOST_PREFIX_TOKENS + 1)):
-        side = math.isqrt(max(a - prefix, 0))
-        if side > 0 and side * side == a - prefix:
-            return Layout.NLC, prefix, (b, side, side)
+    few = _few_in_front(count, grids, stated)
+    if few is not None:
+        return few
+    fitting = {count - h * w: (h, w) for h, w in grids if h * w > 1 and 0 <= count - h * w <= MOST_PREFIX_TOKENS}
+    if fitting:
+        prefix = min(fitting)
+        return prefix, fitting[prefix]
+    # The earlier square of tokens in front of which the fewest were put.
+    earlier = [n for n in token_counts if 1 < n < count <= n + MOST_PREFIX_TOKENS]
+    side = max((math.isqrt(n) for n in earlier if math.isqrt(n) ** 2 == n), default=0)
+    if side:
+        return count - side * side, (side, side)
+    # Where convolutions have other grids, the tokens were merged since, and then there is one class token at most.
+    for prefix in (*([] if stated is None else [stated]), *range(2 if grids else MOST_PREFIX_TOKENS + 1)):
+        side = math.isqrt(max(count - prefix, 0))
+        if side > 0 and side * side == count - prefix:
+            return prefix, (side, side)
     return None
 
 
-def _stated_prefix(model: Any) -> int | None:
+def _few_in_front(count: int, grids: Sequence[Grid], stated: int | None) -> tuple[int, Grid] | None:
+    """Finds the grid of a convolution that leaves the stated number of tokens in front, or none, one or two."""
+    prefixes = {count - height * width: (height, width) for height, width in grids if height * width > 1}
+    for prefix in ([] if stated is None else [stated]) + [0, 1, 2]:
+        if prefix in prefixes:
+            return prefix, prefixes[prefix]
+    return None
+
+
+def stated_prefix(model: Any) -> int | None:
     """Returns the number of class and register tokens that timm's and transformers' models state; None for others."""
     if isinstance(getattr(model, "num_prefix_tokens", None), int):
         return int(model.num_prefix_tokens)
     registers = getattr(getattr(model, "config", None), "num_register_tokens", None)
     return 1 + registers if isinstance(registers, int) else None
+
+
+def stated_layout(model: Any) -> str | None:
+    """Returns the layout that a model states as timm's do (`output_fmt`: NCHW, NHWC, NLC or NCL); None for others."""
+    stated = getattr(model, "output_fmt", None)
+    return None if stated is None else str(getattr(stated, "value", stated))
+
+
+def without_attention(tensors: Sequence[Tensor]) -> list[int]:
+    """Returns the places of the tensors that are no attention matrices (..., tokens, tokens) of tokens beside them."""
+
+    def weighs_another(k: int) -> bool:
+        one = tensors[k]
+        square = one.ndim >= 3 and one.shape[-1] == one.shape[-2]
+        return square and any(
+            other.ndim == 3 and one.shape[-1] in other.shape[1:] for j, other in enumerate(tensors) if j != k
+        )
+
+    places = list(range(len(tensors)))
+    return [k for k in places if not weighs_another(k)] or places
 
 
 def _is_channels_last(model: nn.Module, tensor: Tensor, known: Sequence[MapShape], grids: Sequence[Grid]) -> bool:
@@ -145,9 +170,9 @@ def _is_channels_last(model: nn.Module, tensor: Tensor, known: Sequence[MapShape
         return False
     if any((c, a, b) == shape for shape in known):
         return True
-    stated = getattr(model, "output_fmt", None)
+    stated = stated_layout(model)
     if stated is not None:
-        return str(getattr(stated, "value", stated)) == "NHWC"
+        return stated == "NHWC"
     if (b, c) in grids and (a, b) not in grids:
         return False  # as many channels as rows, on the oblong grid of a convolution
     # Maps of square images are square: the two equal dimensions are height and width, unless all three are equal.

@@ -50,6 +50,7 @@ class Tap:
         shape: (channels, height, width) of the map.
         element: which of the output's tensors is the map, see `tensors_of`.
         kind: how the output is obtained.
+        is_guess: whether its shape allows another layout, which no experiment could rule out.
     """
 
     layer: str
@@ -58,6 +59,7 @@ class Tap:
     shape: MapShape
     element: int = 0
     kind: TapKind = TapKind.MODULE
+    is_guess: bool = False
 
     @property
     def title(self) -> str:
@@ -79,7 +81,7 @@ class Tap:
             return tensor
         if self.layout is Layout.NC:
             return tensor[:, :, None, None]
-        tokens = tensor.transpose(1, 2)[..., self.prefix_tokens :] if self.layout is Layout.NLC else tensor
+        tokens = (tensor.transpose(1, 2) if self.layout is Layout.NLC else tensor)[..., self.prefix_tokens :]
         if tokens.shape[2] != self.shape[1] * self.shape[2]:
             raise UserError(
                 f"layer {self.layer!r}: gave {tokens.shape[2]} tokens, the distiller was built for images that give "
@@ -134,10 +136,15 @@ class TappedModel(nn.Module):
 
         Raises:
             UserError: where a tapped module was not called exactly once, its number of tokens is not that of the
-                grid that was found, or the model returns no logits.
+                grid that was found, the model returns no logits, or it changes images in place that it did not change
+                when the distiller was built.
         """
+        given = self.adapter(images)
+        version = _version(given)
         with self._hooked():
-            logits, outputs = self._call(self.adapter(images))
+            logits, outputs = self._call(given)
+        if given is images and _version(given) != version:
+            raise UserError(f"{self.name}: it changes its images in place, which other models share: let it copy them")
         maps = []
         for tap in self.taps:
             recorded = outputs[tap.title]
@@ -145,6 +152,15 @@ class TappedModel(nn.Module):
                 raise UserError(hook_count_error(self.name, tap.layer, len(recorded)))
             maps.append(tap.to_map(recorded[0]))
         return logits, tuple(maps)
+
+    def notes(self) -> list[str]:
+        """Lines on taps whose layout is a guess."""
+        return [
+            f"{self.name}: the output of {tap.title!r} is taken as ({tap.layout.value}), but its shape allows "
+            f"another layout: set the model's attribute output_fmt to {tap.layout.name}, or to what is right"
+            for tap in self.taps
+            if tap.is_guess
+        ]
 
     def is_in_mode(self, mode: bool) -> bool:
         """Whether the model is in training or in evaluation mode, as it should be."""
@@ -223,6 +239,11 @@ class _ForwardPass:
         return keep
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for one of inference mode, which does not count that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def logits_of(output: Any, name: str) -> Tensor:
     """Returns the logits in a model's output: the output itself, its `logits`, or its first element.
 
@@ -277,6 +298,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        if modes[0][1]:
+            model.train()  # some drop there what they keep for evaluation, as LeViT its biases, which training changes
         for module, mode in modes:
             module.training = mode
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.utils.errors import UserError
 
 Rates = tuple[float, float]
 """Learning rate and weight decay."""
@@ -23,12 +24,14 @@ def rates_of_parameters(
         module: the model.
         settings: in force for it.
         classifier: parameters of its classifier, for `head_lr_scale`.
+
+    Raises:
+        UserError: for a model whose `no_weight_decay` is neither names nor a method that returns them.
     """
-    exempt = getattr(module, "no_weight_decay", None)
     common: dict[str, Any] = {
         "weight_decay": settings.weight_decay,
         "weight_decay_exclude_1d": not settings.decay_norms,
-        "no_weight_decay_list": () if settings.decay_norms or exempt is None else exempt(),
+        "no_weight_decay_list": () if settings.decay_norms else _exempt_from_decay(module),
     }
     if settings.layer_decay is not None:
         groups = param_groups_layer_decay(module, layer_decay=settings.layer_decay, **common)
@@ -46,3 +49,17 @@ def rates_of_parameters(
         if parameter.requires_grad
         for lr, decay in [found[parameter]]
     }
+
+
+def _exempt_from_decay(module: nn.Module) -> set[str]:
+    """The names of parameters that a model exempts: timm's models have a method for it, others may hold the names."""
+    stated: Any = getattr(module, "no_weight_decay", None)
+    names = stated() if callable(stated) else stated
+    if names is None:
+        return set()
+    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(one, str) for one in names):
+        raise UserError(
+            f"decay_norms: {type(module).__name__}.no_weight_decay gives {names!r}, expected a set of parameter names: "
+            "correct it, or set decay_norms"
+        )
+    return set(names)

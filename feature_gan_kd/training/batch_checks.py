@@ -29,8 +29,7 @@ def check_batch(
     Raises:
         UserError: for anything else.
     """
-    if not torch.is_grad_enabled():
-        raise UserError("training_step: gradients are off (no_grad or inference_mode): call it outside of that block")
+    check_gradients("training_step")
     check_images(images, *form)
     if len(images) == 0 and world_size() == 1:
         raise UserError("images: the batch is empty: give at least 2 images")
@@ -43,6 +42,16 @@ def check_batch(
     # Tensors made in inference mode cannot be kept for a backward pass; copies can.
     images, checked = (one.clone() if one.is_inference() else one for one in (images, checked))
     return (images, checked) if checked.device.type == "cpu" else mark_bad_labels(images, checked, classes)
+
+
+def check_gradients(where: str) -> None:
+    """Raises UserError where gradients are off, so that nothing can be trained.
+
+    Args:
+        where: what the user called.
+    """
+    if not torch.is_grad_enabled():
+        raise UserError(f"{where}: gradients are off (no_grad or inference_mode): call it outside of that block")
 
 
 def check_images(images: Any, channels: int, size: int) -> None:

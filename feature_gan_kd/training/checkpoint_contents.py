@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.connection import Connection
@@ -47,6 +47,24 @@ def collect_state(
     for name, group in step.optimizer_groups.items():
         tensors[f"optimizer-{name}"], optimizers[name] = optimizer_state(group.optimizer)
     return Checkpoint(tensors, {"optimizers": optimizers, "provenance": provenance, "updates": step.number})
+
+
+def check_plain_state(modules: Mapping[str, nn.Module]) -> None:
+    """Refuses a module whose state holds more than tensors.
+
+    Args:
+        modules: by name for messages.
+
+    Raises:
+        UserError: naming what it holds, such as a dict from `get_extra_state`.
+    """
+    for name, module in modules.items():
+        for key, value in module.state_dict().items():
+            if not isinstance(value, Tensor):
+                raise UserError(
+                    f"{name}: its state holds a {type(value).__name__} ({key}), and checkpoints hold tensors alone: "
+                    "let get_extra_state return a tensor, or leave it out"
+                )
 
 
 def restore_state(

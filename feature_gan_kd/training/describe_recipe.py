@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.training.peer_group import PeerGroup
 
 
@@ -25,6 +26,7 @@ def describe_recipe(group: PeerGroup) -> list[str]:
         if k not in group.frozen:
             own = model.own_config(config)
             text = describe_optimizer(own, has_new_classifier=model.has_new_classifier)
+            text += _what_stands_still(model, own)
             lines.setdefault(text, []).append(k)
     models = [f"model{'s' * (len(own) > 1)} {' and '.join(map(str, own))}: {text}" for text, own in lines.items()]
     return [f"recipe {config.recipe}: {schedule}", *models, *describe_labels_and_images(config)]
@@ -49,6 +51,15 @@ def describe_labels_and_images(config: DistillConfig) -> list[str]:
     images += ["every class equally often"] * config.balanced_sampling
     parts = {"label loss": loss, "training images": images}
     return [f"{name}: {', '.join(own)}" for name, own in parts.items() if own]
+
+
+def _what_stands_still(model: PeerModel, settings: DistillConfig) -> str:
+    """Says how much of a model learns, where a part does not although no setting of ours says so."""
+    learning = [parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad]
+    total = sum(parameter.numel() for parameter in model.module.parameters())
+    if settings.freeze_backbone or sum(learning) == total:
+        return ""
+    return f", {sum(learning):,} of {total:,} parameters learn (requires_grad is off for the others)"
 
 
 def describe_optimizer(settings: DistillConfig, *, has_new_classifier: bool) -> str:

@@ -31,7 +31,7 @@ from feature_gan_kd.optim.averaged_weights import averaged_sources, build_averag
 from feature_gan_kd.optim.nonfinite import SkippedSteps
 from feature_gan_kd.training import checkpoint_files, cuda_graphs
 from feature_gan_kd.training.batch_checks import check_batch
-from feature_gan_kd.training.checkpoint_contents import collect_state, describe_model, restore_state
+from feature_gan_kd.training.checkpoint_contents import check_plain_state, collect_state, describe_model, restore_state
 from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.evaluate import OnBatch, evaluate
 from feature_gan_kd.training.history import History
@@ -39,12 +39,13 @@ from feature_gan_kd.training.provenance import RunProvenance
 from feature_gan_kd.training.scores import Evaluation
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.memory import explain_out_of_memory
+from feature_gan_kd.utils.uncopyable import Uncopyable
 
 EVALUATION_BATCH_SIZE = 500
 """Images of a process in one evaluation batch."""
 
 
-class PeerGroup:
+class PeerGroup(Uncopyable):
     """Several models that train together.
 
     Args: as for `OnlineAdversarialDistiller`. The recipe `auto` becomes the one for the weights that the learners have.
@@ -303,8 +304,9 @@ class PeerGroup:
         """Writes everything that training changes into a folder; an existing one is replaced.
 
         Raises:
-            UserError: where it cannot be written, or another process is gone.
+            UserError: where it cannot be written, a module's state holds more than tensors, or another process is gone.
         """
+        check_plain_state(self.modules.trained_modules())
         state = self.state()
         if self.accelerator.is_main_process:
             checkpoint_files.save(state, folder, self.signature(None))

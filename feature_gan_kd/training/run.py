@@ -19,7 +19,9 @@ from feature_gan_kd.data import (
 )
 from feature_gan_kd.distributed.collectives import on_main_process
 from feature_gan_kd.optim.build import build_schedules
+from feature_gan_kd.training.batch_checks import check_gradients
 from feature_gan_kd.training.callbacks import Callback, build_callbacks, check_callbacks, check_trackers
+from feature_gan_kd.training.checkpoint_contents import check_plain_state
 from feature_gan_kd.training.class_names import align_class_names, common_class_names, notes_on_frozen
 from feature_gan_kd.training.describe_recipe import describe_recipe
 from feature_gan_kd.training.describe_run import describe_run
@@ -86,13 +88,16 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
 
     Raises:
         UserError: for data, folders or checkpoints that cannot be used, in one line; for models that know other classes
-            than the data.
+            than the data, or whose state a checkpoint cannot hold; where gradients are off.
         DivergedError: as `Trainer.run`.
         Interrupted: as `Trainer.run`.
     """
+    check_gradients("fit")
     config, accelerator = group.config, group.accelerator
     folder = None if options.output_dir is None else check_run_folder(Path(options.output_dir), options.resume)
     trackers = (options.log_with,) if isinstance(options.log_with, str) else tuple(options.log_with)
+    if folder is not None:
+        check_plain_state(group.modules.trained_modules())
     check_trackers(trackers, folder)
     check_callbacks(options.callbacks)
     data = open_training_data(group, train_data, eval_data, options.train_transform)
@@ -229,8 +234,9 @@ def _check_normalisation(group: PeerGroup, data: Data, folder: Path | None) -> N
 
 
 def _notes_on_models(group: PeerGroup) -> list[str]:
-    """Lines on frozen models that teach noise, on a precision that is slow on this processor, and on the recipe."""
+    """Lines on models that teach noise or learn in part, maps that are a guess, a slow precision, and the recipe."""
     notes, bf16 = notes_on_frozen(group), group.config.mixed_precision == "bf16"
+    notes += [note for model in group.tapped for note in model.notes()]
     if bf16 and group.accelerator.device.type == "cpu" and emulates_bf16():
         notes.append("mixed_precision bf16: this processor emulates bf16, several times slower than fp32")
     return [*notes, *describe_recipe(group)]
