@@ -306,5 +306,5 @@ class Two(nn.Module):
 
 
 def test_several_maps_of_which_none_is_used() -> None:
-    with pytest.raises(UserError, match="^model: 'block' outputs 2 maps, of which none leads to the logits: name a"):
+    with pytest.raises(UserError, match=r"^model: 'block' outputs 2 maps, of which none leads to the logits: name a"):
         tapped(Unused(), "block")
