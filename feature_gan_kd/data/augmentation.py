@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from feature_gan_kd.config.augmentation import IMAGE_SETTINGS, active, check_crop_settings
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.data.batch_transforms import CropFlip, Erasing
 from feature_gan_kd.data.image_transforms import (
     RESIZED_CROP_PCT,
@@ -118,18 +119,27 @@ def check_training(config: DistillConfig, size: int, *, own: OwnTransform | None
             raise UserError(f"train_transform: {given_as} is used as it is: transform the images in its data set")
         if asked:
             raise UserError(f"train_transform: it takes the place of {asked[0]}, which is given too: leave one out")
-    if given_as == "a DataLoader" and config.reprob and config.is_given("reprob"):
+    if given_as == "a DataLoader" and _is_asked(config, "reprob"):
         asked.append("reprob")
     if given_as is not None and asked:
         raise UserError(f"{asked[0]}: {given_as} is used as it is: augment the images in its data set")
     check_crop_settings(config, chosen_augmentation(config, size))
 
 
+def note_idle_preset(config: DistillConfig, *, own: OwnTransform | None, given_as: str | None) -> list[str]:
+    """Returns a line where the recipe's automatic augmentation does not act on the training images, see above."""
+    if config.aa is None or (own is None and given_as is None):
+        return []
+    instead = "train_transform takes its place" if given_as is None else f"{given_as} is used as it is"
+    return [f"the recipe's {config.aa} does not act: {instead}"]
+
+
 def _is_asked(config: DistillConfig, name: str) -> bool:
-    """Whether the user asks for a change of images by this setting."""
+    """Whether the user, and not the recipe, asks for a change of images by this setting."""
     if name == "augmentation":
         return config.augmentation not in ("auto", "none")
-    return config.is_given(name) and active(config, (name,)) is not None
+    preset = getattr(config, name) == RECIPES[config.recipe].get(name)
+    return config.is_given(name) and not preset and active(config, (name,)) is not None
 
 
 @functools.lru_cache(maxsize=8)

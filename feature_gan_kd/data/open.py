@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.data.augmentation import MAX_CROP_FLIP_SIZE, ImageOptions, check_training, image_options
+from feature_gan_kd.data.augmentation import (
+    MAX_CROP_FLIP_SIZE,
+    ImageOptions,
+    check_training,
+    image_options,
+    note_idle_preset,
+)
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import ImageSource
 from feature_gan_kd.data.image_sources import Source, balance, build_source, known_labels
@@ -112,7 +118,9 @@ def open_data(
     options = image_options(config, image_size, in_chans, flip=train_data is not None, own=train_transform)
     classes = ModelClasses(num_classes, num_classes_given)
     train, evaluation = _read_both(train_data, eval_data, config, options, notes, classes)
-    check_training(config, image_size, own=train_transform, given_as=_given_as(train))
+    given_as = _given_as(train)
+    check_training(config, image_size, own=train_transform, given_as=given_as)
+    notes += note_idle_preset(config, own=train_transform, given_as=given_as)
     train_source = build_source(train, options, notes, training=True)
     eval_source = build_source(evaluation, options, notes)
     labels = known_labels(train_source)

@@ -21,7 +21,7 @@ from feature_gan_kd.data.lazy import ItemReader, OnDemandImages, collate
 from feature_gan_kd.data.rng import item_seeds
 from feature_gan_kd.data.sources import Split
 from feature_gan_kd.data.table import Classes, Table
-from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.errors import UserError, reason
 
 # A process draws the next image at random out of this many undecoded ones.
 SHUFFLE_BUFFER = 1000
@@ -251,7 +251,7 @@ class IterableImages(OnDemandImages):
         return self.transform.own is not None and self._sample(1, seed=0)[0].is_floating_point()
 
     def _sample(self, count: int, seed: int | None = None) -> Batch:
-        rows = list(itertools.islice(self.stream.rows, min(count, len(self))))
+        rows = list(itertools.islice(self._read(self.stream.rows), min(count, len(self))))
         if not rows:
             raise self._empty_error()
         images, labels = self._decode(rows, 0, [seed] * len(rows))
@@ -283,7 +283,7 @@ class IterableImages(OnDemandImages):
             rows = self._repeat(self._shuffle(seed, epoch, rank, world_size))
             reads = [(0, len(share)) for share in shares]
         else:
-            rows = iter(self.stream.rows)
+            rows = self._read(self.stream.rows)
             reads = [(share.start - begin, end - begin) for share, (begin, end) in zip(shares, bounds, strict=True)]
         rows = itertools.islice(rows, sum(count for _, count in reads[:start]), None)
         for share, (first, count) in zip(shares[start:], reads[start:], strict=True):
@@ -305,7 +305,7 @@ class IterableImages(OnDemandImages):
         """Yields the rows again and again; says so on stderr when they end for the first time."""
         while True:
             count = 0
-            for count, row in enumerate(rows, 1):  # noqa: B007
+            for count, row in enumerate(self._read(rows), 1):  # noqa: B007
                 yield row
             if not count:
                 raise self._empty_error()
@@ -313,6 +313,16 @@ class IterableImages(OnDemandImages):
                 note = f"split {self.stream.split!r}: the stream ended after {count} images and begins again"
                 print(note, file=sys.stderr)
                 self._restart_reported = True
+
+    def _read(self, rows: Any) -> Iterator[Any]:
+        """Yields the rows; images are decoded on the way where the stream's own functions see them."""
+        try:
+            yield from rows
+        except (OSError, SyntaxError) as error:  # what PIL raises for broken files
+            raise UserError(
+                f"images: an image of the streamed split {self.stream.split!r} cannot be decoded ({reason(error)}), "
+                "and the stream's own filter or map asks for it: repair or remove it"
+            ) from error
 
     def _empty_error(self) -> UserError:
         return UserError(

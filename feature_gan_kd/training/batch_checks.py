@@ -36,7 +36,7 @@ def check_batch(
     checked = check_labels(labels, len(images), classes).detach()  # labels teach, they do not learn
     if smoothing and checked.is_floating_point():
         raise UserError(
-            f"smoothing: {smoothing:g} would smooth labels that are probabilities already: leave it out, or give class "
+            f"smoothing: {smoothing:g} would smooth labels that are probabilities already: set it to 0, or give class "
             "indices"
         )
     # Tensors made in inference mode cannot be kept for a backward pass; copies can.

@@ -267,6 +267,12 @@ def test_what_cannot_be_combined(values: dict[str, Any], line: str) -> None:
     assert refused(**values).startswith(line)
 
 
+def test_a_preset_gives_way_to_what_it_cannot_be_combined_with() -> None:
+    assert DistillConfig(recipe="scratch").aa == "rand-m9-mstd0.5"
+    assert DistillConfig(recipe="scratch", augmentation="none").aa is None
+    assert DistillConfig(recipe="scratch", color_jitter=0.4).aa is None
+
+
 def test_a_warm_up_in_epochs_is_kept_as_a_fraction_of_the_run() -> None:
     config = DistillConfig(recipe="finetune", warmup_epochs=5)
     assert (config.epochs, config.warmup_fraction, config.warmup_epochs) == (30, 5 / 30, None)

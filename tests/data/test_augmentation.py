@@ -328,6 +328,17 @@ def test_what_would_be_without_effect_is_refused(given: dict[str, Any], line: st
     assert str(caught.value).startswith(line)
 
 
+def test_a_preset_that_does_not_act_is_said() -> None:
+    """Also after a round trip through a file, where every setting counts as given."""
+    again = DistillConfig.from_dict(DistillConfig(recipe="scratch").to_dict()).to_dict()
+    for settings in ({"recipe": "scratch"}, again):
+        notes = opened(DataLoader(TENSORS, 4), **settings).notes
+        assert "the recipe's rand-m9-mstd0.5 does not act: a DataLoader is used as it is" in notes
+        notes = opened(own=noisy, **settings).notes
+        assert "the recipe's rand-m9-mstd0.5 does not act: train_transform takes its place" in notes
+    assert "does not act" not in " ".join(opened(recipe="scratch").notes)
+
+
 def test_erasing_acts_on_tensors_too() -> None:
     images, _ = joined(epoch_of(opened(TENSORS, reprob=1.0, remode="const")))
     assert ((images == 0).all(1).flatten(1).sum(1) > 0).all()

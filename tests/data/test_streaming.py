@@ -264,6 +264,12 @@ def test_a_stream_may_be_filtered_and_mapped(declared: bool) -> None:
     assert same(epoch_of(images)[2:], epoch_of(images, start=2))
 
 
+def test_an_image_that_a_filter_cannot_decode() -> None:
+    images = opened(broken().filter(lambda row: True), length=8, evaluation=True, skip=True)
+    with pytest.raises(UserError, match=r"^images: an image of the streamed split 'train' cannot be decoded"):
+        epoch_of(images, train=False)
+
+
 def test_images_have_the_mode_that_their_column_states() -> None:
     red = [encoded(np.full((8, 8, 3), (255, 0, 0), np.uint8))] * 2
     table = datasets.Dataset.from_dict({"image": red, "label": [0, 1]})
