@@ -17,6 +17,7 @@ from feature_gan_kd.config.recipes import RecipeName
 AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
 SchedulerName = Literal["multistep", "cosine", "poly", "tanh"]
 BestMetric = Literal["accuracy", "top5", "macro_f1", "cross_entropy"]
+MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
 ErasingMode = Literal["pixel", "rand", "const"]
@@ -32,10 +33,12 @@ class TrainingSettings:
     """Images in one update, summed over all processes and accumulation steps."""
     seed: int = bounded(0, at_least=0, at_most=2**31 - 1)
     """Seed of the initial weights, the order of the images, their augmentation and dropout."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the forward and backward passes: bf16 autocasts them to bfloat16."""
+    mixed_precision: MixedPrecision = "no"
+    """Precision of the forward and backward passes. bf16 and fp16 autocast them; fp16 needs a GPU, and scales losses so
+    that small gradients do not vanish. auto: bf16 where the device computes in it, else fp16 on a GPU, else no."""
     grad_accum_steps: int = bounded(1, at_least=1)
-    """Parts into which each process divides its share of a batch, to save memory."""
+    """Parts into which each process divides its share of a batch, to save memory. Where memory still runs out, a run
+    takes more parts by itself."""
     evaluate_every_epochs: int = bounded(1, at_least=1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
     best_metric: BestMetric = "accuracy"
@@ -289,8 +292,9 @@ class RuntimeSettings:
     cuda_graphs: bool = False
     """Record whole updates as CUDA graphs and replay them: for small models on one GPU, where launching the kernels
     takes longer than running them."""
-    num_workers: int = bounded(0, at_least=0)
-    """Processes that decode images, where the data set is not held in memory."""
+    num_workers: int | None = bounded(None, at_least=0)
+    """Processes that decode images, where the data set is not held in memory (default: one for each core that this
+    process may use, at most 8; 0 with a torch data set of your own)."""
     skip_bad_images: bool = False
     """Skip images that cannot be decoded, and report how many they are."""
     max_nonfinite_steps: int = bounded(20, at_least=1)
