@@ -41,6 +41,7 @@ class Argument:
         default: of the value; MISSING where the argument is required.
         is_positional: whether it is given by its place instead of `--name`.
         per_peer: whether `K:VALUE` gives it to model K alone; a switch takes the positions of models.
+        short: a second name of one letter, as `-o`.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Argument:
     default: Any
     is_positional: bool = False
     per_peer: bool = False
+    short: str | None = None
 
     @property
     def is_required(self) -> bool:
@@ -70,7 +72,8 @@ class Argument:
         metavar = f"{{{','.join(map(str, self.type.choices))}}}"
         if not self.type.choices or len(metavar) > _LONGEST_CHOICES:
             metavar = _METAVARS[self.type.scalar]
-        return f"{self.label} {'[K:]' * self.per_peer}{metavar}{' ...' if self.type.is_list or self.per_peer else ''}"
+        label = f"{self.short}, {self.label}" if self.short else self.label
+        return f"{label} {'[K:]' * self.per_peer}{metavar}{' ...' if self.type.is_list or self.per_peer else ''}"
 
     def describe(self) -> str:
         """The help text with the default, and with the presets that change it."""
@@ -102,7 +105,7 @@ def groups_of(command: Command) -> dict[str, list[Argument]]:
 
     A parameter is an argument, a positional one where the parameter is positional-only. A parameter that is a dataclass
     is a group of options, one for each field; a `DistillConfig` is a group for each section. `Annotated` with a tuple
-    of names leaves out all other fields.
+    of names leaves out all other fields; with a text, as "-o", it gives an option a second name of one letter.
 
     Args:
         command: a function whose docstring describes its parameters under `Args`; its dataclasses have a docstring
@@ -119,13 +122,13 @@ def groups_of(command: Command) -> dict[str, list[Argument]]:
             default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
             text = " ".join(docs[parameter.name].split())
             groups["Arguments" if positional else "Options"].append(
-                Argument(parameter.name, ValueType.from_hint(hint), text, default, positional)
+                Argument(parameter.name, ValueType.from_hint(hint), text, default, positional, short=only)
             )
     return {title: arguments for title, arguments in groups.items() if arguments}
 
 
-def _parameters(command: Command) -> Iterator[tuple[inspect.Parameter, Any, tuple[str, ...] | None]]:
-    """Each parameter, its type, and the names that `Annotated` restricts its fields to."""
+def _parameters(command: Command) -> Iterator[tuple[inspect.Parameter, Any, Any]]:
+    """Each parameter, its type, and what `Annotated` says of it: the names of its fields, or its short name."""
     hints = typing.get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
         annotated = typing.get_origin(hints[name]) is typing.Annotated
@@ -256,9 +259,9 @@ class Parser:
         """
         given = given | ({"own": own} if own else {})
         positional, named = [], {}
-        for parameter, hint, _ in _parameters(self.command):
+        for parameter, hint, only in _parameters(self.command):
             if dataclasses.is_dataclass(hint):
-                fields = {spec.name for spec in dataclasses.fields(hint)}
+                fields = {spec.name for spec in dataclasses.fields(hint) if only is None or spec.name in only}
                 named[parameter.name] = typing.cast(Any, hint)(**{key: given[key] for key in given if key in fields})
             elif parameter.name in given and parameter.kind is parameter.POSITIONAL_ONLY:
                 positional.append(given[parameter.name])
@@ -293,7 +296,8 @@ class Parser:
                     details["type"] = functools.partial(_convert, one.type)
                     details["nargs"] = "*" if one.type.is_list else "?"
                 if one.name in names:
-                    group.add_argument(one.name if one.is_positional else one.label, **details)
+                    names_of = [one.name] if one.is_positional else [one.label, *([one.short] if one.short else [])]
+                    group.add_argument(*names_of, **details)
         return parser
 
 

@@ -1,4 +1,4 @@
-"""Opens a classifier by the name that people give it: a published folder, a model of the hub, or a timm name."""
+"""Opens a model by the name that people give it: a published folder, a model of the hub, or a timm name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import timm
 from timm.data import CustomDatasetInfo, DatasetInfoLabelMapper, ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model_pretrained
+from torch import nn
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
 from feature_gan_kd.export.graph import GRAPH_FILES, Graph, load_graph
@@ -27,12 +28,13 @@ _EMBEDDING = re.compile(r"clip|_pe_core")
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A model that classifies images.
+class OpenedModel:
+    """A model with its trained weights, in evaluation mode on the CPU.
 
     Attributes:
         name: as the user gave it.
-        model: maps images, float32 (batch, channels, height, width), to logits (batch, classes), on the CPU.
+        model: maps images, float32 (batch, channels, height, width), to logits (batch, classes), or to features where
+            it has no classifier. A torch module, or a graph that was exported.
         cfg: timm's `pretrained_cfg`: form of the images, and where known the names of the classes.
         where: the file that states `cfg`, for errors.
     """
@@ -41,6 +43,20 @@ class Classifier:
     model: Graph
     cfg: Mapping[str, Any]
     where: str
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as a torch module.
+
+        Raises:
+            UserError: for a graph, from which only its output can be had.
+        """
+        if not isinstance(self.model, nn.Module):
+            raise UserError(
+                f"{self.name}: is a graph (ONNX or torch.export), which gives logits alone: name a model that was "
+                "exported as safetensors"
+            )
+        return self.model
 
     def label_of(self) -> Callable[[int], str]:
         """The name of each class by its index; the index where the model has no names.
@@ -66,8 +82,8 @@ class Classifier:
         return mapper
 
 
-def open_classifier(name: str, *, trust_code: bool = False) -> Classifier:
-    """Opens a classifier.
+def open_model(name: str, *, trust_code: bool = False) -> OpenedModel:
+    """Opens a model.
 
     Args:
         name: a published folder, of any export format, also as `local-dir:`; a model of the hub, as `hf-hub:`; or a
@@ -75,15 +91,26 @@ def open_classifier(name: str, *, trust_code: bool = False) -> Classifier:
         trust_code: load a file of torch.export, which can run code when it is loaded.
 
     Raises:
-        UserError: where there is no such model, it cannot be loaded or fetched, or it has no classes.
+        UserError: where there is no such model, or it cannot be loaded or fetched.
     """
     if name.startswith(FOLDER) or Path(name).is_dir():
-        found = _open_folder(name, Path(name.removeprefix(FOLDER)), trust_code)
-    elif name.startswith(HUB):
-        found = _open_trained(name)
-    else:
+        return _open_folder(name, Path(name.removeprefix(FOLDER)), trust_code)
+    if not name.startswith(HUB):
         _check_has_weights(name)
-        found = _open_trained(name)
+    return _open_trained(name)
+
+
+def open_classifier(name: str, *, trust_code: bool = False) -> OpenedModel:
+    """Opens a model that has classes.
+
+    Args:
+        name: see `open_model`.
+        trust_code: see there.
+
+    Raises:
+        UserError: as `open_model`, and where it has no classes.
+    """
+    found = open_model(name, trust_code=trust_code)
     cfg = found.cfg
     tag = str(cfg.get("tag") or "")
     has_text = _EMBEDDING.search(f"{cfg.get('architecture')}.{tag}")
@@ -93,7 +120,7 @@ def open_classifier(name: str, *, trust_code: bool = False) -> Classifier:
     return found
 
 
-def _open_folder(name: str, folder: Path, trust_code: bool) -> Classifier:
+def _open_folder(name: str, folder: Path, trust_code: bool) -> OpenedModel:
     graph = next((graph for graph, file in GRAPH_FILES.items() if (folder / file).is_file()), None)
     if graph == "torch-export" and not trust_code:
         raise UserError(
@@ -109,7 +136,7 @@ def _open_folder(name: str, folder: Path, trust_code: bool) -> Classifier:
         raise UserError(f"{folder / 'config.json'}: does not state the form of the images: export it again")
     above = ("architecture", "num_classes", "label_names", "label_descriptions")
     cfg: dict[str, Any] = {**stated, **{key: config[key] for key in above if key in config}}
-    return Classifier(name, model, cfg, str(folder / "config.json"))
+    return OpenedModel(name, model, cfg, str(folder / "config.json"))
 
 
 def _check_has_weights(name: str) -> None:
@@ -128,7 +155,7 @@ def _check_has_weights(name: str) -> None:
         raise UserError(f"{name}: {what}: name a model with trained weights")
 
 
-def _open_trained(name: str) -> Classifier:
+def _open_trained(name: str) -> OpenedModel:
     """Builds a model with its trained weights, which may have to be fetched. timm reads pickles without running code.
 
     Raises:
@@ -147,4 +174,4 @@ def _open_trained(name: str) -> Classifier:
     bad = tensor_with_nan(model.state_dict())
     if bad is not None:
         raise UserError(f"{name}: its weights hold NaN in {bad!r}: name a model that did not diverge")
-    return Classifier(name, model.eval(), {**model.pretrained_cfg, "num_classes": model.num_classes}, name)
+    return OpenedModel(name, model.eval(), {**model.pretrained_cfg, "num_classes": model.num_classes}, name)
