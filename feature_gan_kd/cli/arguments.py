@@ -41,6 +41,7 @@ class Argument:
         default: of the value; MISSING where the argument is required.
         is_positional: whether it is given by its place instead of `--name`.
         per_peer: whether `K:VALUE` gives it to model K alone; a switch takes the positions of models.
+        is_setting: whether it is a setting of a run, which methods and recipes may change.
         short: a second name of one letter, as `-o`.
     """
 
@@ -50,6 +51,7 @@ class Argument:
     default: Any
     is_positional: bool = False
     per_peer: bool = False
+    is_setting: bool = False
     short: str | None = None
 
     @property
@@ -72,8 +74,7 @@ class Argument:
         metavar = f"{{{','.join(map(str, self.type.choices))}}}"
         if not self.type.choices or len(metavar) > _LONGEST_CHOICES:
             metavar = _METAVARS[self.type.scalar]
-        label = f"{self.short}, {self.label}" if self.short else self.label
-        return f"{label} {'[K:]' * self.per_peer}{metavar}{' ...' if self.type.is_list or self.per_peer else ''}"
+        return f"{self.label} {'[K:]' * self.per_peer}{metavar}{' ...' if self.type.is_list or self.per_peer else ''}"
 
     def describe(self) -> str:
         """The help text with the default, and with the presets that change it."""
@@ -81,7 +82,7 @@ class Argument:
             return self.help
         presets: dict[str, list[str]] = {}
         for preset, values in [*METHODS.items(), *RECIPES.items()]:
-            if self.name in values:
+            if self.is_setting and self.name in values:
                 presets.setdefault(_show(values[self.name]), []).append(preset)
         changed = "".join(f", {'/'.join(names)} {value}" for value, names in presets.items())
         return f"{self.help} (default: {_show(self.default)}{changed})"
@@ -145,6 +146,7 @@ def _fields(section: Any, only: tuple[str, ...] | None) -> list[Argument]:
             docs[spec.name],
             spec.default,
             per_peer=spec.metadata.get("per_peer", False),
+            is_setting=section in SECTIONS,
         )
         for spec in dataclasses.fields(section)
         if spec.name in docs and (only is None or spec.name in only)
@@ -283,7 +285,8 @@ class Parser:
         for title, arguments in self.groups.items():
             group = parser.add_argument_group(title)
             for one in arguments:
-                details: dict[str, Any] = {"help": one.describe().replace("%", "%%"), "metavar": one.usage}
+                usage = f"{one.short}, {one.usage}" if one.short else one.usage
+                details: dict[str, Any] = {"help": one.describe().replace("%", "%%"), "metavar": usage}
                 if one.type.scalar is bool:
                     details["action"] = _Switch
                     details["nargs"] = "*" if one.per_peer else 0

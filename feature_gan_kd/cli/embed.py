@@ -63,7 +63,7 @@ def embed(
         from feature_gan_kd.export.open_model import open_model
         from feature_gan_kd.export.preprocessing import Preprocessing, skipped_note
 
-    found = open_model(model)
+    found = open_model(model, graphs=False)
     preprocess = Preprocessing(found)
     accelerator = usable_accelerator()
     named = None if layer is None else layer_of(layer)

@@ -49,7 +49,7 @@ def probe(
     from feature_gan_kd.export.open_model import open_model
     from feature_gan_kd.export.preprocessing import Preprocessing
 
-    found = open_model(model)
+    found = open_model(model, graphs=False)
     size = Preprocessing(found).input_size
     accelerator = usable_accelerator()
     named = None if layer is None else layer_of(layer)

@@ -20,8 +20,9 @@ Features = NDArray[np.float32]
 def write_features(file: Path, names: Sequence[str], features: Features, about: Mapping[str, str]) -> None:
     """Writes a file, whole or not at all.
 
-    safetensors: the tensor `features`; its metadata hold `files`, a list as JSON, and `about`. npy: an array of records
-    with the fields `file` and `features`. parquet: the columns `file` and `features`; its metadata hold `about`.
+    safetensors: the tensor `features`; its metadata have `about`, a JSON object that also has the list `files`. npy: an
+    array of records with the fields `file` and `features`. parquet: the columns `file` and `features`; its metadata
+    hold `about`.
 
     Args:
         file: whose ending says the format; an existing one is replaced.
@@ -48,8 +49,10 @@ def _write_safetensors(file: Path, names: Sequence[str], features: Features, abo
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    # One entry: safetensors writes several in a random order, and equal features would give different files.
+    metadata = {"about": json.dumps({**about, "files": list(names)})}
     try:
-        save_file({"features": features}, file, metadata={"files": json.dumps(list(names)), **about})
+        save_file({"features": features}, file, metadata=metadata)
     except SafetensorError as error:
         raise OSError(str(error)) from None
 

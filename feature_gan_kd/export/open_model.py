@@ -46,16 +46,8 @@ class OpenedModel:
 
     @property
     def module(self) -> nn.Module:
-        """The model as a torch module.
-
-        Raises:
-            UserError: for a graph, from which only its output can be had.
-        """
-        if not isinstance(self.model, nn.Module):
-            raise UserError(
-                f"{self.name}: is a graph (ONNX or torch.export), which gives logits alone: name a model that was "
-                "exported as safetensors"
-            )
+        """The model as a torch module, which it is where `open_model` was asked for no graph."""
+        assert isinstance(self.model, nn.Module)
         return self.model
 
     def label_of(self) -> Callable[[int], str]:
@@ -82,19 +74,20 @@ class OpenedModel:
         return mapper
 
 
-def open_model(name: str, *, trust_code: bool = False) -> OpenedModel:
+def open_model(name: str, *, trust_code: bool = False, graphs: bool = True) -> OpenedModel:
     """Opens a model.
 
     Args:
         name: a published folder, of any export format, also as `local-dir:`; a model of the hub, as `hf-hub:`; or a
             timm name, which comes with timm's trained weights. An existing folder goes before a timm name.
         trust_code: load a file of torch.export, which can run code when it is loaded.
+        graphs: whether a graph will do, from which only its output can be had.
 
     Raises:
-        UserError: where there is no such model, or it cannot be loaded or fetched.
+        UserError: where there is no such model, it cannot be loaded or fetched, or it is a graph and none will do.
     """
     if name.startswith(FOLDER) or Path(name).is_dir():
-        return _open_folder(name, Path(name.removeprefix(FOLDER)), trust_code)
+        return _open_folder(name, Path(name.removeprefix(FOLDER)), trust_code, graphs)
     if not name.startswith(HUB):
         _check_has_weights(name)
     return _open_trained(name)
@@ -120,8 +113,12 @@ def open_classifier(name: str, *, trust_code: bool = False) -> OpenedModel:
     return found
 
 
-def _open_folder(name: str, folder: Path, trust_code: bool) -> OpenedModel:
+def _open_folder(name: str, folder: Path, trust_code: bool, graphs: bool) -> OpenedModel:
     graph = next((graph for graph, file in GRAPH_FILES.items() if (folder / file).is_file()), None)
+    if graph is not None and not graphs:
+        raise UserError(
+            f"{folder / GRAPH_FILES[graph]}: is a graph, which gives logits alone: export it as safetensors"
+        )
     if graph == "torch-export" and not trust_code:
         raise UserError(
             f"{folder / GRAPH_FILES[graph]}: can run code when it is loaded: add --trust-code if you trust it"
