@@ -144,7 +144,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object, at_once: bool = F
 # What a stranger mistypes.
 
 
-COMMAND_NAMES = "train, evaluate, export, predict, inspect, report, schema"
+COMMAND_NAMES = "train, evaluate, export, predict, embed, probe, inspect, report, schema"
 
 
 @pytest.mark.parametrize(
