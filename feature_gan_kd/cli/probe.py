@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from feature_gan_kd.cli.model_options import layer_of
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.utils.errors import UserError
 
 if TYPE_CHECKING:
     from feature_gan_kd.data import Data
@@ -54,7 +53,7 @@ def probe(
     accelerator = usable_accelerator()
     named = None if layer is None else layer_of(layer)
     extractor = FeatureExtractor(found.module.to(accelerator.device), model, size, named)
-    opened = _open(found, data, config, size)
+    opened = _open(found, data, config)
     check_neighbours(k, temperature, len(opened.train))
     if accelerator.is_main_process:
         print(*opened.notes, sep="\n", file=sys.stderr)
@@ -67,20 +66,21 @@ def probe(
     print(dumps({**about, **result}) if json else _table(result))
 
 
-def _open(found: OpenedModel, data: str | None, config: DistillConfig, size: tuple[int, int, int]) -> Data:
+def _open(found: OpenedModel, data: str | None, config: DistillConfig) -> Data:
     """The labelled images in the form that the model states, training images as those to evaluate on."""
     from feature_gan_kd.data import open_data
-    from feature_gan_kd.export.preprocessing import stated_form
-    from feature_gan_kd.models.normalisation import Normalisation
+    from feature_gan_kd.export.preprocessing import StatedForm
 
-    channels, height, width = size
-    if height != width:
-        raise UserError(f"{found.name}: takes images of {height}x{width}, but all are squares here: name another model")
-    with stated_form(found):
-        stated = Normalisation(tuple(found.cfg["mean"]), tuple(found.cfg["std"]))
-        crop, interpolation = float(found.cfg["crop_pct"]), str(found.cfg["interpolation"])
-    config = config.replace(crop_pct=min(crop, 1.0), interpolation=interpolation)
-    return open_data(data, None, config, image_size=height, in_chans=channels, stated=stated, for_training=False)
+    form = StatedForm.of(found)
+    return open_data(
+        data,
+        None,
+        config.replace(**form.settings),
+        image_size=form.side,
+        in_chans=form.channels,
+        stated=form.normalisation,
+        for_training=False,
+    )
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from feature_gan_kd.data.convert import ImageError, convert_channels
 from feature_gan_kd.export.open_model import OpenedModel
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.utils.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -32,6 +34,41 @@ def stated_form(found: OpenedModel) -> Iterator[None]:
         raise UserError(
             f"{found.where}: does not state the form of the images ({reason(error)}): export it again"
         ) from None
+
+
+@dataclass(frozen=True)
+class StatedForm:
+    """What a model states of its images, for the project's own reading of data sets.
+
+    Attributes:
+        channels: of the images.
+        side: of the square images, in pixels.
+        normalisation: of the images.
+        settings: `crop_pct` and `interpolation`.
+    """
+
+    channels: int
+    side: int
+    normalisation: Normalisation
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, found: OpenedModel) -> StatedForm:
+        """Reads it from a model.
+
+        Raises:
+            UserError: where the model does not state it, or takes rectangles.
+        """
+        with stated_form(found):
+            channels, height, width = map(int, found.cfg["input_size"])
+            normalisation = Normalisation(tuple(found.cfg["mean"]), tuple(found.cfg["std"]))
+            crop, interpolation = float(found.cfg["crop_pct"]), str(found.cfg["interpolation"])
+        if height != width:
+            raise UserError(
+                f"{found.name}: takes images of {height}x{width}, but all are squares here: name another model"
+            )
+        settings = {"crop_pct": min(crop, 1.0), "interpolation": interpolation}
+        return cls(channels, height, normalisation, settings)
 
 
 class Preprocessing:
