@@ -24,8 +24,10 @@ help: ## list the targets
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: .venv/.installed ## train a small pair on the bundled digits, print its table, fill runs/demo/
-	$(BIN)/feature-gan-kd train --output-dir runs/demo --resume
+demo: .venv/.installed ## train a small pair on the bundled digits, alone and together, and print both in a table
+	$(BIN)/feature-gan-kd train --output-dir runs/demo/alone --method vanilla --resume
+	$(BIN)/feature-gan-kd train --output-dir runs/demo/together --resume
+	$(BIN)/feature-gan-kd report runs/demo/alone runs/demo/together --output runs/demo/report.html
 
 test: .venv/.installed ## run the fast tests
 	$(PYTEST)

@@ -66,7 +66,7 @@ def raises(node: Function) -> bool:
 
 
 # A command's docstring is its help text, where the lines of errors have no place: docs/errors.md has them.
-HELP = re.compile(r"cli/(train|evaluate|export|predict|inspect|report|schema)\.py")
+HELP = re.compile(r"cli/(train|evaluate|export|predict|embed|probe|inspect|report|schema)\.py")
 
 
 def test_errors_that_are_raised_are_told() -> None:

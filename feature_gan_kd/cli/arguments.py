@@ -41,6 +41,8 @@ class Argument:
         default: of the value; MISSING where the argument is required.
         is_positional: whether it is given by its place instead of `--name`.
         per_peer: whether `K:VALUE` gives it to model K alone; a switch takes the positions of models.
+        is_setting: whether it is a setting of a run, which methods and recipes may change.
+        short: a second name of one letter, as `-o`.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Argument:
     default: Any
     is_positional: bool = False
     per_peer: bool = False
+    is_setting: bool = False
+    short: str | None = None
 
     @property
     def is_required(self) -> bool:
@@ -78,7 +82,7 @@ class Argument:
             return self.help
         presets: dict[str, list[str]] = {}
         for preset, values in [*METHODS.items(), *RECIPES.items()]:
-            if self.name in values:
+            if self.is_setting and self.name in values:
                 presets.setdefault(_show(values[self.name]), []).append(preset)
         changed = "".join(f", {'/'.join(names)} {value}" for value, names in presets.items())
         return f"{self.help} (default: {_show(self.default)}{changed})"
@@ -102,7 +106,7 @@ def groups_of(command: Command) -> dict[str, list[Argument]]:
 
     A parameter is an argument, a positional one where the parameter is positional-only. A parameter that is a dataclass
     is a group of options, one for each field; a `DistillConfig` is a group for each section. `Annotated` with a tuple
-    of names leaves out all other fields.
+    of names leaves out all other fields; with a text, as "-o", it gives an option a second name of one letter.
 
     Args:
         command: a function whose docstring describes its parameters under `Args`; its dataclasses have a docstring
@@ -119,13 +123,13 @@ def groups_of(command: Command) -> dict[str, list[Argument]]:
             default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
             text = " ".join(docs[parameter.name].split())
             groups["Arguments" if positional else "Options"].append(
-                Argument(parameter.name, ValueType.from_hint(hint), text, default, positional)
+                Argument(parameter.name, ValueType.from_hint(hint), text, default, positional, short=only)
             )
     return {title: arguments for title, arguments in groups.items() if arguments}
 
 
-def _parameters(command: Command) -> Iterator[tuple[inspect.Parameter, Any, tuple[str, ...] | None]]:
-    """Each parameter, its type, and the names that `Annotated` restricts its fields to."""
+def _parameters(command: Command) -> Iterator[tuple[inspect.Parameter, Any, Any]]:
+    """Each parameter, its type, and what `Annotated` says of it: the names of its fields, or its short name."""
     hints = typing.get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
         annotated = typing.get_origin(hints[name]) is typing.Annotated
@@ -142,6 +146,7 @@ def _fields(section: Any, only: tuple[str, ...] | None) -> list[Argument]:
             docs[spec.name],
             spec.default,
             per_peer=spec.metadata.get("per_peer", False),
+            is_setting=section in SECTIONS,
         )
         for spec in dataclasses.fields(section)
         if spec.name in docs and (only is None or spec.name in only)
@@ -256,9 +261,9 @@ class Parser:
         """
         given = given | ({"own": own} if own else {})
         positional, named = [], {}
-        for parameter, hint, _ in _parameters(self.command):
+        for parameter, hint, only in _parameters(self.command):
             if dataclasses.is_dataclass(hint):
-                fields = {spec.name for spec in dataclasses.fields(hint)}
+                fields = {spec.name for spec in dataclasses.fields(hint) if only is None or spec.name in only}
                 named[parameter.name] = typing.cast(Any, hint)(**{key: given[key] for key in given if key in fields})
             elif parameter.name in given and parameter.kind is parameter.POSITIONAL_ONLY:
                 positional.append(given[parameter.name])
@@ -280,7 +285,8 @@ class Parser:
         for title, arguments in self.groups.items():
             group = parser.add_argument_group(title)
             for one in arguments:
-                details: dict[str, Any] = {"help": one.describe().replace("%", "%%"), "metavar": one.usage}
+                usage = f"{one.short}, {one.usage}" if one.short else one.usage
+                details: dict[str, Any] = {"help": one.describe().replace("%", "%%"), "metavar": usage}
                 if one.type.scalar is bool:
                     details["action"] = _Switch
                     details["nargs"] = "*" if one.per_peer else 0
@@ -293,7 +299,8 @@ class Parser:
                     details["type"] = functools.partial(_convert, one.type)
                     details["nargs"] = "*" if one.type.is_list else "?"
                 if one.name in names:
-                    group.add_argument(one.name if one.is_positional else one.label, **details)
+                    names_of = [one.name] if one.is_positional else [one.label, *([one.short] if one.short else [])]
+                    group.add_argument(*names_of, **details)
         return parser
 
 

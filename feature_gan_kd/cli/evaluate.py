@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from json import dumps
 from pathlib import Path
@@ -15,7 +17,7 @@ HARDEST = 5
 
 
 def evaluate(
-    run: Path,
+    run: str,
     /,
     which: Literal["last", "best", "ema"] = "last",
     data: str | None = None,
@@ -23,32 +25,65 @@ def evaluate(
     skip_bad_images: bool = False,
     json: bool = False,
 ) -> None:
-    """Evaluate the models of a run and their ensemble.
+    """Evaluate the models of a run and their ensemble, or a single trained model.
 
     Args:
-        run: Folder of the run.
-        which: Weights of the newest checkpoint, of each model's best epoch, or their running mean (see --model-ema).
-        data: Images to evaluate on (default: those the run was evaluated on).
+        run: Folder of the run or of a published model; or the name of a trained model, hf-hub:owner/name or timm's.
+        which: Weights of the run's newest checkpoint, of each model's best epoch, or their running mean (see
+            --model-ema).
+        data: Images to evaluate on (default: those the run was evaluated on); a single model needs them.
         eval_split: Split to evaluate on (default: the run's; of other data test, else validation).
         skip_bad_images: Skip images that cannot be decoded.
         json: Print one line of JSON, which also has the accuracy of each class and what is confused.
     """
+    folder = Path(run)
+    is_run = (folder / "checkpoints").is_dir() or (folder.is_dir() and not (folder / "config.json").is_file())
+    if is_run:
+        models, chosen, names = _of_run(folder, which, data, eval_split, skip_bad_images)
+    else:
+        if which != "last":
+            raise UserError(f"which: {run} is a single model, which has one set of weights: leave --which out")
+        models, chosen, names = _of_classifier(run, data, eval_split, skip_bad_images)
+    if os.environ.get("RANK", "0") == "0":
+        print(dumps({"which": which, "class_names": names, **chosen}) if json else _table(models, chosen, names))
+
+
+Found = tuple[list[str], dict[str, Any], "list[str] | None"]
+
+
+def _of_run(
+    run: Path, which: Literal["last", "best", "ema"], data: str | None, eval_split: str | None, skip: bool
+) -> Found:
+    """Names, figures and class names of the models of a run."""
     distiller = restored(run)
+    group = distiller.group
     if which == "best":
         distiller.load_best(run)
     if data is not None or eval_split is not None:
-        distiller.group.config = distiller.config.replace(eval_split=eval_split)
-    distiller.group.config = distiller.config.replace(skip_bad_images=skip_bad_images)
+        group.config = group.config.replace(eval_split=eval_split)
+    group.config = group.config.replace(skip_bad_images=skip)
     result = distiller.evaluate(data)
     averaged = result.pop("ema")
     if which == "ema" and averaged is None:
         raise UserError(f"which: the models of {run} have no averaged weights: train with --model-ema")
-    chosen = averaged if which == "ema" else result
-    if not distiller.accelerator.is_main_process:
-        return
-    provenance = distiller.group.provenance
+    provenance = group.provenance
     names = None if provenance is None else provenance.class_names
-    print(dumps({"which": which, "class_names": names, **chosen}) if json else _table(distiller.names, chosen, names))
+    return distiller.names, averaged if which == "ema" else result, names
+
+
+def _of_classifier(name: str, data: str | None, eval_split: str | None, skip: bool) -> Found:
+    """Name, figures and class names of a single model."""
+    if data is None:
+        raise UserError(f"data: {name} is a single model: give the images to evaluate it on")
+    from feature_gan_kd.export.evaluate_classifier import evaluate_classifier
+    from feature_gan_kd.export.open_model import open_classifier
+
+    classifier = open_classifier(name)
+    found, names, notes = evaluate_classifier(classifier, data, eval_split=eval_split, skip_bad_images=skip)
+    print(*notes, sep="\n", file=sys.stderr)
+    result = found.to_dict()
+    del result["ema"]
+    return [str(classifier.cfg.get("architecture") or name)], result, names
 
 
 def _table(models: Sequence[str], result: Mapping[str, Any], class_names: Sequence[str] | None) -> str:
@@ -57,10 +92,11 @@ def _table(models: Sequence[str], result: Mapping[str, Any], class_names: Sequen
     scores = ("accuracy", "top5", "macro_f1", "cross_entropy")
     rows = [*({name: result[name][k] for name in scores} for k in range(len(models))), ensemble]
     lines = []
-    for name, own in zip([*models, "ensemble"], rows, strict=True):
+    for name, own in list(zip([*models, "ensemble"], rows, strict=True))[: len(models) + (len(models) > 1)]:
         top5 = "" if own["top5"] is None else f"  top-5 {own['top5']:6.2f} %"
         f1, loss = own["macro_f1"], own["cross_entropy"]
         lines.append(f"{name:<24} top-1 {own['accuracy']:6.2f} %{top5}  macro F1 {f1:6.2f} %  cross-entropy {loss:.4f}")
     found = [(share, k) for k, share in enumerate(ensemble["class_accuracy"]) if share is not None]
     words = [f"{class_names[k] if class_names else k} {share:.1f} %" for share, k in sorted(found)[:HARDEST]]
-    return "\n".join([*lines, f"on {result['images']} images; hardest for the ensemble: {', '.join(words)}"])
+    whom = "the ensemble" if len(models) > 1 else "it"
+    return "\n".join([*lines, f"on {result['images']} images; hardest for {whom}: {', '.join(words)}"])

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from feature_gan_kd.cli import command_line
 from feature_gan_kd.cli.arguments import Parser, option
+from feature_gan_kd.cli.embed import embed
 from feature_gan_kd.cli.evaluate import evaluate
 from feature_gan_kd.cli.export import export
 from feature_gan_kd.cli.inspect import inspect
 from feature_gan_kd.cli.model_options import ModelOptions
 from feature_gan_kd.cli.predict import predict
+from feature_gan_kd.cli.probe import probe
 from feature_gan_kd.cli.report import report
 from feature_gan_kd.cli.run_file import add_run_file
 from feature_gan_kd.cli.schema import schema
@@ -33,6 +35,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "export": export,
     "predict": predict,
+    "embed": embed,
+    "probe": probe,
     "inspect": inspect,
     "report": report,
     "schema": schema,

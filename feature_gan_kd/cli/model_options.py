@@ -99,10 +99,15 @@ def layers(models: ModelOptions) -> list[str | int] | dict[int, list[str | int]]
                 f"feature_layers: {model!r} in {word!r} is no position of a model: say K:LAYER, as 0:layer1"
             )
         target = own.setdefault(int(model), []) if colon else common
-        target.append(int(layer) if re.fullmatch(r"-?\d+", layer) else layer)
+        target.append(layer_of(layer))
     if own and common:
         raise UserError(f"feature_layers: {common[0]!r} is for all models and others for one: say all as K:LAYER")
     return own or common or None
+
+
+def layer_of(word: str) -> str | int:
+    """A layer as the user typed it: the number of a timm stage, or a module's name."""
+    return int(word) if re.fullmatch(r"-?\d+", word) else word
 
 
 def restored(run: Path) -> OnlineAdversarialDistiller:

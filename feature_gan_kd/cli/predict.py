@@ -10,14 +10,13 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from feature_gan_kd.cli.output_file import check_output_file
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.files import atomic_file
 from feature_gan_kd.utils.image_files import list_images
 from feature_gan_kd.utils.imports import imports_without_collection
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from feature_gan_kd.export.predictor import Prediction, Predictor
 
 # Images that are decoded and classified at once.
@@ -55,7 +54,11 @@ def predict(
         raise UserError(f"--top: {top} is not allowed, expected a whole number of at least 1")
     paths, notes = list_images([image, *images])
     if csv is not None:
-        _check_csv(csv, paths, json)
+        if json:
+            raise UserError(
+                "--csv: the table takes the place of the printed lines, and so do those of --json: give one"
+            )
+        check_output_file("--csv", csv, paths)
     with imports_without_collection():
         from feature_gan_kd.export.predictor import Predictor
 
@@ -77,35 +80,18 @@ def _predict(
     predictor: Predictor, paths: Sequence[Path], top: int, skip: bool
 ) -> Iterator[tuple[Path, list[Prediction]]]:
     """Yields each image with its classes, in order; at the end, says how many were skipped."""
-    from feature_gan_kd.data.convert import ImageError, convert_channels
-    from feature_gan_kd.export.predictor import read_image
+    from feature_gan_kd.export.preprocessing import read_images, skipped_note
 
     bad: list[Path] = []
     for first in range(0, len(paths), BATCH):
-        read: dict[int, Image] = {}
-        for k, path in enumerate(paths[first : first + BATCH], first):
-            try:
-                read[k] = convert_channels(read_image(path), predictor.channels, str(path))
-            except ImageError:
-                if not skip:
-                    raise
-                bad.append(path)
+        batch = dict(enumerate(paths[first : first + BATCH], first))
+        read, skipped = read_images(batch, predictor.preprocess.channels, skip=skip)
+        bad += skipped
         if read:
             for k, guesses in zip(read, predictor(list(read.values()), top), strict=True):
                 yield paths[k], guesses
     if bad:
-        print(f"images that cannot be decoded: {len(bad)}, left out; the first is {bad[0]}", file=sys.stderr)
-
-
-def _check_csv(file: Path, images: Sequence[Path], json: bool) -> None:
-    """Raises UserError where the table cannot be written, before any time is spent on the model."""
-    if json:
-        raise UserError("--csv: the table takes the place of the printed lines, and so do those of --json: give one")
-    if file.is_dir() or not file.parent.is_dir():
-        problem = "is a folder" if file.is_dir() else f"the folder {file.parent} does not exist"
-        raise UserError(f"--csv: {file} cannot be written ({problem}): name a file in a folder that exists")
-    if file.exists() and any(file.samefile(image) for image in images):
-        raise UserError(f"--csv: {file} is one of the images, which the table would replace: name another file")
+        print(skipped_note(bad), file=sys.stderr)
 
 
 def _write_csv(file: Path, predictions: Iterator[tuple[Path, list[Prediction]]]) -> None:

@@ -61,7 +61,8 @@ class LossSettings:
     method: MethodName = "afd"
     """Preset of the weights below. afd: KL of the logits and adversarial feature maps (the paper); logit: KL only; dml:
     KL only, with temperature 1; vanilla: no distillation; feature: adversarial feature maps only; l1, l2: KL and the L1
-    or L2 difference of the feature maps; l1-only, l2-only: that difference only; zero-gradient: KL, and extractors that
+    or L2 difference of the feature maps; l1-only, l2-only: that difference only; aligned, statistics, relation: KL and
+    the term of that name; zero-gradient: KL, and extractors that
     move by weight decay only (a control for afd)."""
     kl_weight: float = bounded(1.0, at_least=0)
     """Weight of the logit term: T^2 times the KL divergence between the softened outputs of source and learner."""
@@ -90,13 +91,25 @@ class LossSettings:
     targets: Literal["live", "ema"] = "live"
     """Weights that the sources teach with. live: those of the last update; ema: their running mean, see model_ema, with
     one more forward pass of every source that learns."""
+    aligned_weight: float = bounded(0.0, at_least=0)
+    """Weight of 1 - cosine between the channels of the feature maps at each position."""
+    statistics_weight: float = bounded(0.0, at_least=0)
+    """Weight of the squared differences of the channels' means and deviations over the batch."""
+    relation_weight: float = bounded(0.0, at_least=0)
+    """Weight of the KL divergence of the similarities between the images of a batch, each model by its own maps."""
     decay_only_update: bool = False
     """Step the extractors' adversarial optimiser even without a feature loss, so that only its weight decay acts."""
 
     @property
     def has_feature_loss(self) -> bool:
         """Whether any term compares feature maps."""
-        return self.adversarial_weight > 0 or self.l1_weight > 0 or self.l2_weight > 0
+        return self.compares_in_one_space or self.relation_weight > 0
+
+    @property
+    def compares_in_one_space(self) -> bool:
+        """Whether any term needs the learner's map in the source's space."""
+        direct = self.l1_weight + self.l2_weight + self.aligned_weight + self.statistics_weight
+        return self.adversarial_weight > 0 or direct > 0
 
     @property
     def updates_extractors(self) -> bool:

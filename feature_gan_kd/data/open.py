@@ -91,6 +91,7 @@ def open_data(
     num_classes: int | None = None,
     num_classes_given: bool = False,
     train_transform: OwnTransform | None = None,
+    for_training: bool = True,
 ) -> Data:
     """Opens the training and the evaluation images.
 
@@ -109,6 +110,8 @@ def open_data(
         num_classes: of the models; limits the labels where the data do not say how many classes they have.
         num_classes_given: whether the user gave it; then it counts more than the `classes` of a torch data set.
         train_transform: of the user's own for training images, in place of the augmentation that `config` names.
+        for_training: whether the training images are trained on; otherwise they are measured, and cropped as those to
+            evaluate on.
 
     Raises:
         UserError: for data, columns, splits, labels or images that cannot be used, naming the place; for settings of
@@ -121,7 +124,7 @@ def open_data(
     given_as = _given_as(train)
     check_training(config, image_size, own=train_transform, given_as=given_as)
     notes += note_idle_preset(config, own=train_transform, given_as=given_as)
-    train_source = build_source(train, options, notes, training=True)
+    train_source = build_source(train, options, notes, training=for_training)
     eval_source = build_source(evaluation, options, notes)
     labels = known_labels(train_source)
     check_training_images(train, labels, len(train_source))  # once more: bad images may have been left out

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.utils.errors import UserError
+
+Made = TypeVar("Made")
 
 
 def world_size() -> int:
@@ -234,3 +236,30 @@ def on_main_process(write: Callable[[], object]) -> None:
         torch.distributed.broadcast_object_list(error)
     if error[0] is not None:
         raise UserError(error[0])
+
+
+def gather(make: Callable[[], Made]) -> list[Made]:
+    """Calls `make` on every process, and gives the results to all, in the order of the processes.
+
+    Without the exchange of errors, the other processes would wait for one that has ended.
+
+    Args:
+        make: gives what can be pickled; tensors on the CPU.
+
+    Raises:
+        UserError: on every process, the first that `make` raised on any.
+    """
+    if world_size() == 1:
+        return [make()]
+    own: tuple[str | None, Made | None]
+    try:
+        own = None, make()
+    except UserError as failure:
+        own = str(failure), None
+    gathered: list[Any] = [None] * world_size()
+    with explain_lost_process():
+        torch.distributed.all_gather_object(gathered, own)
+    for error, _ in gathered:
+        if error is not None:
+            raise UserError(error)
+    return [made for _, made in gathered]

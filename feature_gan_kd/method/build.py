@@ -125,7 +125,9 @@ def _connect(
 ) -> list[Connection]:
     """Builds a connection for each edge and tap, with discriminators of the user's own or the paper's."""
     bounded = config.loss_weights.adversarial_loss == "paper"
-    return build_connections(edges, shapes, config.seed, _discriminator_factory(discriminator, config), bounded=bounded)
+    factory = _discriminator_factory(discriminator, config)
+    projects = config.loss_weights.compares_in_one_space
+    return build_connections(edges, shapes, config.seed, factory, bounded=bounded, projects=projects)
 
 
 def _tap(

@@ -14,6 +14,7 @@ from feature_gan_kd.config.settings import LossSettings
 from feature_gan_kd.distributed.collectives import all_reduce_sum, alone
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection
+from feature_gan_kd.method.feature_terms import DirectTerms
 from feature_gan_kd.method.label_loss import LabelLoss
 from feature_gan_kd.method.loss_sums import Losses, Metrics
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
@@ -95,6 +96,7 @@ class AdversarialStep:
         self.averaged_sources = dict(averaged_sources or {})
         self._parameters = ParameterWatch(self._trained_modules())
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
+        self.direct_terms = DirectTerms(loss_weights)
         self._connections_of_learner = Counter(one.edge.learner for one in self.connections)
         self._connections_of_edge = Counter(one.edge for one in self.connections)
 
@@ -107,7 +109,8 @@ class AdversarialStep:
 
         Returns:
             Detached scalars on the device, means over the whole batch, the same on every process: per learner K
-            `cross_entropy/K`, `accuracy/K` (percent), `kl/K`, `l1/K`, `l2/K`, `adversarial/K` and `discriminator/K`;
+            `cross_entropy/K`, `accuracy/K` (percent), `kl/K`, `l1/K`, `l2/K`, `aligned/K`, `statistics/K`,
+            `relation/K`, `adversarial/K` and `discriminator/K`;
             per edge `real/S->K` and `fake/S->K`, the discriminator's mean answers. An update that is measured also
             has `right/S->K`, the percentage of right answers, and what `GradientStats` gives. `skipped` is 1 where a
             loss or a gradient was not finite: then nothing is changed, on any process.
@@ -212,10 +215,8 @@ class AdversarialStep:
                 k, s = c.edge.learner, c.edge.source
                 fake, real = c.maps(maps[k][c.tap], taught_maps[s][c.tap])
                 share = 1 / self._connections_of_learner[k]
-                if weights.l1_weight:
-                    loss.add("feature", f"l1/{k}", terms.l1(fake, real), weights.l1_weight, share)
-                if weights.l2_weight:
-                    loss.add("feature", f"l2/{k}", terms.l2(fake, real), weights.l2_weight, share)
+                for name, term, weight in self.direct_terms(fake, real, maps[k][c.tap], taught_maps[s][c.tap]):
+                    loss.add("feature", f"{name}/{k}", term, weight, share)
                 if c.discriminator is not None:
                     # One answer to the learner's map serves both losses: `backward` keeps the other side fixed.
                     d_real, d_fake, kind = c.discriminator(real), c.discriminator(fake), weights.adversarial_loss

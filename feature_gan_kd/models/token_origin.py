@@ -74,20 +74,23 @@ def _moved_by_images(node: Node, leaf: Tensor, axis: int) -> Tensor:
         (moved,) = torch.autograd.grad((gradient * direction).sum(), weights, allow_unused=True)
     except RuntimeError:  # an operation without a second derivative
         return _reached_one_by_one(output, leaf, weights.detach(), axis)
-    others = [other for other in range(weights.ndim) if other != axis]
-    return torch.zeros(weights.shape[axis], dtype=torch.bool) if moved is None else (moved != 0).any(others).cpu()
+    if moved is not None:
+        found = (moved != 0).any([other for other in range(weights.ndim) if other != axis]).cpu()
+        if not _is_reached(output, leaf, weights.detach(), axis, (~found).nonzero()[:, 0].tolist()):
+            return found
+    return _reached_one_by_one(output, leaf, weights.detach(), axis)
+
+
+def _is_reached(output: GradientEdge, leaf: Tensor, zeros: Tensor, axis: int, places: list[int]) -> bool:
+    """Whether the pixels reach any of these places of an operation's output, by one backward pass."""
+    weights = zeros.clone()
+    random = torch.randn(weights.shape, generator=torch.Generator().manual_seed(2)).to(weights)
+    for place in places:
+        weights.select(axis, place).copy_(random.select(axis, place))
+    (gradient,) = torch.autograd.grad([output], [leaf], [weights], retain_graph=True)
+    return bool((gradient != 0).any())
 
 
 def _reached_one_by_one(output: GradientEdge, leaf: Tensor, zeros: Tensor, axis: int) -> Tensor:
-    """The same, by one backward pass for each place."""
-    found = []
-    for place in range(zeros.shape[axis]):
-        weights = zeros.clone()
-        torch.nn.init.normal_(weights.select(axis, place), generator=_generator(zeros.device))
-        (gradient,) = torch.autograd.grad([output], [leaf], [weights], retain_graph=True)
-        found.append(bool((gradient != 0).any()))
-    return torch.tensor(found)
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(2)
+    """Which places the pixels reach, by a backward pass for each: bool (size of the axis,)."""
+    return torch.tensor([_is_reached(output, leaf, zeros, axis, [place]) for place in range(zeros.shape[axis])])

@@ -115,7 +115,8 @@ def restore_state(
 
 def describe_model(model: PeerModel) -> dict[str, Any]:
     """What is needed to build a model again, and a short digest of its tensors' names and shapes."""
-    shapes = {key: list(value.shape) for key, value in model.module.state_dict().items()}
+    state = model.module.state_dict().items()
+    shapes = {key: list(value.shape) for key, value in state if isinstance(value, Tensor)}
     return {**model.description(), "tensors": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}
 
 

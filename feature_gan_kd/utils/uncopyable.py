@@ -8,10 +8,10 @@ from feature_gan_kd.utils.errors import UserError
 
 
 class Uncopyable:
-    """Refuses `copy.copy`, `copy.deepcopy` and `pickle`."""
+    """Refuses `copy` and `pickle`, and so does what holds it: optimisers know their parameters by identity."""
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Is what all three ask for.
+        """Is what both ask for.
 
         Raises:
             UserError: always.

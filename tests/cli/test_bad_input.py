@@ -44,6 +44,8 @@ SECTIONS = {
     "path": "Paths and data",
     "stream": "Streams",
     "predict": "Predict",
+    "embed": "Features",
+    "probe": "Features",
     "pictures": "Grad-CAM",
     "checkpoint": "Checkpoints",
     "weights": "Weights",

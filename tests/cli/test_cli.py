@@ -144,7 +144,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: object, at_once: bool = F
 # What a stranger mistypes.
 
 
-COMMAND_NAMES = "train, evaluate, export, predict, inspect, report, schema"
+COMMAND_NAMES = "train, evaluate, export, predict, embed, probe, inspect, report, schema"
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,11 @@ def test_every_kind_of_bad_value_is_tried() -> None:
         ("--models", "--models: 0 named, at least 2 are needed"),
         ("--models test_resnet resnt18", "--models: timm has no model 'resnt18', the closest are resnet18"),
         ("--feature-layers layer9", "model 0 (test_resnet): it has no layer 'layer9', the nearest are layer"),
+        (
+            "--feature-layers one:layer1",
+            "--feature-layers: 'one' in 'one:layer1' is no position of a model: say K:LAYER",
+        ),
+        ("--feature-layers :layer1", "--feature-layers: '' in ':layer1' is no position of a model: say K:LAYER"),
         ("--feature-layers 7", "model 0 (test_resnet): feature_layers names stage 7"),
         ("--optimizer sgdd", "--optimizer: timm has no optimiser 'sgdd', the closest are sgd"),
         ("--topology ring", "--topology: 'ring' is not allowed, expected one of cycle, complete, star"),

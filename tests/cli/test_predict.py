@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import timm
 from PIL import Image
+from timm.models import save_for_hf
 
 from feature_gan_kd.cli import main
-from feature_gan_kd.export import ModelCardInfo, publish
 
 NAMES = ["crow", "cat, a", "cow"]
 # What a prediction has no use for, and what takes long to import.
@@ -35,10 +35,9 @@ NEEDLESS = (
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A published model of three classes."""
     folder = tmp_path_factory.mktemp("published") / "net"
-    stated = {"class_names": NAMES, "num_classes": 3, "image_size": 32, "in_chans": 3, "mean": (0.5,) * 3}
-    about = {"method": "afd", "peers": [], "data": "d", "accuracy": 0.0, "ensemble": 0.0, "epochs": 1, "updates": 1}
-    info = ModelCardInfo(architecture="test_resnet", index=0, std=(0.2,) * 3, recipe={}, **stated, **about)
-    publish(timm.create_model("test_resnet", num_classes=3), folder, info)
+    net = timm.create_model("test_resnet", num_classes=3)
+    net.pretrained_cfg = {**net.pretrained_cfg, "input_size": (3, 32, 32)}
+    save_for_hf(net, str(folder), model_config={"label_names": NAMES}, safe_serialization=True)
     return str(folder)
 
 

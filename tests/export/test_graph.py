@@ -143,6 +143,31 @@ def test_what_is_no_graph_is_not_written(model: nn.Module, words: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+class InPlace(Own):
+    """Takes four channels, and changes its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features[0] = nn.Conv2d(4, 6, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, 10)."""
+        return super().forward(x.sub_(2))
+
+
+def test_images_of_four_channels_that_the_model_changes(tmp_path: Path, describe: Describe) -> None:
+    """Compared on noise, of which the model and its graph get the same."""
+    torch.manual_seed(0)
+    model = InPlace()
+    about = describe("Own", in_chans=4, mean=(0.5,) * 4, std=(0.2,) * 4, image_size=20)
+    publish_graph(model, tmp_path / "a", about, "torch-export")
+    images = torch.randn(3, 4, 20, 20)
+    with torch.no_grad():
+        expected = model.eval()(images.clone())
+        found = torch.export.load(tmp_path / "a" / "model.pt2").module()(images.clone())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_folder_of_another_format_is_left_alone(tmp_path: Path, describe: Describe) -> None:
     folder = tmp_path / "a"
     folder.mkdir()

@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 
 import feature_gan_kd
 from feature_gan_kd.cli import main
-from feature_gan_kd.export.predictor import Predictor, read_image
+from feature_gan_kd.export.predictor import Predictor
+from feature_gan_kd.export.preprocessing import read_image
 
 DIGITS = Path(feature_gan_kd.__file__).parent / "data" / "bundled" / "digits.parquet"
 FORMATS = ("safetensors", "onnx", "torch-export")

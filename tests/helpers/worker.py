@@ -137,6 +137,11 @@ CASES: dict[str, Mapping[str, Any]] = {
     "more parts than a process has images": {"grad_accum_steps": 5, "batch_size": 9},
     "clipped": {"clip_grad": 0.5},
     "l1 and l2": {"method": "l1", "l2_weight": 0.5},
+    "aligned, statistics and relation": {"method": "aligned", "statistics_weight": 0.5, "relation_weight": 2.0},
+    "the same in parts": {
+        **{"method": "statistics", "relation_weight": 0.5, "grad_accum_steps": 2},
+        **{"models": lambda: plain(4, 6, 4), "topology": "complete"},
+    },
     "logit": {"method": "logit"},
     "zero-gradient": {"method": "zero-gradient"},
     "recorded": {"similarity_images": 20, "log_gradients": True, "feature_layers": ["features.0", "features.3"]},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks import transformers_models
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.models.find_taps import find_taps
-from feature_gan_kd.models.tapped_model import Layout, Tap, TappedModel
+from feature_gan_kd.models.tapped_model import Layout, Tap, TappedModel, evaluating
 
 
 def the_tap(model: nn.Module, side: int) -> Tap:
@@ -220,6 +220,23 @@ def test_what_cannot_be_known_is_asked_for(model: nn.Module, side: int, message:
         find_taps(model, torch.zeros(2, 3, side, side), "model")
     assert str(error.value).endswith("name a layer with feature_layers")
     assert "\n" not in str(error.value)
+
+
+def test_values_that_are_kept_for_evaluation_follow_the_weights() -> None:
+    """LeViT keeps its biases of attention in evaluation until it is put into training mode."""
+    torch.manual_seed(0)
+    side = transformers_models.side_of("levit")
+    models = [transformers_models.build("levit", 5) for _ in range(2)]
+    distiller = OnlineAdversarialDistiller(models, num_classes=5, image_size=side, lr=0.01)
+    biases = {parameter for name, parameter in models[0].named_parameters() if name.endswith("attention_biases")}
+    assert biases
+    assert biases <= distiller.group.modules.extractors[0]
+    for parameter in biases:
+        parameter.data.normal_(std=5.0)
+    images, fresh = torch.randn(4, 3, side, side), transformers_models.build("levit", 5).eval()
+    fresh.load_state_dict(models[0].state_dict())
+    with evaluating(models[0]), torch.no_grad():
+        assert torch.equal(models[0](images).logits, fresh(images).logits)
 
 
 def test_a_layer_that_is_named_is_taken_with_the_same_grid() -> None:

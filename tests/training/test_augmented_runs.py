@@ -82,7 +82,7 @@ def test_class_weights_are_those_of_the_training_images() -> None:
     assert weights is not None
     assert weights.shape == (10,)
     first = weights.data_ptr()
-    distiller.config = distiller.config.replace(max_train_samples=40)
+    distiller.group.config = distiller.config.replace(max_train_samples=40)
     distiller.fit()
     assert distiller.step.label_loss._class_weights.data_ptr() == first  # type: ignore[union-attr]
     torch.testing.assert_close(weights, torch.ones(10))  # 4 images of each class

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, TensorDataset
@@ -206,3 +209,122 @@ def test_a_run_goes_on_with_the_same_evaluation_images(tmp_path: Path) -> None:
         built().fit(train, TensorDataset(IMAGES[:8], LABELS[1:9]), resume=True, **settings)
     history = built().fit(train, TensorDataset(IMAGES[:8], LABELS[:8]), resume=True, **settings)
     assert [record["metrics"]["eval/images"] for record in history.epochs] == [8, 8]
+
+
+class Judge(nn.Module):
+    def __init__(self, channels: int, *, in_place: bool) -> None:
+        super().__init__()
+        self.act, self.last = nn.ReLU(inplace=in_place), nn.Linear(channels, 1)
+
+    def forward(self, maps: Tensor) -> Any:
+        return torch.sigmoid(self.last(self.act(maps).mean((2, 3))))[:, 0]
+
+
+def test_a_discriminator_that_changes_the_maps() -> None:
+    built(discriminator=lambda shape: Judge(shape[0], in_place=False)).training_step(*batch())
+    with pytest.raises(UserError, match=r"^discriminator: changes the maps that it is given in place"):
+        built(discriminator=lambda shape: Judge(shape[0], in_place=True))
+    with pytest.raises(UserError, match=r"^discriminator: fails on 2 maps \(\d, 4, 4\) \(.*mat1 and mat2.*: build it"):
+        built(discriminator=lambda shape: Judge(shape[0] + 1, in_place=False))
+
+
+def test_parameters_that_were_frozen_before(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first lines and the summary say how many; a new distiller does not know who froze them."""
+    models = [timm.create_model("test_resnet", num_classes=3) for _ in range(2)]
+    settings: dict[str, Any] = {"num_classes": 3, "image_size": 32, "lr": 0.01, "method": "logit"}
+    first = OnlineAdversarialDistiller(models, freeze_backbone=True, **settings)
+    head = sum(parameter.numel() for parameter in models[0].get_classifier().parameters())
+    total = sum(parameter.numel() for parameter in models[0].parameters())
+    data = TensorDataset(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % 3)
+    first.fit(data, data, epochs=1, batch_size=4)
+    assert "parameters learn" not in capsys.readouterr().err  # the line says "backbone frozen"
+    second = OnlineAdversarialDistiller(models, **settings)
+    assert second.summary().count(f"{total - head:,} parameters fixed") == 2
+    second.fit(data, data, epochs=1, batch_size=4)
+    assert f"{head:,} of {total:,} parameters learn" in capsys.readouterr().err
+    assert "parameters fixed" not in built().summary()
+
+
+class Named(Net):
+    no_weight_decay: Any = frozenset({"second.weight"})
+
+
+@pytest.mark.parametrize("names", [{"second.weight"}, ["second.weight"], lambda: {"second.weight"}])
+def test_names_without_weight_decay(names: Any) -> None:
+    models = [Named(), Named()]
+    models[0].no_weight_decay = names
+    distiller = OnlineAdversarialDistiller(
+        models, image_size=8, num_classes=3, lr=0.01, weight_decay=0.1, decay_norms=False
+    )
+    groups = distiller.step.logit_groups[0].optimizer.param_groups
+    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    for model in models:
+        found = {name: decays[parameter] for name, parameter in model.named_parameters()}
+        assert {name for name, decay in found.items() if decay == 0.1} == {"first.weight", "fc.weight"}
+        assert {name for name, decay in found.items() if decay == 0} == found.keys() - {"first.weight", "fc.weight"}
+
+
+@pytest.mark.parametrize("names", [True, "second.weight", {1, 2}])
+def test_what_are_no_names(names: Any) -> None:
+    models = [Named(), Named()]
+    models[1].no_weight_decay = names
+    with pytest.raises(UserError, match=r"^decay_norms: Named.no_weight_decay gives .*, expected a set of parameter"):
+        OnlineAdversarialDistiller(models, image_size=8, num_classes=3, lr=0.01, decay_norms=False)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_no_training_without_gradients(context: Any, tmp_path: Path) -> None:
+    data = TensorDataset(IMAGES, LABELS)
+    distiller = built()
+    with pytest.raises(UserError, match=r"^fit: gradients are off \(no_grad or inference_mode\)"), context():
+        distiller.fit(data, data, epochs=1, batch_size=8, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_that_were_built_in_inference_mode() -> None:
+    with pytest.raises(UserError, match=r"^models: in inference_mode no model can be built"), torch.inference_mode():
+        built()
+    with torch.inference_mode():
+        model = Net()
+    with pytest.raises(UserError, match=r"^models: model 1 \(Net\) was built in inference_mode, so 'first.weight'"):
+        OnlineAdversarialDistiller([Net(), model], image_size=8, num_classes=3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_no_second_distiller_in_memory(copied: Any) -> None:
+    with pytest.raises(UserError, match=r"^distiller: it cannot be copied or pickled: write it with save_checkpoint"):
+        copied(built())
+
+
+class Counting(Net):
+    extra: Any = None
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
+def test_a_state_that_is_no_tensor(tmp_path: Path) -> None:
+    data = TensorDataset(IMAGES, LABELS)
+    models = [Counting(4), Counting(6)]
+    models[0].extra, models[1].extra = torch.tensor(3), {"calls": 3}
+    settings: dict[str, Any] = {"image_size": 8, "num_classes": 3, "lr": 0.01, "mean": [0.5] * 3, "std": [0.2] * 3}
+    distiller = OnlineAdversarialDistiller(models, **settings)
+    for write in (
+        lambda: distiller.fit(data, data, epochs=1, batch_size=8, output_dir=tmp_path / "run", progress=False),
+        lambda: distiller.save_checkpoint(tmp_path / "checkpoint"),
+    ):
+        with pytest.raises(UserError, match=r"^model 1 \(Counting\): its state holds a dict \(_extra_state\)"):
+            write()
+    assert list(tmp_path.iterdir()) == []
+    models[1].extra = torch.tensor(4)
+    distiller.save_checkpoint(tmp_path / "checkpoint")
+    others = [Counting(4), Counting(6)]
+    with pytest.raises(UserError, match="checkpoint"):
+        OnlineAdversarialDistiller.from_checkpoint(tmp_path / "checkpoint", others)  # without such a state
+    for other in others:
+        other.extra = torch.tensor(0)
+    again = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "checkpoint", others)
+    assert [int(model.extra) for model in again.models] == [3, 4]  # type: ignore[arg-type]

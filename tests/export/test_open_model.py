@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from feature_gan_kd.export import ModelCardInfo
-from feature_gan_kd.export.classifier import Classifier, open_classifier
+from feature_gan_kd.export.open_model import OpenedModel, open_classifier
 from feature_gan_kd.export.predictor import Predictor
 from feature_gan_kd.utils.errors import UserError
 from tests.export.hub_stand_in import Hub, Repository, running, typed
@@ -115,7 +115,7 @@ def test_names_that_lead_nowhere(name: str, line: str) -> None:
     ],
 )
 def test_imagenet_names_where_the_weights_are_imagenets(classes: int, tag: str, first: str | None) -> None:
-    label = Classifier("x", lambda images: images, {"num_classes": classes, "tag": tag}, "x").label_of()
+    label = OpenedModel("x", lambda images: images, {"num_classes": classes, "tag": tag}, "x").label_of()
     if first is None:
         assert label(0) == ImageNetInfo("imagenet-12k").index_to_description(0)
     else:
@@ -125,10 +125,10 @@ def test_imagenet_names_where_the_weights_are_imagenets(classes: int, tag: str, 
 
 def test_stated_names_go_before_imagenets() -> None:
     cfg = {"num_classes": 1000, "tag": "a1_in1k", "label_names": {"1": "n01", "0": "n00"}}
-    label = Classifier("x", lambda images: images, cfg, "x").label_of()
+    label = OpenedModel("x", lambda images: images, cfg, "x").label_of()
     assert [label(k) for k in range(3)] == ["n00", "n01", "2"]
     described = {**cfg, "label_descriptions": {"n00": "crow", "n01": "cat"}}
-    label = Classifier("x", lambda images: images, described, "x").label_of()
+    label = OpenedModel("x", lambda images: images, described, "x").label_of()
     assert [label(k) for k in range(2)] == ["crow", "cat"]
 
 

@@ -1,4 +1,4 @@
-"""Opens a classifier by the name that people give it: a published folder, a model of the hub, or a timm name."""
+"""Opens a model by the name that people give it: a published folder, a model of the hub, or a timm name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import timm
 from timm.data import CustomDatasetInfo, DatasetInfoLabelMapper, ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model_pretrained
+from torch import nn
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
 from feature_gan_kd.export.graph import GRAPH_FILES, Graph, load_graph
@@ -27,12 +28,13 @@ _EMBEDDING = re.compile(r"clip|_pe_core")
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A model that classifies images.
+class OpenedModel:
+    """A model with its trained weights, in evaluation mode on the CPU.
 
     Attributes:
         name: as the user gave it.
-        model: maps images, float32 (batch, channels, height, width), to logits (batch, classes), on the CPU.
+        model: maps images, float32 (batch, channels, height, width), to logits (batch, classes), or to features where
+            it has no classifier. A torch module, or a graph that was exported.
         cfg: timm's `pretrained_cfg`: form of the images, and where known the names of the classes.
         where: the file that states `cfg`, for errors.
     """
@@ -41,6 +43,12 @@ class Classifier:
     model: Graph
     cfg: Mapping[str, Any]
     where: str
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as a torch module, which it is where `open_model` was asked for no graph."""
+        assert isinstance(self.model, nn.Module)
+        return self.model
 
     def label_of(self) -> Callable[[int], str]:
         """The name of each class by its index; the index where the model has no names.
@@ -66,24 +74,36 @@ class Classifier:
         return mapper
 
 
-def open_classifier(name: str, *, trust_code: bool = False) -> Classifier:
-    """Opens a classifier.
+def open_model(name: str, *, trust_code: bool = False, graphs: bool = True) -> OpenedModel:
+    """Opens a model.
 
     Args:
         name: a published folder, of any export format, also as `local-dir:`; a model of the hub, as `hf-hub:`; or a
             timm name, which comes with timm's trained weights. An existing folder goes before a timm name.
         trust_code: load a file of torch.export, which can run code when it is loaded.
+        graphs: whether a graph will do, from which only its output can be had.
 
     Raises:
-        UserError: where there is no such model, it cannot be loaded or fetched, or it has no classes.
+        UserError: where there is no such model, it cannot be loaded or fetched, or it is a graph and none will do.
     """
     if name.startswith(FOLDER) or Path(name).is_dir():
-        found = _open_folder(name, Path(name.removeprefix(FOLDER)), trust_code)
-    elif name.startswith(HUB):
-        found = _open_trained(name)
-    else:
+        return _open_folder(name, Path(name.removeprefix(FOLDER)), trust_code, graphs)
+    if not name.startswith(HUB):
         _check_has_weights(name)
-        found = _open_trained(name)
+    return _open_trained(name)
+
+
+def open_classifier(name: str, *, trust_code: bool = False) -> OpenedModel:
+    """Opens a model that has classes.
+
+    Args:
+        name: see `open_model`.
+        trust_code: see there.
+
+    Raises:
+        UserError: as `open_model`, and where it has no classes.
+    """
+    found = open_model(name, trust_code=trust_code)
     cfg = found.cfg
     tag = str(cfg.get("tag") or "")
     has_text = _EMBEDDING.search(f"{cfg.get('architecture')}.{tag}")
@@ -93,8 +113,12 @@ def open_classifier(name: str, *, trust_code: bool = False) -> Classifier:
     return found
 
 
-def _open_folder(name: str, folder: Path, trust_code: bool) -> Classifier:
+def _open_folder(name: str, folder: Path, trust_code: bool, graphs: bool) -> OpenedModel:
     graph = next((graph for graph, file in GRAPH_FILES.items() if (folder / file).is_file()), None)
+    if graph is not None and not graphs:
+        raise UserError(
+            f"{folder / GRAPH_FILES[graph]}: is a graph, which gives logits alone: export it as safetensors"
+        )
     if graph == "torch-export" and not trust_code:
         raise UserError(
             f"{folder / GRAPH_FILES[graph]}: can run code when it is loaded: add --trust-code if you trust it"
@@ -109,7 +133,7 @@ def _open_folder(name: str, folder: Path, trust_code: bool) -> Classifier:
         raise UserError(f"{folder / 'config.json'}: does not state the form of the images: export it again")
     above = ("architecture", "num_classes", "label_names", "label_descriptions")
     cfg: dict[str, Any] = {**stated, **{key: config[key] for key in above if key in config}}
-    return Classifier(name, model, cfg, str(folder / "config.json"))
+    return OpenedModel(name, model, cfg, str(folder / "config.json"))
 
 
 def _check_has_weights(name: str) -> None:
@@ -128,7 +152,7 @@ def _check_has_weights(name: str) -> None:
         raise UserError(f"{name}: {what}: name a model with trained weights")
 
 
-def _open_trained(name: str) -> Classifier:
+def _open_trained(name: str) -> OpenedModel:
     """Builds a model with its trained weights, which may have to be fetched. timm reads pickles without running code.
 
     Raises:
@@ -147,4 +171,4 @@ def _open_trained(name: str) -> Classifier:
     bad = tensor_with_nan(model.state_dict())
     if bad is not None:
         raise UserError(f"{name}: its weights hold NaN in {bad!r}: name a model that did not diverge")
-    return Classifier(name, model.eval(), {**model.pretrained_cfg, "num_classes": model.num_classes}, name)
+    return OpenedModel(name, model.eval(), {**model.pretrained_cfg, "num_classes": model.num_classes}, name)
