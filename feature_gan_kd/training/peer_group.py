@@ -137,8 +137,9 @@ class PeerGroup(Uncopyable):
             else:
                 model.settings = {**recipe_settings(self.config, model), **own}
                 prepare(model, model.own_config(self.config), f"model {k} ({model.name})")
-        learners = [(model.name, model.module) for k, model in enumerate(self.peers) if k not in self.frozen]
-        check_weights(self.config.mixed_precision, learners)
+        learners = {k: model for k, model in enumerate(self.peers) if k not in self.frozen}
+        named = {f"model {k} ({model.name})": model.module for k, model in learners.items()}
+        check_weights(self.config.mixed_precision, named)
 
     def _check_num_classes(self, given: int | None) -> None:
         if given not in (None, self.num_classes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -52,17 +52,17 @@ def autocast_dtype(precision: MixedPrecision) -> torch.dtype:
     return torch.float16 if precision == "fp16" else torch.bfloat16
 
 
-def check_weights(precision: MixedPrecision, learners: Sequence[tuple[str, nn.Module]]) -> None:
+def check_weights(precision: MixedPrecision, learners: Mapping[str, nn.Module]) -> None:
     """Checks that gradients can be unscaled.
 
     Args:
         precision: in force.
-        learners: names and modules.
+        learners: by name for messages.
 
     Raises:
         UserError: under fp16, for weights that are fp16 themselves: a gradient as small as 1e-8 would be lost in them.
     """
-    for name, module in learners if precision == "fp16" else ():
+    for name, module in learners.items() if precision == "fp16" else ():
         if any(p.dtype == torch.float16 and p.requires_grad for p in module.parameters()):
             raise UserError(
                 f"{name}: its weights are float16, and mixed_precision fp16 needs them in float32: convert the model "

@@ -82,6 +82,26 @@ class WithRareBlock(SmallModel):
         return logits + torch.zeros_like(logits).masked_scatter(reached[:, None], self.rare(logits[reached]))
 
 
+class Hungry(SmallModel):
+    """Does not fit into the memory of the last process, unless that is given half of its share at a time.
+
+    Written by the launch's own numbers, which stay what they are where a process works alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, 10)."""
+        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        is_last = processes == 1 or torch.distributed.get_rank() == processes - 1
+        if self.training and is_last and len(x) > 6 / processes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(x)
+
+
+def hungry() -> list[nn.Module]:
+    """Models with batch statistics of which one needs too much memory."""
+    return [SmallModel(4, nn.BatchNorm2d(4)), Hungry(6, BatchNormAct2d(6))]
+
+
 def images(count: int) -> TensorDataset:
     """Normalised random images with labels."""
     generator = torch.Generator().manual_seed(5)
@@ -141,6 +161,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "a block that few images reach": {"models": lambda: [WithRareBlock(4), WithRareBlock(6)], "optimizer": "adamw"},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
     "a fault in the last process": {"fault": 3},
+    "memory of the last process": {"models": hungry, "sync_batchnorm": True},
     "augmented": {
         "aa": "rand-m9-mstd0.5",
         "reprob": 0.5,
