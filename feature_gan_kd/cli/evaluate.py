@@ -75,8 +75,8 @@ def _of_classifier(name: str, data: str | None, eval_split: str | None, skip: bo
     """Name, figures and class names of a single model."""
     if data is None:
         raise UserError(f"data: {name} is a single model: give the images to evaluate it on")
-    from feature_gan_kd.export.classifier import open_classifier
     from feature_gan_kd.export.evaluate_classifier import evaluate_classifier
+    from feature_gan_kd.export.open_model import open_classifier
 
     classifier = open_classifier(name)
     found, names, notes = evaluate_classifier(classifier, data, eval_split=eval_split, skip_bad_images=skip)

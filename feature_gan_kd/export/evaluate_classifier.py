@@ -10,19 +10,19 @@ from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import open_evaluation
 from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.distributed.launch import usable_accelerator
-from feature_gan_kd.export.classifier import Classifier
+from feature_gan_kd.export.open_model import OpenedModel
+from feature_gan_kd.export.preprocessing import data_form
 from feature_gan_kd.models.class_order import stated_class_names
-from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.training.evaluate import evaluate
 from feature_gan_kd.training.scores import Evaluation
-from feature_gan_kd.utils.errors import UserError, reason
+from feature_gan_kd.utils.errors import UserError
 
 BATCH_SIZE = 256
 """Images of a process in one batch."""
 
 
 def evaluate_classifier(
-    classifier: Classifier, data: Any, *, eval_split: str | None, skip_bad_images: bool
+    classifier: OpenedModel, data: Any, *, eval_split: str | None, skip_bad_images: bool
 ) -> tuple[Evaluation, list[str] | None, list[str]]:
     """Evaluates a classifier on labelled images, in the size, the crop and the normalisation that it states.
 
@@ -39,32 +39,19 @@ def evaluate_classifier(
         UserError: for a graph, a model that does not state the form of its images, or takes rectangles, and for data
             that cannot be used or have other classes.
     """
-    try:
-        cfg = dict(classifier.cfg)
-        channels, height, width = (int(side) for side in cfg["input_size"])
-        normalisation = Normalisation(tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"])))
-        stated: dict[str, Any] = {
-            "crop_pct": float(cfg.get("crop_pct") or 1),
-            "interpolation": str(cfg.get("interpolation")),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{classifier.where}: does not state the form of the images ({reason(error)}): export it again"
-        ) from None
-    if height != width:
-        raise UserError(f"{classifier.name}: takes images of {height}x{width} pixels, only squares can be evaluated")
+    form = data_form(classifier)
     module = classifier.model
     if not isinstance(module, nn.Module):
         raise UserError(f"{classifier.name}: a graph is not evaluated: name the folder of its weights")
     accelerator = usable_accelerator(None)
-    classes = int(cfg["num_classes"])
+    classes = int(classifier.cfg["num_classes"])
     names = stated_class_names(module, classes)
     source, notes = open_evaluation(
         data,
-        DistillConfig(eval_split=eval_split, skip_bad_images=skip_bad_images, **stated),
-        image_size=width,
-        in_chans=channels,
-        normalisation=normalisation,
+        DistillConfig(eval_split=eval_split, skip_bad_images=skip_bad_images, **form.settings),
+        image_size=form.size,
+        in_chans=form.channels,
+        normalisation=form.normalisation,
         class_names=names,
         num_classes=classes,
     )

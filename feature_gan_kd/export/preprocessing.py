@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from feature_gan_kd.data.convert import ImageError, convert_channels
 from feature_gan_kd.export.open_model import OpenedModel
+from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.utils.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -32,6 +34,44 @@ def stated_form(found: OpenedModel) -> Iterator[None]:
         raise UserError(
             f"{found.where}: does not state the form of the images ({reason(error)}): export it again"
         ) from None
+
+
+@dataclass(frozen=True)
+class DataForm:
+    """How labelled images become what a model takes.
+
+    Attributes:
+        size: side of the square images in pixels.
+        channels: of the images.
+        normalisation: of the images.
+        settings: of their crop and interpolation, for a `DistillConfig`.
+    """
+
+    size: int
+    channels: int
+    normalisation: Normalisation
+    settings: dict[str, Any]
+
+
+def data_form(found: OpenedModel) -> DataForm:
+    """The form of the images that a model states, for labelled data, of which the largest centred square is taken.
+
+    Args:
+        found: the model.
+
+    Raises:
+        UserError: where it does not state that, or takes rectangles.
+    """
+    cfg = found.cfg
+    with stated_form(found):
+        channels, height, width = map(int, cfg["input_size"])
+        normalisation = Normalisation(tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"])))
+        # A few models of timm state more than 1: a border around the image.
+        crop_pct = min(float(cfg.get("crop_pct") or 1), 1.0)
+    if height != width:
+        raise UserError(f"{found.name}: takes images of {height}x{width} pixels, only squares can be evaluated")
+    settings = {"crop_pct": crop_pct, "interpolation": str(cfg.get("interpolation"))}
+    return DataForm(width, channels, normalisation, settings)
 
 
 class Preprocessing:
