@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import sys
 from json import dumps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from feature_gan_kd.cli.model_options import layer_of
 from feature_gan_kd.config.distill_config import DistillConfig
-
-if TYPE_CHECKING:
-    from feature_gan_kd.data import Data
-    from feature_gan_kd.export.open_model import OpenedModel
 
 USED = (
     *("label_column", "image_column", "train_split", "eval_split", "max_train_samples", "max_eval_samples"),
@@ -22,8 +18,8 @@ USED = (
 def probe(
     model: str,
     /,
+    data: str,
     config: Annotated[DistillConfig, USED],
-    data: str | None = None,
     k: int = 20,
     temperature: float = 0.07,
     layer: str | None = None,
@@ -34,7 +30,7 @@ def probe(
     Args:
         model: Folder of a published model; or the name of a trained model, hf-hub:owner/name or timm's, with or without
             a classifier. A folder goes before a timm name; a leading local-dir: is ignored.
-        data: Labelled images: name on the hub, local folder or file (default: the bundled digits).
+        data: Labelled images: name on the hub, local folder or file.
         k: Nearest neighbours among the training images that vote for a class.
         temperature: Of their votes, exp(cosine / temperature).
         layer: Layer whose output is taken, a map averaged over its positions: a module's name, or the number of a timm
@@ -44,43 +40,34 @@ def probe(
     from feature_gan_kd.analysis.features import FeatureExtractor
     from feature_gan_kd.analysis.knn import check_neighbours
     from feature_gan_kd.analysis.probe import measure_features
+    from feature_gan_kd.data import open_data
     from feature_gan_kd.distributed.launch import usable_accelerator
     from feature_gan_kd.export.open_model import open_model
-    from feature_gan_kd.export.preprocessing import Preprocessing
+    from feature_gan_kd.export.preprocessing import data_form
 
     found = open_model(model, graphs=False)
-    size = Preprocessing(found).input_size
+    form = data_form(found)
     accelerator = usable_accelerator()
-    named = None if layer is None else layer_of(layer)
-    extractor = FeatureExtractor(found.module.to(accelerator.device), model, size, named)
-    opened = _open(found, data, config)
+    module, size = found.module.to(accelerator.device), (form.channels, form.size, form.size)
+    extractor = FeatureExtractor(module, model, size, None if layer is None else layer_of(layer))
+    opened = open_data(
+        data,
+        None,
+        config.replace(**form.settings),
+        image_size=form.size,
+        in_chans=form.channels,
+        stated=form.normalisation,
+        for_training=False,
+    )
     check_neighbours(k, temperature, len(opened.train))
-    if accelerator.is_main_process:
-        print(*opened.notes, sep="\n", file=sys.stderr)
     result = measure_features(
         extractor, opened.train, opened.evaluation, k=k, temperature=temperature, device=accelerator.device
     )
     if not accelerator.is_main_process:
         return
-    about = {"model": model, "layer": layer, "data": data or "bundled digits"}
+    print(*opened.notes, sep="\n", file=sys.stderr)
+    about = {"model": model, "layer": layer, "data": data}
     print(dumps({**about, **result}) if json else _table(result))
-
-
-def _open(found: OpenedModel, data: str | None, config: DistillConfig) -> Data:
-    """The labelled images in the form that the model states, training images as those to evaluate on."""
-    from feature_gan_kd.data import open_data
-    from feature_gan_kd.export.preprocessing import StatedForm
-
-    form = StatedForm.of(found)
-    return open_data(
-        data,
-        None,
-        config.replace(**form.settings),
-        image_size=form.side,
-        in_chans=form.channels,
-        stated=form.normalisation,
-        for_training=False,
-    )
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from feature_gan_kd.data import open_evaluation
 from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.export.open_model import OpenedModel
-from feature_gan_kd.export.preprocessing import StatedForm
+from feature_gan_kd.export.preprocessing import data_form
 from feature_gan_kd.models.class_order import stated_class_names
 from feature_gan_kd.training.evaluate import evaluate
 from feature_gan_kd.training.scores import Evaluation
@@ -39,7 +39,7 @@ def evaluate_classifier(
         UserError: for a graph, a model that does not state the form of its images, or takes rectangles, and for data
             that cannot be used or have other classes.
     """
-    form = StatedForm.of(classifier)
+    form = data_form(classifier)
     module = classifier.model
     if not isinstance(module, nn.Module):
         raise UserError(f"{classifier.name}: a graph is not evaluated: name the folder of its weights")
@@ -49,7 +49,7 @@ def evaluate_classifier(
     source, notes = open_evaluation(
         data,
         DistillConfig(eval_split=eval_split, skip_bad_images=skip_bad_images, **form.settings),
-        image_size=form.side,
+        image_size=form.size,
         in_chans=form.channels,
         normalisation=form.normalisation,
         class_names=names,

@@ -37,38 +37,41 @@ def stated_form(found: OpenedModel) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class StatedForm:
-    """What a model states of its images, for the project's own reading of data sets.
+class DataForm:
+    """How labelled images become what a model takes.
 
     Attributes:
+        size: side of the square images in pixels.
         channels: of the images.
-        side: of the square images, in pixels.
         normalisation: of the images.
-        settings: `crop_pct` and `interpolation`.
+        settings: of their crop and interpolation, for a `DistillConfig`.
     """
 
+    size: int
     channels: int
-    side: int
     normalisation: Normalisation
     settings: dict[str, Any]
 
-    @classmethod
-    def of(cls, found: OpenedModel) -> StatedForm:
-        """Reads it from a model.
 
-        Raises:
-            UserError: where the model does not state it, or takes rectangles.
-        """
-        with stated_form(found):
-            channels, height, width = map(int, found.cfg["input_size"])
-            normalisation = Normalisation(tuple(found.cfg["mean"]), tuple(found.cfg["std"]))
-            crop, interpolation = float(found.cfg["crop_pct"]), str(found.cfg["interpolation"])
-        if height != width:
-            raise UserError(
-                f"{found.name}: takes images of {height}x{width}, but all are squares here: name another model"
-            )
-        settings = {"crop_pct": min(crop, 1.0), "interpolation": interpolation}
-        return cls(channels, height, normalisation, settings)
+def data_form(found: OpenedModel) -> DataForm:
+    """The form of the images that a model states, for labelled data, of which the largest centred square is taken.
+
+    Args:
+        found: the model.
+
+    Raises:
+        UserError: where it does not state that, or takes rectangles.
+    """
+    cfg = found.cfg
+    with stated_form(found):
+        channels, height, width = map(int, cfg["input_size"])
+        normalisation = Normalisation(tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"])))
+        # A few models of timm state more than 1: a border around the image.
+        crop_pct = min(float(cfg.get("crop_pct") or 1), 1.0)
+    if height != width:
+        raise UserError(f"{found.name}: takes images of {height}x{width} pixels, only squares can be evaluated")
+    settings = {"crop_pct": crop_pct, "interpolation": str(cfg.get("interpolation"))}
+    return DataForm(width, channels, normalisation, settings)
 
 
 class Preprocessing:

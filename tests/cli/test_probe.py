@@ -11,9 +11,11 @@ import timm
 import torch
 
 from feature_gan_kd.cli import main
+from feature_gan_kd.data.sources import BUNDLED_DIGITS
 from tests.helpers.launching import launch
 
-LIMITS = ("--max-train-samples", "150", "--max-eval-samples", "50", "--k", "5")
+DATA = str(BUNDLED_DIGITS)
+LIMITS = ("--data", DATA, "--max-train-samples", "150", "--max-eval-samples", "50", "--k", "5")
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def test_features_of_the_digits(here: Path, capsys: pytest.CaptureFixture[str]) 
     main(["probe", "net", "--json", *LIMITS])
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
-    assert found["data"] == "bundled digits"
+    assert found["data"] == DATA
     assert (found["train_images"], found["eval_images"], found["classes"]) == (150, 50, 10)
     assert (found["k"], found["temperature"], found["chance"]) == (5, 0.07, 10.0)
     assert found["knn_accuracy"] > 40

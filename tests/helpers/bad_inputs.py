@@ -252,6 +252,12 @@ def with_nan(weights: torch.Tensor) -> torch.Tensor:
     return weights
 
 
+def infinite(weights: torch.Tensor) -> torch.Tensor:
+    """Weights with an infinite value, of which every feature is NaN or infinite."""
+    weights.view(-1)[5] = torch.inf
+    return weights
+
+
 def lying(path: str) -> Change:
     """Weights whose header says that it is a terabyte long."""
     return lambda here: (here / path).write_bytes(struct.pack("<Q", 2**40) + (here / path).read_bytes()[8:])
@@ -333,7 +339,7 @@ CASES = {
     "label: outside the classes": train("--num-classes 2", labels(0, 1, 5, *[1] * 5)),
     "label: an identifier in place of a class": train(change=labels(0, 1, 4_000_000_000, *[1] * 5)),
     "label: several to an image": train("--label-column label", one_split(table(labels=[[0, 1], [1]] * 4))),
-    "label: one class only": train(change=labels(*[1] * 8)),
+    "label: one class only": train(change=splits(train=table(labels=[1] * 8), test=table(labels=[1] * 8))),
     "label: an empty text": train(change=labels("cat", "dog", "", *["dog"] * 5)),
     "label: texts that differ in letter case": train(change=labels("cat", "dog", "Dog ", *["dog"] * 5)),
     "label: a text that training does not have": train(
@@ -451,7 +457,7 @@ CASES = {
     "predict: a description that is cut short": Case("predict net good.png", also(cut("net/config.json"))),
     "embed: no such model": Case("embed nowhere good.png -o out.npy", picture),
     "embed: no such layer": Case("embed net good.png -o out.npy --layer layer9", picture),
-    "embed: features that are not finite": Case("embed net good.png -o out.npy", also(tensors(PUBLISHED, with_nan))),
+    "embed: features that are not finite": Case("embed net good.png -o out.npy", also(tensors(PUBLISHED, infinite))),
     "embed: a file of no known kind": Case("embed net good.png -o out.csv", picture),
     "embed: a file where no folder is": Case("embed net good.png -o nowhere/out.npy", picture),
     "embed: a file in place of an image": Case("embed net out.npy -o out.npy", content("out.npy", b"")),
@@ -459,9 +465,14 @@ CASES = {
     "embed: no image at once": Case("embed net good.png -o out.npy --batch-size 0", picture),
     "embed: a text in place of an image": Case("embed net text.png -o out.npy", content("text.png", b"no image")),
     "probe: more neighbours than labelled images": Case("probe net --data data"),
-    "probe: a single class": Case("probe net --data data --k 3", labels(*[1] * 8)),
-    "probe: images without labels": Case("probe net --data data --k 3", splits(train=table().remove_columns("label"))),
-    "probe: features that are not finite": Case("probe net --data data --k 3", tensors(PUBLISHED, with_nan)),
+    "probe: a single class": Case(
+        "probe net --data data --k 3", splits(train=table(labels=[1] * 8), test=table(labels=[1] * 8))
+    ),
+    "probe: images without labels": Case(
+        "probe net --data data --k 3",
+        splits(train=table().remove_columns("label"), test=table().remove_columns("label")),
+    ),
+    "probe: features that are not finite": Case("probe net --data data --k 3", tensors(PUBLISHED, infinite)),
     "probe: no such layer": Case("probe net --data data --k 3 --layer layer9"),
     "probe: a temperature of zero": Case("probe net --data data --k 3 --temperature 0"),
     "probe: no neighbours": Case("probe net --data data --k 0"),
