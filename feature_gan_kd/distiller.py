@@ -22,6 +22,7 @@ from feature_gan_kd.training import checkpoint_files, run
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.checkpoint_contents import checkpointed_arguments
 from feature_gan_kd.training.class_names import check_class_order
+from feature_gan_kd.training.evaluate_group import evaluate_group
 from feature_gan_kd.training.from_run_file import complete_fit, distiller_arguments
 from feature_gan_kd.training.history import History, Which
 from feature_gan_kd.training.peer_group import PeerGroup
@@ -176,7 +177,7 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: for data that cannot be used, or that are not known any more.
         """
-        return self.group.evaluate(run.open_evaluation_images(self.group, data)).to_dict()
+        return evaluate_group(self.group, run.open_evaluation_images(self.group, data)).to_dict()
 
     def save_pretrained(
         self,

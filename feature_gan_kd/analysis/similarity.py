@@ -14,7 +14,8 @@ from feature_gan_kd.data import ImageSource
 from feature_gan_kd.distributed.collectives import average_buffers
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.tapped_model import TappedModel, evaluating
-from feature_gan_kd.training.peer_group import EVALUATION_BATCH_SIZE, PeerGroup
+from feature_gan_kd.training.evaluate_group import BATCH_SIZE
+from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.utils.errors import UserError
 
 MIN_IMAGES = 4  # unbiased CKA is not defined for fewer
@@ -148,7 +149,7 @@ def measure_group(
     if count is None:
         return {}
     average_buffers(group.models)
-    size = min(count, EVALUATION_BATCH_SIZE)
+    size = min(count, BATCH_SIZE)
     read = source.batches(batch_size=size, seed=0, epoch=0, device=group.accelerator.device, train=False)
     batches = ((images.to(group.dtype), labels) for images, labels in read)
     return measure_similarity(

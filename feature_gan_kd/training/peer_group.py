@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.data import Data, ImageSource, check_auto_augment
+from feature_gan_kd.data import Data, check_auto_augment
 from feature_gan_kd.distributed import collectives
 from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.method.build import MethodModules, build_modules, build_step
@@ -34,16 +33,11 @@ from feature_gan_kd.training.batch_checks import check_batch
 from feature_gan_kd.training.checkpoint_contents import check_plain_state, collect_state, describe_model, restore_state
 from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.divided_update import DividedUpdate
-from feature_gan_kd.training.evaluate import OnBatch, evaluate
 from feature_gan_kd.training.history import History
 from feature_gan_kd.training.precision import autocast_dtype, check_weights, precision_in_force
 from feature_gan_kd.training.provenance import RunProvenance
-from feature_gan_kd.training.scores import Evaluation
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.uncopyable import Uncopyable
-
-EVALUATION_BATCH_SIZE = 500
-"""Images of a process in one evaluation batch."""
 
 
 class PeerGroup(Uncopyable):
@@ -242,45 +236,6 @@ class PeerGroup(Uncopyable):
     def skipped_steps(self) -> SkippedSteps:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""
         return self.step.guard.report()
-
-    def evaluate(
-        self, source: ImageSource, after_batch: Callable[[], None] = lambda: None, on_batch: OnBatch | None = None
-    ) -> Evaluation:
-        """Evaluates all models, and their averaged weights, on every image of a source; the same on every process.
-
-        Args:
-            source: of the images.
-            after_batch: is called after every batch.
-            on_batch: is given the images, labels and logits of every batch of this process.
-
-        Raises:
-            UserError: where there are no images, a model gives no logits, or another process is gone.
-        """
-        self.average_buffers()
-        batches = source.batches(
-            batch_size=EVALUATION_BATCH_SIZE * self.accelerator.num_processes,
-            seed=0,
-            epoch=0,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            device=self.accelerator.device,
-            train=False,
-        )
-        batches = ((images.to(self.dtype), labels) for images, labels in batches)
-        models = [nn.Sequential(model.adapter, model.module) for model in self.tapped]
-        averaged = {k: nn.Sequential(self.tapped[k].adapter, module) for k, module in self.averaged_models().items()}
-        teams = [models] + ([[averaged.get(k, model) for k, model in enumerate(models)]] if averaged else [])
-        live, *ema = evaluate(
-            teams,
-            batches,
-            self.num_classes,
-            all_reduce=collectives.all_reduce_sum,
-            autocast=self.autocast,
-            after_batch=after_batch,
-            on_batch=on_batch,
-            device=self.accelerator.device,
-        )
-        return dataclasses.replace(live, ema=ema[0]) if ema else live
 
     def averaged_models(self) -> dict[int, nn.Module]:
         """The modules that hold averaged weights, by position; none before the first update."""

@@ -19,6 +19,7 @@ from feature_gan_kd.data import Data, ImageSource, MixupCutmix
 from feature_gan_kd.distributed.collectives import all_ranks_equal, all_reduce_sum, on_main_process
 from feature_gan_kd.training import checkpoint_files
 from feature_gan_kd.training.callbacks import Callback
+from feature_gan_kd.training.evaluate_group import evaluate_group
 from feature_gan_kd.training.evaluation_file import SampleCollector, write_evaluation
 from feature_gan_kd.training.history import History, Record, Which
 from feature_gan_kd.training.metrics import MetricAverager, learning_rates
@@ -184,7 +185,7 @@ class Trainer:
         record = self._make_record(epoch)
         # A signal may stop the evaluation. The averager is cleared after it, so that the checkpoint still has its sums.
         samples = SampleCollector()
-        evaluation = self.group.evaluate(self.data.evaluation, self.signals.check, samples)
+        evaluation = evaluate_group(self.group, self.data.evaluation, self.signals.check, samples)
         similarity = self.similarity(self.data.evaluation, self.signals.check)
         self.averager = MetricAverager()
         self._notify("on_metrics", record)
