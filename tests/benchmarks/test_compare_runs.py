@@ -66,7 +66,7 @@ def test_the_cpu_preset_computes_in_bf16_only_where_the_processor_does(
     (tmp_path / "cpuinfo").write_text(f"flags\t: fpu {flag}\n")
     words = Run("cpu", "r14+r14", "afd", 0, tmp_path).command(None)
     assert words[words.index("--mixed-precision") + 1] == said
-    assert "--mixed-precision bf16" in shlex.join(Run("paper", "r32+r32", "afd", 0, tmp_path).command(None))
+    assert "--mixed-precision auto" in shlex.join(Run("paper", "r32+r32", "afd", 0, tmp_path).command(None))
 
 
 @pytest.mark.parametrize(
