@@ -25,6 +25,9 @@ METHODS: dict[str, Options] = {
     "l1-only": {"method": "l1-only"},
     "l2": {"method": "l2"},
     "l2-only": {"method": "l2-only"},
+    "aligned": {"method": "aligned"},
+    "statistics": {"method": "statistics"},
+    "relation": {"method": "relation"},
     "feature": {"method": "feature"},
     "afd": {"method": "afd"},
     "zero-gradient": {"method": "zero-gradient"},
@@ -197,7 +200,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "paper": Preset(
         "CIFAR-100, the paper's recipe at full length, for a GPU",
-        {"recipe": "paper", "mixed-precision": "bf16", "compile": (), "label-column": "fine_label"},
+        {"recipe": "paper", "mixed-precision": "auto", "compile": (), "label-column": "fine_label"},
         (
             *("r32+r32", "wrn16+wrn16", "r20+r56", "r20+r110", "wrn16+wrn28", "wrn16+wrn40", "r20+vit"),
             *("r32x3", "r32x4", "r32x3-complete", "r32x4-complete"),
@@ -209,7 +212,7 @@ PRESETS: dict[str, Preset] = {
         "ImageNet, ResNet-18 with ResNet-34, for several GPUs (--launch)",
         {
             **{"epochs": "90", "batch-size": "256", "milestones": ("0.3333", "0.6667"), "recipe": "paper"},
-            **{"mixed-precision": "bf16", "compile": (), "num-workers": "8"},
+            **{"mixed-precision": "auto", "compile": ()},
         },
         ("r18+r34",),
         ("vanilla", "logit", "dml", "l1", "afd", "zero-gradient"),

@@ -235,7 +235,7 @@ def write_result(run: Run, data: str | None, machine: Machine) -> None:
         "versions": about["versions"],
         "device": about["device"],
         "processor": processor_name(),
-        "precision": "bf16" if about["config"]["mixed_precision"] == "bf16" else "fp32",
+        "precision": {"no": "fp32"}.get(precision := about["config"]["mixed_precision"], precision),
         "seconds": round(sum(epoch["seconds"] for epoch in epochs)),
         "finished": time.strftime("%Y-%m-%d"),
         "epochs": [

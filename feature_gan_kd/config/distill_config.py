@@ -115,6 +115,11 @@ class DistillConfig(
                 "joint_backward: decay_only_update (of method zero-gradient) needs a second optimiser: leave one of "
                 "them out"
             )
+        if self.cuda_graphs and self.mixed_precision == "fp16":
+            raise UserError(
+                "cuda_graphs: cannot be combined with mixed_precision fp16, whose loss scale changes between updates: "
+                "leave one of them out, or take bf16"
+            )
         if self.sync_batchnorm and self.compile:
             raise UserError("sync_batchnorm: cannot be combined with compile: leave one of them out")
         if self.class_weights and self.balanced_sampling:

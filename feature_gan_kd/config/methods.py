@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-MethodName = Literal["afd", "logit", "dml", "vanilla", "feature", "l1", "l1-only", "l2", "l2-only", "zero-gradient"]
+MethodName = Literal[
+    "afd",
+    "logit",
+    "dml",
+    "vanilla",
+    "feature",
+    "l1",
+    "l1-only",
+    "l2",
+    "l2-only",
+    "aligned",
+    "statistics",
+    "relation",
+    "zero-gradient",
+]
 
 METHODS: Mapping[MethodName, Mapping[str, Any]] = {
     "afd": {},
@@ -17,5 +31,8 @@ METHODS: Mapping[MethodName, Mapping[str, Any]] = {
     "l1-only": {"adversarial_weight": 0.0, "kl_weight": 0.0, "l1_weight": 1.0},
     "l2": {"adversarial_weight": 0.0, "l2_weight": 1.0},
     "l2-only": {"adversarial_weight": 0.0, "kl_weight": 0.0, "l2_weight": 1.0},
+    "aligned": {"adversarial_weight": 0.0, "aligned_weight": 1.0},
+    "statistics": {"adversarial_weight": 0.0, "statistics_weight": 1.0},
+    "relation": {"adversarial_weight": 0.0, "relation_weight": 1.0},
     "zero-gradient": {"adversarial_weight": 0.0, "decay_only_update": True},
 }

@@ -17,6 +17,7 @@ from feature_gan_kd.config.recipes import RecipeName
 AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
 SchedulerName = Literal["multistep", "cosine", "poly", "tanh"]
 BestMetric = Literal["accuracy", "top5", "macro_f1", "cross_entropy"]
+MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
 ErasingMode = Literal["pixel", "rand", "const"]
@@ -32,10 +33,12 @@ class TrainingSettings:
     """Images in one update, summed over all processes and accumulation steps."""
     seed: int = bounded(0, at_least=0, at_most=2**31 - 1)
     """Seed of the initial weights, the order of the images, their augmentation and dropout."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the forward and backward passes: bf16 autocasts them to bfloat16."""
+    mixed_precision: MixedPrecision = "no"
+    """Precision of the forward and backward passes. bf16 and fp16 autocast them; fp16 needs a GPU, and scales losses so
+    that small gradients do not vanish. auto: bf16 where the device computes in it, else fp16 on a GPU, else no."""
     grad_accum_steps: int = bounded(1, at_least=1)
-    """Parts into which each process divides its share of a batch, to save memory."""
+    """Parts into which each process divides its share of a batch, to save memory. Where memory still runs out, a run
+    takes more parts by itself."""
     evaluate_every_epochs: int = bounded(1, at_least=1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
     best_metric: BestMetric = "accuracy"
@@ -58,7 +61,8 @@ class LossSettings:
     method: MethodName = "afd"
     """Preset of the weights below. afd: KL of the logits and adversarial feature maps (the paper); logit: KL only; dml:
     KL only, with temperature 1; vanilla: no distillation; feature: adversarial feature maps only; l1, l2: KL and the L1
-    or L2 difference of the feature maps; l1-only, l2-only: that difference only; zero-gradient: KL, and extractors that
+    or L2 difference of the feature maps; l1-only, l2-only: that difference only; aligned, statistics, relation: KL and
+    the term of that name; zero-gradient: KL, and extractors that
     move by weight decay only (a control for afd)."""
     kl_weight: float = bounded(1.0, at_least=0)
     """Weight of the logit term: T^2 times the KL divergence between the softened outputs of source and learner."""
@@ -87,13 +91,25 @@ class LossSettings:
     targets: Literal["live", "ema"] = "live"
     """Weights that the sources teach with. live: those of the last update; ema: their running mean, see model_ema, with
     one more forward pass of every source that learns."""
+    aligned_weight: float = bounded(0.0, at_least=0)
+    """Weight of 1 - cosine between the channels of the feature maps at each position."""
+    statistics_weight: float = bounded(0.0, at_least=0)
+    """Weight of the squared differences of the channels' means and deviations over the batch."""
+    relation_weight: float = bounded(0.0, at_least=0)
+    """Weight of the KL divergence of the similarities between the images of a batch, each model by its own maps."""
     decay_only_update: bool = False
     """Step the extractors' adversarial optimiser even without a feature loss, so that only its weight decay acts."""
 
     @property
     def has_feature_loss(self) -> bool:
         """Whether any term compares feature maps."""
-        return self.adversarial_weight > 0 or self.l1_weight > 0 or self.l2_weight > 0
+        return self.compares_in_one_space or self.relation_weight > 0
+
+    @property
+    def compares_in_one_space(self) -> bool:
+        """Whether any term needs the learner's map in the source's space."""
+        direct = self.l1_weight + self.l2_weight + self.aligned_weight + self.statistics_weight
+        return self.adversarial_weight > 0 or direct > 0
 
     @property
     def updates_extractors(self) -> bool:
@@ -276,8 +292,9 @@ class RuntimeSettings:
     cuda_graphs: bool = False
     """Record whole updates as CUDA graphs and replay them: for small models on one GPU, where launching the kernels
     takes longer than running them."""
-    num_workers: int = bounded(0, at_least=0)
-    """Processes that decode images, where the data set is not held in memory."""
+    num_workers: int | None = bounded(None, at_least=0)
+    """Processes that decode images, where the data set is not held in memory (default: one for each core that this
+    process may use, at most 8; 0 with a torch data set of your own)."""
     skip_bad_images: bool = False
     """Skip images that cannot be decoded, and report how many they are."""
     max_nonfinite_steps: int = bounded(20, at_least=1)

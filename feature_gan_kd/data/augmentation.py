@@ -39,14 +39,14 @@ class ImageOptions:
         transform: per image.
         augment: per batch of pixels, in training; None for none.
         erase: per batch of normalised images, in training; None for none.
-        num_workers: processes that decode images which are not held in memory.
+        num_workers: processes that decode images which are not held in memory; None: as many as the machine has cores.
         skip: leave out images that cannot be decoded.
     """
 
     transform: ImageTransform
     augment: CropFlip | None
     erase: Erasing | None
-    num_workers: int
+    num_workers: int | None
     skip: bool
 
 

@@ -16,6 +16,7 @@ from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.streaming import IterableImages, Stream
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.data.user_loader import UserLoader
+from feature_gan_kd.data.workers import automatic_workers
 from feature_gan_kd.utils.errors import UserError
 
 # Decoded images of one split are held in memory up to this many bytes.
@@ -33,9 +34,9 @@ def build_source(split: LabelledSplit, options: ImageOptions, notes: list[str], 
         return IterableImages(split, transform, augment, skip=skip)
     if isinstance(split, TorchDatasetImages):
         augment = augment if split.holds_pil_images() else None
-        return LazyImages(split, transform, augment, options.num_workers, skip=skip)
-    workers = options.num_workers
-    where = f"in {workers} worker processes" if workers else "in the training process (more with --num-workers)"
+        # Code of the user's own may hold what processes cannot share, such as an open file: only if the user says so.
+        return LazyImages(split, transform, augment, options.num_workers or 0, skip=skip)
+    workers, where = _workers(options.num_workers)
     own = training and transform.own is not None
     if own or transform.resized_crop or len(split) * transform.size**2 * transform.channels > MEMORY_LIMIT:
         _note_once(f"split {split.split!r}: decoded as it is read, {where}", notes)
@@ -45,6 +46,15 @@ def build_source(split: LabelledSplit, options: ImageOptions, notes: list[str], 
         notes.append(f"split {split.split!r}: augmented image by image, {where}")
         return LazyImages(DecodedImages(pixels, labels, transform, split.split), transform, augment, workers)
     return MemoryImages(pixels, labels, augment)
+
+
+def _workers(asked: int | None) -> tuple[int, str]:
+    """The number of worker processes, and where images are decoded, in words."""
+    workers = automatic_workers() if asked is None else asked
+    if not workers:
+        return 0, "in the training process (more with --num-workers)"
+    chosen = ", as the cores allow (--num-workers)" if asked is None else ""
+    return workers, f"in {workers} worker process{'es' * (workers > 1)}{chosen}"
 
 
 def _decode_into_memory(

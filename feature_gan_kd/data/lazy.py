@@ -287,7 +287,7 @@ class LazyImages(OnDemandImages):
         return DataLoader(
             self.reader,  # type: ignore[arg-type]
             batch_sampler=[[(indices[k], seeds[k] if seeds else None) for k in share] for share in shares],
-            num_workers=self.num_workers,
+            num_workers=min(self.num_workers, len(shares)),
             collate_fn=_collate_in_worker,
             worker_init_fn=_ignore_signals,
             pin_memory=device.type == "cuda",

@@ -28,8 +28,22 @@ def rank() -> int:
     return torch.distributed.get_rank() if _is_distributed() else 0
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process exchanges nothing and counts as the only one: for what others need not take part in."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
+_is_alone = False
+
+
 def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not _is_alone and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def usable_accelerator(accelerator: Accelerator | None = None) -> Accelerator:
     """Returns the accelerator, or one made from the launch's environment, if the method can be trained with it.
 
     Raises:
-        UserError: for DeepSpeed, FSDP and the like, for Accelerate's gradient accumulation, for fp16, and for a device
+        UserError: for DeepSpeed, FSDP and the like, for Accelerate's gradient accumulation, for fp8, and for a device
             or a port that cannot be used.
     """
     configured = next(
@@ -57,10 +57,9 @@ def usable_accelerator(accelerator: Accelerator | None = None) -> Accelerator:
             f"grad_accum_steps={parts}, which divides each batch into as many parts"
         )
     _check_device(accelerator.device)
-    if accelerator.mixed_precision not in ("no", "bf16"):
+    if accelerator.mixed_precision not in ("no", "bf16", "fp16"):
         raise UserError(
-            f"accelerate: mixed precision {accelerator.mixed_precision} is not supported, allowed are no and bf16: "
-            "fp16 would need a loss scale per gradient"
+            f"accelerate: mixed precision {accelerator.mixed_precision} is not supported: launch with no, bf16 or fp16"
         )
     return accelerator
 

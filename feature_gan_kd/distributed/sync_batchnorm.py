@@ -75,6 +75,11 @@ def with_dummy_batch(
                 buffer.data.copy_(value)
 
 
+def runs_dummy_batch() -> bool:
+    """Whether this process has no images of the present microbatch, and runs its models on dummy ones."""
+    return _is_dummy_batch
+
+
 def check_batchnorm_batches(models: Sequence[nn.Module], images: int, *, synchronised: bool) -> None:
     """Checks before training that batch normalisation gets more than one image.
 

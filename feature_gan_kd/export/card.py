@@ -334,6 +334,13 @@ _DESCRIPTIONS: dict[MethodName, str] = {
     "and minimised the mean squared difference of their feature maps. No discriminator was used.",
     "l2-only": "Each model learned from the labels and minimised the mean squared difference of its feature maps and "
     "its source model's. Predictions were not compared and no discriminator was used.",
+    "aligned": "Each model learned from the labels and from the softened predictions of its source model (KL "
+    "divergence), and turned its feature map at each position into the direction of its source's. No discriminator was "
+    "used.",
+    "statistics": "Each model learned from the labels and from the softened predictions of its source model (KL "
+    "divergence), and matched the means and deviations of its source's feature channels. No discriminator was used.",
+    "relation": "Each model learned from the labels and from the softened predictions of its source model (KL "
+    "divergence), and from how similar its source finds the images of a batch. No discriminator was used.",
     "zero-gradient": "Each model learned from the labels and from the softened predictions of its source model (KL "
     "divergence), and its feature extractor took Adam's steps on a zero gradient, so that only their weight decay "
     "acted. This is a control for adversarial distillation: no discriminator was used.",

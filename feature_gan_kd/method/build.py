@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.method.connection import Connection, build_connections, check_taps
@@ -124,7 +125,9 @@ def _connect(
 ) -> list[Connection]:
     """Builds a connection for each edge and tap, with discriminators of the user's own or the paper's."""
     bounded = config.loss_weights.adversarial_loss == "paper"
-    return build_connections(edges, shapes, config.seed, _discriminator_factory(discriminator, config), bounded=bounded)
+    factory = _discriminator_factory(discriminator, config)
+    projects = config.loss_weights.compares_in_one_space
+    return build_connections(edges, shapes, config.seed, factory, bounded=bounded, projects=projects)
 
 
 def _tap(
@@ -194,6 +197,7 @@ def build_step(
     """
     logit, feature, discriminator = _parameters_by_loss(modules, config)
     weights = config.loss_weights
+    scalers = _scalers(modules, config)
     has_extractor = any(modules.extractors[k] for k in range(len(modules.tapped)) if k not in modules.frozen)
     if weights.updates_extractors and not has_extractor:
         raise UserError("models: every layer before the tapped maps is frozen: unfreeze one, or choose method logit")
@@ -203,9 +207,9 @@ def build_step(
         modules.frozen,
         modules.connections,
         weights,
-        logit_groups=_logit_groups(modules, logit, own or [config] * len(modules.tapped)),
-        feature_group=_group("feature", feature, config) if weights.updates_extractors and feature else None,
-        discriminator_group=_group("discriminator", discriminator, config) if discriminator else None,
+        logit_groups=_logit_groups(modules, logit, own or [config] * len(modules.tapped), scalers["logit"]),
+        feature_group=_group("feature", feature, config, scalers) if weights.updates_extractors and feature else None,
+        discriminator_group=_group("discriminator", discriminator, config, scalers) if discriminator else None,
         adversarial_interval=config.adversarial_interval,
         discriminator_interval=config.discriminator_interval,
         joint_backward=config.joint_backward,
@@ -258,7 +262,19 @@ def _gradient_stats_parts(modules: MethodModules) -> dict[nn.Parameter, str]:
     return {parameter: part for module, part in parts for parameter in module.parameters()}
 
 
-def _logit_groups(modules: MethodModules, owned: Owned, settings: Sequence[DistillConfig]) -> list[OptimizerGroup]:
+def _scalers(modules: MethodModules, config: DistillConfig) -> dict[str, GradScaler]:
+    """The scaler of the loss of each kind of gradient, on under fp16 alone; one backward pass has one scale."""
+    device = next(modules.tapped[0].parameters()).device.type
+    scalers = {
+        kind: GradScaler(device, enabled=config.mixed_precision == "fp16")
+        for kind in ("logit", "feature", "discriminator")
+    }
+    return scalers | {"feature": scalers["logit"]} if config.joint_backward else scalers
+
+
+def _logit_groups(
+    modules: MethodModules, owned: Owned, settings: Sequence[DistillConfig], scaler: GradScaler
+) -> list[OptimizerGroup]:
     """One group for each kind of optimiser that the learners have, in the order of the learners."""
     learners: dict[str, list[int]] = {}
     for k in range(len(modules.tapped)):
@@ -280,6 +296,7 @@ def _logit_groups(modules: MethodModules, owned: Owned, settings: Sequence[Disti
                 [owner for _, owner in own],
                 {models[k].name: largest for k in members if (largest := settings[k].clip_grad) is not None},
                 "logit" if len(learners) == 1 else f"logit-{name}",
+                scaler,
             )
         )
     return groups
@@ -291,7 +308,7 @@ def _classifier(model: TappedModel, settings: DistillConfig) -> list[nn.Paramete
     return classifier_parameters(model.module, model.name, "head_lr_scale")
 
 
-def _group(kind: str, owned: Owned, config: DistillConfig) -> OptimizerGroup:
+def _group(kind: str, owned: Owned, config: DistillConfig, scalers: Mapping[str, GradScaler]) -> OptimizerGroup:
     parameters = [parameter for parameter, _ in owned]
     optimizer = build_adversarial_optimizer(kind, parameters, config)
-    return OptimizerGroup(kind, parameters, optimizer, [owner for _, owner in owned])
+    return OptimizerGroup(kind, parameters, optimizer, [owner for _, owner in owned], scaler=scalers[kind])

@@ -21,6 +21,7 @@ def build_connections(
     discriminator: Callable[[MapShape], nn.Module] | None,
     *,
     bounded: bool = True,
+    projects: bool = True,
 ) -> list[Connection]:
     """Builds a connection for each edge and tap.
 
@@ -30,6 +31,7 @@ def build_connections(
         seed: of the initial weights.
         discriminator: makes a discriminator for maps of a shape; None makes none.
         bounded: whether the loss takes answers in (0, 1) only.
+        projects: whether a term compares the maps in one space, which needs transfer layers.
 
     Raises:
         UserError: if source and learner have different numbers of taps, or a discriminator is not a module, gives
@@ -42,7 +44,7 @@ def build_connections(
         torch.manual_seed(seed)
         for edge in edges:
             for tap, (own, other) in enumerate(zip(shapes[edge.learner], shapes[edge.source], strict=True)):
-                connections.append(Connection(edge, tap, own, other, discriminator, bounded=bounded))
+                connections.append(Connection(edge, tap, own, other, discriminator, bounded=bounded, projects=projects))
     parameters = [id(p) for one in connections if one.discriminator for p in one.discriminator.parameters()]
     if len(set(parameters)) < len(parameters):
         raise UserError(
@@ -141,6 +143,7 @@ class Connection(nn.Module):
         source: shape of the source's map.
         discriminator: makes the discriminator for maps of a shape; None makes none (direct alignment).
         bounded: whether the loss takes answers in (0, 1) only.
+        projects: whether a term compares the maps in one space.
 
     Raises:
         UserError: if the discriminator is not a module, gives neither one answer for each map nor one for each patch,
@@ -156,6 +159,7 @@ class Connection(nn.Module):
         discriminator: Callable[[MapShape], nn.Module] | None = Discriminator,
         *,
         bounded: bool = True,
+        projects: bool = True,
     ) -> None:
         super().__init__()
         self.edge = edge
@@ -164,7 +168,7 @@ class Connection(nn.Module):
         self.source_shape = source
         # Maps on different grids are compared on the smaller one (ours): pooling loses detail, upsampling invents it.
         self.grid = (min(learner[1], source[1]), min(learner[2], source[2]))
-        self.transfer = build_transfer(learner, source)
+        self.transfer = build_transfer(learner, source) if projects else nn.Identity()
         shape = source[0], *self.grid
         self.discriminator = None if discriminator is None else _checked_discriminator(discriminator, shape, bounded)
 

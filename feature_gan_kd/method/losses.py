@@ -8,6 +8,9 @@ from torch import Tensor
 
 from feature_gan_kd.config.settings import AdversarialLoss
 
+RELATION_TEMPERATURE = 0.1
+"""Of the softmax over similarities."""
+
 
 def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(source / T) || softmax(learner / T)) (paper, section 3, after Hinton 2015).
@@ -102,6 +105,70 @@ def l1(learner_map: Tensor, source_map: Tensor) -> Tensor:
 def l2(learner_map: Tensor, source_map: Tensor) -> Tensor:
     """Mean squared difference of two maps (batch, channels, height, width); the source's is detached (ours)."""
     return F.mse_loss(at_least_float32(learner_map), at_least_float32(source_map.detach()))
+
+
+def aligned(learner_map: Tensor, source_map: Tensor) -> Tensor:
+    """Mean over images and positions of 1 - cosine between the channels of two maps; the source's is detached (ours).
+
+    Unlike `l1` and `l2` it does not depend on the scale of the maps.
+
+    Args:
+        learner_map: (batch, channels, height, width), projected into the source's space.
+        source_map: the same of the source.
+
+    Returns:
+        Scalar in [0, 2].
+    """
+    fake, real = at_least_float32(learner_map), at_least_float32(source_map.detach())
+    return 1 - F.cosine_similarity(fake, real, dim=1).mean()
+
+
+def statistics(fake: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]) -> Tensor:
+    """Squared difference of the channels' means, plus that of their deviations (after Li et al. 2017).
+
+    It compares the distributions of two sets of maps, as a discriminator does, but only their first two moments.
+
+    Args:
+        fake: mean and variance of the learner's channels over a batch and all positions, (channels,) each.
+        real: the same of the source; detached.
+
+    Returns:
+        Scalar, a mean over the channels.
+    """
+    epsilon = 1e-8  # a deviation of 0 has no gradient
+    means = (fake[0] - real[0].detach()).square().mean()
+    deviations = ((fake[1] + epsilon).sqrt() - (real[1].detach() + epsilon).sqrt()).square().mean()
+    return means + deviations
+
+
+def relation(learner: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor], first: int) -> Tensor:
+    """KL divergence between source and learner of how similar an image is to the others of the batch.
+
+    Each model's similarities are those of its own vectors, so the two need no common width (after Abbasi Koohpayegani
+    et al. 2020, CompRess). The softmax has a temperature of 0.1 (ours). The gradient reaches each image as the one
+    that is compared, not as one of the others.
+
+    Args:
+        learner: vectors (share, width) of this process's images, and those of all images (batch, width), detached.
+        source: the same of the source; detached.
+        first: position of this process's first image among all.
+
+    Returns:
+        Scalar, in nats, a mean over this process's images; 0 where there is no other image.
+    """
+    if len(learner[1]) < 2:
+        return learner[0].sum() * 0
+    rows = slice(0, max(len(learner[1]) - first, 1))  # a dummy image beyond them has no weight
+    own, taught = (_log_similarities(one[rows], all_rows, first) for one, all_rows in (learner, source))
+    return F.kl_div(own, taught.detach(), reduction="batchmean", log_target=True)
+
+
+def _log_similarities(rows: Tensor, everyone: Tensor, first: int) -> Tensor:
+    """Log of the softmax of the cosines to all other images: (share, batch - 1)."""
+    cosines = F.normalize(at_least_float32(rows), dim=1) @ F.normalize(at_least_float32(everyone), dim=1).T
+    itself = (torch.arange(len(rows), device=rows.device) + first).clamp(max=len(everyone) - 1)
+    others = torch.arange(len(everyone), device=rows.device)[None] != itself[:, None]
+    return (cosines[others].view(len(rows), -1) / RELATION_TEMPERATURE).log_softmax(1)
 
 
 def label_loss(

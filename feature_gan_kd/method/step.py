@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.config.settings import LossSettings
-from feature_gan_kd.distributed.collectives import all_reduce_sum
+from feature_gan_kd.distributed.collectives import all_reduce_sum, alone
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection
+from feature_gan_kd.method.feature_terms import DirectTerms
 from feature_gan_kd.method.label_loss import LabelLoss
+from feature_gan_kd.method.loss_sums import Losses, Metrics
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
 from feature_gan_kd.method.parameter_watch import ParameterWatch
 from feature_gan_kd.method.topology import Edge, sources_of
@@ -22,33 +24,7 @@ from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup, backward
 from feature_gan_kd.optim.nonfinite import BufferSnapshot, NonFiniteGuard
-
-Metrics = dict[str, Tensor]
-
-
-class Losses:
-    """The sums that one microbatch is optimised by, and the terms that they are made of.
-
-    Attributes:
-        logit: L_logit of all learners (paper, section 3).
-        feature: L_G of all learners.
-        discriminator: L_D of all discriminators; they share no parameters, so one sum serves all of them.
-        metrics: every term by name, before its weight; detached scalars.
-    """
-
-    def __init__(self, zero: Tensor) -> None:
-        self.logit = self.feature = self.discriminator = zero
-        self.metrics: Metrics = {}
-
-    def add(self, loss: str, name: str, term: Tensor, weight: float = 1.0, share: float = 1.0) -> None:
-        """Adds a term, a scalar, to the loss of that name; `share` is its part in a mean over several connections."""
-        self.log(name, term, share)
-        setattr(self, loss, getattr(self, loss) + _times(weight * share, term))
-
-    def log(self, name: str, value: Tensor, share: float = 1.0) -> None:
-        """Records a scalar that is not optimised."""
-        value = _times(share, value.detach())
-        self.metrics[name] = self.metrics[name] + value if name in self.metrics else value
+from feature_gan_kd.utils.memory import BatchTooLargeError, is_out_of_memory
 
 
 class AdversarialStep:
@@ -70,7 +46,7 @@ class AdversarialStep:
         discriminator_interval: step the discriminators only in every N-th of those (ours).
         joint_backward: one backward pass for the sum of logit and feature loss; `feature_group` then has the transfer
             layers alone, or is None (ours).
-        grad_accum_steps: microbatches of one update.
+        grad_accum_steps: microbatches of one update, until memory runs out.
         sync_batchnorm: batch normalisation in the models takes its statistics over all processes.
         autocast: makes the context in which forward passes run.
         gradient_stats: measures what moves the weights, in some updates; None measures in none.
@@ -120,6 +96,7 @@ class AdversarialStep:
         self.averaged_sources = dict(averaged_sources or {})
         self._parameters = ParameterWatch(self._trained_modules())
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
+        self.direct_terms = DirectTerms(loss_weights)
         self._connections_of_learner = Counter(one.edge.learner for one in self.connections)
         self._connections_of_edge = Counter(one.edge for one in self.connections)
 
@@ -132,7 +109,8 @@ class AdversarialStep:
 
         Returns:
             Detached scalars on the device, means over the whole batch, the same on every process: per learner K
-            `cross_entropy/K`, `accuracy/K` (percent), `kl/K`, `l1/K`, `l2/K`, `adversarial/K` and `discriminator/K`;
+            `cross_entropy/K`, `accuracy/K` (percent), `kl/K`, `l1/K`, `l2/K`, `aligned/K`, `statistics/K`,
+            `relation/K`, `adversarial/K` and `discriminator/K`;
             per edge `real/S->K` and `fake/S->K`, the discriminator's mean answers. An update that is measured also
             has `right/S->K`, the percentage of right answers, and what `GradientStats` gives. `skipped` is 1 where a
             loss or a gradient was not finite: then nothing is changed, on any process.
@@ -140,20 +118,43 @@ class AdversarialStep:
         Raises:
             UserError: if a model gives no logits or other maps than it was built for, if a parameter was frozen or
                 unfrozen since then, or if another process is gone.
+            BatchTooLargeError: if memory does not suffice for the forward and backward passes.
         """
         self.set_modes()
         self._parameters.check()
-        buffers = BufferSnapshot([*(self.models[k].module for k in self.learners), *self.connections])
-        metrics = self.gradients(images, labels)
+        buffers = self._buffers()
+        with self._taken_back_without_memory(buffers):
+            metrics = self.gradients(images, labels)
         groups = [group for group in self.optimizer_groups.values() if group.gradients]
+        for group in groups:
+            group.unscale()
         metrics["skipped"] = nonfinite = self.guard.check(metrics, groups)
         for group in groups:
             with self.gradient_stats.watching(self.number, group):
                 group.step(unless=nonfinite)
             group.clear()
+        for scaler in dict.fromkeys(group.scaler for group in groups):
+            scaler.update()
         buffers.restore(nonfinite)
         self.number += 1
         return metrics | self.gradient_stats.pop()
+
+    def rehearse(self, images: Tensor, labels: Tensor) -> None:
+        """Runs the passes of an update on this process alone, and keeps nothing of them but the random numbers drawn.
+
+        Args:
+            images: (batch, channels, height, width), at least one.
+            labels: (batch,) or (batch, classes).
+
+        Raises:
+            UserError: as a call.
+            BatchTooLargeError: as a call.
+        """
+        self.set_modes()
+        buffers = self._buffers()
+        with self._taken_back_without_memory(buffers), alone():
+            self.gradients(images, labels)
+        self._take_back(buffers)
 
     def gradients(self, images: Tensor, labels: Tensor) -> Metrics:
         """Gives every group that acts in this update its gradient of the whole batch.
@@ -214,10 +215,8 @@ class AdversarialStep:
                 k, s = c.edge.learner, c.edge.source
                 fake, real = c.maps(maps[k][c.tap], taught_maps[s][c.tap])
                 share = 1 / self._connections_of_learner[k]
-                if weights.l1_weight:
-                    loss.add("feature", f"l1/{k}", terms.l1(fake, real), weights.l1_weight, share)
-                if weights.l2_weight:
-                    loss.add("feature", f"l2/{k}", terms.l2(fake, real), weights.l2_weight, share)
+                for name, term, weight in self.direct_terms(fake, real, maps[k][c.tap], taught_maps[s][c.tap]):
+                    loss.add("feature", f"{name}/{k}", term, weight, share)
                 if c.discriminator is not None:
                     # One answer to the learner's map serves both losses: `backward` keeps the other side fixed.
                     d_real, d_fake, kind = c.discriminator(real), c.discriminator(fake), weights.adversarial_loss
@@ -330,6 +329,25 @@ class AdversarialStep:
         """Whether the next update measures what moves the weights."""
         return self.gradient_stats.due(self.number)
 
+    def _buffers(self) -> BufferSnapshot:
+        return BufferSnapshot([*(self.models[k].module for k in self.learners), *self.connections])
+
+    @contextlib.contextmanager
+    def _taken_back_without_memory(self, buffers: BufferSnapshot) -> Iterator[None]:
+        """Takes back what the block did to the buffers, and the gradients, where memory runs out inside."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._take_back(buffers)
+            raise BatchTooLargeError(str(error)) from error
+
+    def _take_back(self, buffers: BufferSnapshot) -> None:
+        for group in self.optimizer_groups.values():
+            group.clear()
+        buffers.restore(torch.ones(()))
+
     def _trained_modules(self) -> dict[str, nn.Module]:
         """Learners, and connections with their transfer layers and discriminators, by name for messages."""
         learners: dict[str, nn.Module] = {self.models[k].name: self.models[k].module for k in self.learners}
@@ -343,8 +361,3 @@ class AdversarialStep:
             loss.log(
                 f"right/{edge}", terms.discriminator_accuracy(d_real, d_fake, self.loss_weights.adversarial_loss), share
             )
-
-
-def _times(factor: float, x: Tensor) -> Tensor:
-    """The product, without a kernel where the factor is 1, as it is for a pair in the paper's method."""
-    return x if factor == 1 else factor * x

@@ -62,23 +62,48 @@ def _keeping(module: nn.Module, kept: dict[str, list[tuple[Tensor, int]]]) -> It
 
 @contextlib.contextmanager
 def _training(model: TappedModel) -> Iterator[None]:
-    """Puts a model into the mode in which it learns; its modes, buffers and the random numbers are as before after it.
+    """Puts a model into the mode in which it learns; all that its modules hold is as before after it.
 
     Errors inside the block end it: what fails in training has its own line there.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, tensor, None if tensor is None else tensor.clone())
-        for module in model.modules()
-        for name, tensor in module._buffers.items()
-    ]
+    states = [_ModuleState(module) for module in model.modules()]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     model.train()
     try:
         with torch.random.fork_rng(devices=list(devices)), contextlib.suppress(Exception):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for module, name, tensor, values in buffers:
-            module._buffers[name] = tensor if values is None or tensor is None else tensor.copy_(values)
+        for state in states:
+            state.restore()
+
+
+class _ModuleState:
+    """What a module holds besides parameters: modes, buffers, and attributes of its own, such as counters.
+
+    Args:
+        module: the module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(vars(module))
+        self.tensors = [
+            (tensor, tensor.clone())
+            for tensor in (*module._buffers.values(), *self.attributes.values())
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)
+        ]
+        self.containers = [(one, one.copy()) for one in self.attributes.values() if isinstance(one, (dict, list, set))]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Gives the module its earlier state; tensors and containers stay the same objects."""
+        vars(self.module).clear()
+        vars(self.module).update(self.attributes)
+        for container, earlier in self.containers:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(earlier)
+            else:
+                container.update(earlier)
+        for tensor, values in self.tensors:
+            tensor.copy_(values)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from feature_gan_kd.distributed.collectives import all_reduce_async, any_rank_async, world_size
@@ -31,6 +32,8 @@ class OptimizerGroup:
         owners: for each parameter the part that it belongs to, in words: a model, a transfer layer, a discriminator.
         clip_grad: largest norm of the gradients of an owner, by its name; those of others are not clipped.
         name: the kind; where models have different optimisers, with that of the optimiser, as `logit-adamw`.
+        scaler: of the loss that the gradient is taken of; groups with a common backward pass share it. Only fp16 turns
+            it on.
         gradients: one per parameter, of the batch so far; None where the loss does not depend on it. The list is empty
             in an update in which this group does not step.
     """
@@ -41,6 +44,7 @@ class OptimizerGroup:
     owners: list[str]
     clip_grad: Mapping[str, float] = field(default_factory=dict)
     name: str = ""
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     gradients: Gradients = field(default_factory=list)
     _finish_reduction: Callable[[], None] | None = field(default=None, repr=False)
     _finish_presence: Callable[[], list[bool]] | None = field(default=None, repr=False)
@@ -63,6 +67,7 @@ class OptimizerGroup:
     def fill_zeros(self) -> None:
         """Takes a zero gradient, so that the optimiser's step is its weight decay alone (the control)."""
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.scaler.scale(self.parameters[0].new_zeros(()))  # it makes its scale with a loss, and here there is none
 
     def start_reduction(self) -> None:
         """Starts to sum the gradients over all processes; the exchange runs beside the next backward pass.
@@ -93,6 +98,12 @@ class OptimizerGroup:
         pairs = zip(self._finish_presence(), self.gradients, strict=True)
         self.gradients = [gradient if present else None for present, gradient in pairs]
         self._finish_reduction = self._finish_presence = None
+
+    def unscale(self) -> None:
+        """Divides the gradients, of the whole batch, by the scale of their loss; one that overflowed is not finite."""
+        if self.scaler.is_enabled():
+            with self.attached():
+                self.scaler.unscale_(self.optimizer)
 
     def step(self, *, unless: Tensor) -> None:
         """Clips the gradients, and steps the optimiser unless `unless`, a scalar 0 or 1 on the device, is 1."""
@@ -133,7 +144,8 @@ def backward(
 
     Args:
         loss: scalar.
-        groups: whose parameters the gradient is taken of, in one pass; no parameter is in two of them.
+        groups: whose parameters the gradient is taken of, in one pass, scaled by their common scaler; no parameter is
+            in two of them.
         retain_graph: another loss of the same forward pass follows.
         reduce: this is the last microbatch: start to sum the gradients over all processes.
         is_dummy: the loss is that of a dummy batch. Its gradients are zero, and dropped: a parameter that the dummy
@@ -147,7 +159,7 @@ def backward(
         for group in groups:
             stack.enter_context(group.attached())
         inputs = [parameter for group in groups for parameter in group.parameters]
-        torch.autograd.backward(loss, inputs=inputs, retain_graph=retain_graph)
+        torch.autograd.backward(groups[0].scaler.scale(loss), inputs=inputs, retain_graph=retain_graph)
     for group, gradients in zip(groups, before, strict=True) if is_dummy else ():
         group.gradients = gradients
     for group in groups if reduce else ():

@@ -18,7 +18,7 @@ class SkippedSteps:
 
     Attributes:
         skipped: how many.
-        longest: the longest series of them in a row.
+        longest: the longest series of them in a row; what merely overflowed under a large loss scale does not count.
         where: the losses and gradients that were not finite, the most frequent first.
     """
 
@@ -31,6 +31,10 @@ class NonFiniteGuard:
     """Finds the updates in which a loss or a gradient is not finite, and counts them on the device.
 
     All processes see the same losses and gradients, those of the whole batch, and so they skip the same updates.
+
+    Under fp16 a gradient overflows where the scale of its loss is too large. Such an update is skipped like any other,
+    and its scale halved after it; but it does not count in a row while the scale is above 1, since it says nothing of
+    the training.
     """
 
     def __init__(self) -> None:
@@ -46,12 +50,13 @@ class NonFiniteGuard:
 
         Args:
             losses: scalars by name, of the whole batch.
-            groups: with gradients of the whole batch.
+            groups: with gradients of the whole batch, unscaled.
 
         Returns:
             1 where anything is not finite, else 0: a scalar (float32) on the device.
         """
         flags = [~torch.stack(list(losses.values())).isfinite()]
+        lasting = []
         names = list(losses)
         for group in groups:
             present = {i: value for i, value in enumerate(group.gradients) if value is not None}
@@ -63,10 +68,13 @@ class NonFiniteGuard:
                 self._owner_indices[key] = torch.tensor(indices, device=bad.device)
             count = torch.zeros(len(owners), dtype=torch.float32, device=bad.device)
             flags.append(count.index_add_(0, self._owner_indices[key], bad.float()) > 0)
+            if group.scaler.is_enabled():
+                lasting.append(bad.any() & (group.scaler.scale(torch.ones_like(count[0])) <= 1))
             names += [f"gradient of the {group.kind} loss in {owner}" for owner in owners]
         found = torch.cat(flags)
         nonfinite = found.any()
-        self._count(tuple(names), found, nonfinite)
+        counted = torch.stack([flags[0].any(), *lasting]).any() if lasting else nonfinite
+        self._count(tuple(names), found, nonfinite, counted)
         return nonfinite.float()
 
     def report(self) -> SkippedSteps:
@@ -83,13 +91,13 @@ class NonFiniteGuard:
         """The counters (n,) on the device. They keep their addresses, as a recorded CUDA graph requires."""
         return [*([] if self.totals is None else [self.totals]), *self.counts.values()]
 
-    def _count(self, names: tuple[str, ...], found: Tensor, nonfinite: Tensor) -> None:
+    def _count(self, names: tuple[str, ...], found: Tensor, nonfinite: Tensor, counted: Tensor) -> None:
         if self.totals is None:
             self.totals = torch.zeros(3, dtype=torch.int64, device=found.device)
         if names not in self.counts:
             self.counts[names] = torch.zeros(len(names), dtype=torch.int64, device=found.device)
         total, in_row, longest = self.totals.unbind()
-        in_row = (in_row + 1) * nonfinite
+        in_row = (in_row + counted) * nonfinite
         # In place: a recorded CUDA graph writes to the addresses that it was recorded with.
         self.totals.copy_(torch.stack([total + nonfinite, in_row, torch.maximum(longest, in_row)]))
         self.counts[names].add_(found)

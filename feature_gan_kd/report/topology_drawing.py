@@ -113,6 +113,9 @@ def describe_loss_terms(run: RecordedRun) -> list[str]:
         (weights.adversarial_weight, "feature maps: the discriminator D must not tell the learner's from the source's"),
         (weights.l1_weight, "feature maps: mean absolute difference"),
         (weights.l2_weight, "feature maps: mean squared difference"),
+        (weights.aligned_weight, "feature maps: 1 - cosine at each position"),
+        (weights.statistics_weight, "feature maps: means and deviations of the channels"),
+        (weights.relation_weight, "feature maps: similarities between the images of a batch"),
     ]
     lines = [f"{words}, weight {weight:g}" for weight, words in terms if weight > 0]
     if lines and weights.decay_only_update and not weights.has_feature_loss:

@@ -46,7 +46,9 @@ def collect_state(
     optimizers = {}
     for name, group in step.optimizer_groups.items():
         tensors[f"optimizer-{name}"], optimizers[name] = optimizer_state(group.optimizer)
-    return Checkpoint(tensors, {"optimizers": optimizers, "provenance": provenance, "updates": step.number})
+    meta = {"optimizers": optimizers, "provenance": provenance, "updates": step.number}
+    meta["scalers"] = {name: group.scaler.state_dict() for name, group in step.optimizer_groups.items()}
+    return Checkpoint(tensors, {**meta, "grad_accum_steps": step.grad_accum_steps})
 
 
 def check_plain_state(modules: Mapping[str, nn.Module]) -> None:
@@ -98,6 +100,9 @@ def restore_state(
             average.load_state_dict(state.tensors[f"average-{k}"])
         for name, group in step.optimizer_groups.items():
             load_optimizer_state(group.optimizer, state.tensors[f"optimizer-{name}"], state.meta["optimizers"][name])
+            group.scaler.load_state_dict(state.meta.get("scalers", {}).get(name, {}))
+        # More than the settings say where memory ran out.
+        step.grad_accum_steps = state.meta.get("grad_accum_steps", step.grad_accum_steps)
         step.number = state.meta["updates"]
         provenance: dict[str, Any] | None = state.meta["provenance"]
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:

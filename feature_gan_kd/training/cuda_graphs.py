@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd.distributed.collectives import world_size
-from feature_gan_kd.method.step import AdversarialStep, Metrics
+from feature_gan_kd.method.loss_sums import Metrics
+from feature_gan_kd.method.step import AdversarialStep
 from feature_gan_kd.optim.gradients import has_state
 from feature_gan_kd.utils.errors import UserError, reason
+from feature_gan_kd.utils.memory import BatchTooLargeError
 
 WARM_UPS = 3
 """Updates of each kind and batch size that run without a recording before the next one is recorded.
@@ -225,7 +227,7 @@ class CudaGraphs:
 
     def _find_dependencies(self) -> list[Any]:
         """Addresses of all tensors that an update uses besides its batch, and the plain values that Python reads."""
-        found: list[Any] = []
+        found: list[Any] = [self.step.grad_accum_steps]
         for root in (*self.step.models, *self.step.connections):
             for module in root.modules():
                 found += [value for value in vars(module).values() if type(value) in _PLAIN_TYPES]
@@ -273,7 +275,7 @@ def _explain(error: RuntimeError) -> Exception:
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     if "out of memory" in str(error):
-        return torch.OutOfMemoryError(str(error))
+        return BatchTooLargeError(str(error))
     return UserError(
         f"cuda_graphs: an update cannot be recorded ({reason(error)}): most often a model reads from the device or "
         "copies to it in its forward pass; train without cuda_graphs"

@@ -33,12 +33,13 @@ from feature_gan_kd.training import checkpoint_files, cuda_graphs
 from feature_gan_kd.training.batch_checks import check_batch
 from feature_gan_kd.training.checkpoint_contents import check_plain_state, collect_state, describe_model, restore_state
 from feature_gan_kd.training.checkpoint_files import Checkpoint
+from feature_gan_kd.training.divided_update import DividedUpdate
 from feature_gan_kd.training.evaluate import OnBatch, evaluate
 from feature_gan_kd.training.history import History
+from feature_gan_kd.training.precision import autocast_dtype, check_weights, precision_in_force
 from feature_gan_kd.training.provenance import RunProvenance
 from feature_gan_kd.training.scores import Evaluation
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.memory import explain_out_of_memory
 from feature_gan_kd.utils.uncopyable import Uncopyable
 
 EVALUATION_BATCH_SIZE = 500
@@ -55,11 +56,12 @@ class PeerGroup(Uncopyable):
         built_by_name: positions of the models that were named; of modules it is not known whether they are trained.
         edges: who teaches whom.
         config: the settings in force.
+        asked_precision: `mixed_precision` as it was asked for; `config` has what `auto` is here.
         accelerator: devices and processes.
         modules: the models with their taps, and the connections between them.
         averages: the running means of the weights of models that have one, by position.
         step: one update of everything.
-        update: the same; with `cuda_graphs` it replays recordings.
+        update: the same, in as many parts as memory needs; with `cuda_graphs` it replays recordings.
         provenance: what the models were last trained on; None before any training.
         last_data: training and evaluation data of the last `fit` in this process, as they were given.
 
@@ -102,8 +104,8 @@ class PeerGroup(Uncopyable):
         self.accelerator = usable_accelerator(accelerator)
         learners = [model for k, model in enumerate(self.peers) if k not in self.frozen]
         self.config = resolve_recipe(config, learners)
-        if self.accelerator.mixed_precision == "bf16":  # as `accelerate launch` was told
-            self.config = self.config.replace(mixed_precision="bf16")
+        self.asked_precision = self.config.mixed_precision
+        self.config = self.config.replace(mixed_precision=precision_in_force(self.asked_precision, self.accelerator))
         self.provenance: RunProvenance | None = None
         self.last_data: tuple[Any, Any] | None = None
         self._prepare_models(asked.settings)
@@ -135,6 +137,9 @@ class PeerGroup(Uncopyable):
             else:
                 model.settings = {**recipe_settings(self.config, model), **own}
                 prepare(model, model.own_config(self.config), f"model {k} ({model.name})")
+        learners = {k: model for k, model in enumerate(self.peers) if k not in self.frozen}
+        named = {f"model {k} ({model.name})": model.module for k, model in learners.items()}
+        check_weights(self.config.mixed_precision, named)
 
     def _check_num_classes(self, given: int | None) -> None:
         if given not in (None, self.num_classes):
@@ -157,13 +162,15 @@ class PeerGroup(Uncopyable):
         # A method of this object would do, but the step would then refer to the group that refers to it, and the memory
         # of both would be freed only when Python's garbage collector runs.
         self.autocast: Callable[[], AbstractContextManager[None]] = functools.partial(
-            torch.autocast, device.type, dtype=torch.bfloat16, enabled=config.mixed_precision == "bf16"
+            torch.autocast,
+            device.type,
+            dtype=autocast_dtype(config.mixed_precision),
+            enabled=config.mixed_precision != "no",
         )
         own = [model.own_config(config) for model in self.peers]
         self.step = build_step(self.modules, config, self.autocast, own, teachers)
-        self.update: Callable[[Tensor, Tensor], dict[str, Tensor]] = self.step
-        if config.cuda_graphs:
-            self.update = cuda_graphs.graphs_on_gpu(self.step, device)
+        update = cuda_graphs.graphs_on_gpu(self.step, device) if config.cuda_graphs else self.step
+        self.update = DividedUpdate(self.step, update, full_precision=config.mixed_precision == "no")
 
     @property
     def models(self) -> list[nn.Module]:
@@ -220,8 +227,7 @@ class PeerGroup(Uncopyable):
         images = images.to(device, self.dtype, non_blocking=True, memory_format=layout)
         for average in self.averages.values():
             average.begin()
-        with explain_out_of_memory(images, config.grad_accum_steps, config.mixed_precision == "bf16"):
-            metrics = self.update(images, labels.to(device, non_blocking=True))
+        metrics = self.update(images, labels.to(device, non_blocking=True))
         for average in self.averages.values():
             average.update(metrics["skipped"])
         if config.check_processes:

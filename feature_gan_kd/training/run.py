@@ -237,6 +237,9 @@ def _notes_on_models(group: PeerGroup) -> list[str]:
     """Lines on models that teach noise or learn in part, maps that are a guess, a slow precision, and the recipe."""
     notes, bf16 = notes_on_frozen(group), group.config.mixed_precision == "bf16"
     notes += [note for model in group.tapped for note in model.notes()]
+    if group.asked_precision == "auto":
+        device = group.accelerator.device
+        notes.append(f"mixed_precision auto: {group.config.mixed_precision} on {device_name(device)}")
     if bf16 and group.accelerator.device.type == "cpu" and emulates_bf16():
         notes.append("mixed_precision bf16: this processor emulates bf16, several times slower than fp32")
     return [*notes, *describe_recipe(group)]

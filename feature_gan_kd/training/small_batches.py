@@ -32,7 +32,7 @@ def check_batches(group: PeerGroup, images: ImageSource) -> None:
     Raises:
         UserError: for batches of one image, and for too small a share of the normal or the last batch.
     """
-    config, processes = group.config, group.accelerator.num_processes
+    config, processes, accum = group.config, group.accelerator.num_processes, group.step.grad_accum_steps
     sizes = images.batch_sizes(config.batch_size)
     if not sizes:
         return
@@ -41,10 +41,10 @@ def check_batches(group: PeerGroup, images: ImageSource) -> None:
             "data: the DataLoader gives single images, on which batch norm cannot train: give larger batches"
         )
     learners = [model for k, model in enumerate(group.models) if k not in group.frozen]
-    smallest = sizes[0] // (processes * config.grad_accum_steps)
+    smallest = sizes[0] // (processes * accum)
     check_batchnorm_batches(learners, smallest, synchronised=config.sync_batchnorm)
     for size in sizes:
-        shares = microbatch_sizes(size, config.grad_accum_steps, processes)
+        shares = microbatch_sizes(size, accum, processes)
         alone = any(1 in share for share in shares)
         alone_together = any(sum(parts) == 1 for parts in zip(*shares, strict=True))
         if not (alone or alone_together):

@@ -25,6 +25,7 @@ from feature_gan_kd.training.metrics import MetricAverager, learning_rates
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.scores import Evaluation
 from feature_gan_kd.training.signals import StopSignals
+from feature_gan_kd.training.small_batches import check_batches
 from feature_gan_kd.utils.errors import DivergedError, Interrupted, UserError
 from feature_gan_kd.utils.files import remove_leftovers, write_remedy
 
@@ -156,7 +157,10 @@ class Trainer:
             schedule.step_update(self.step)
         if self.mixing is not None:
             images, labels = self.mixing(images, labels, self.step)
+        parts = self.group.step.grad_accum_steps
         self.averager.add(self.group.training_step(images, labels), len(images))
+        if parts != self.group.step.grad_accum_steps:  # memory ran out, and a smaller batch is to come
+            check_batches(self.group, self.data.train)
         self.images += len(images)
         self.step += 1
         if self.accelerator.is_main_process:  # without `_notify`, whose exchange would wait for all processes

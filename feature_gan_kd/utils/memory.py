@@ -1,15 +1,14 @@
-"""Memory: kept between two updates; where it runs out, one line names the batch that failed and what to try."""
+"""Memory: kept between two updates; how it runs out, and the line that then names the batch and what to try."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from feature_gan_kd.utils.errors import UserError, reason
+from feature_gan_kd.utils.errors import UserError
 
 # Parameters of mallopt, from glibc's <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -32,31 +31,34 @@ def keep_freed_memory() -> bool:
     return large and bool(set_option(_TRIM_THRESHOLD, 2**31 - 1))
 
 
-@contextmanager
-def explain_out_of_memory(images: Tensor, parts: int, bf16: bool) -> Iterator[None]:
-    """Turns an out-of-memory error inside the block, which runs one update, into one line.
+class BatchTooLargeError(RuntimeError):
+    """Memory ran out in the forward or backward passes of an update, which has changed nothing but random numbers."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is that of a device, or of the processor, without memory."""
+    # Here, since it takes a second: the command line uses this module long before memory can run out.
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError | BatchTooLargeError) or bool(should_reduce_batch_size(error))
+
+
+def out_of_memory(images: Tensor, parts: int, said: str, remedies: Sequence[str]) -> UserError:
+    """The line about an update that does not fit.
 
     Args:
         images: (batch, channels, height, width), this process's share.
         parts: number of microbatches that it is divided into.
-        bf16: whether the forward passes run in bfloat16.
-
-    Raises:
-        UserError: where memory runs out in the block.
+        said: by torch.
+        remedies: what to try, the best first; at least two.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        # On a CPU, torch raises a plain RuntimeError.
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
-            raise
-        size = "x".join(map(str, images.shape[1:]))
-        remedies = [
-            f"grad_accum_steps={2 * parts}",
-            "a smaller batch_size",
-            *([] if bf16 else ["mixed_precision=bf16"]),
-        ]
-        raise UserError(
-            f"memory: a batch of {len(images)} images of {size} in {parts} part{'s' * (parts > 1)} does not fit on "
-            f"{images.device} ({reason(error)}): try {', '.join(remedies[:-1])} or {remedies[-1]}"
-        ) from error
+    return UserError(
+        f"memory: {describe_batch(images, parts)} does not fit on {images.device} ({said}): try "
+        f"{', '.join(remedies[:-1])} or {remedies[-1]}"
+    )
+
+
+def describe_batch(images: Tensor, parts: int) -> str:
+    """Images (batch, channels, height, width) and the number of their parts, in words."""
+    size = "x".join(map(str, images.shape[1:]))
+    return f"a batch of {len(images)} images of {size} in {parts} part{'s' * (parts > 1)}"

@@ -95,6 +95,9 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "adversarial_weight": ([0, 5], [-0.1], "at least 0"),
     "l1_weight": ([0], [-0.1], "at least 0"),
     "l2_weight": ([0], [-0.1], "at least 0"),
+    "aligned_weight": ([0], [-0.1], "at least 0"),
+    "statistics_weight": ([0], [-0.1], "at least 0"),
+    "relation_weight": ([0], [-0.1], "at least 0"),
     "epochs": ([1], [0, -3], "at least 1"),
     "batch_size": ([2], [1, 0], "at least 2"),
     "grad_accum_steps": ([1, 128], [0], "at least 1"),
@@ -185,7 +188,7 @@ CHOICES = {
     "adversarial_optimizer": ["adam", "adamw"],
     "discriminator_norm": ["batch", "group", "none"],
     "augmentation": ["auto", "none", "crop", "crop-flip", "resized-crop"],
-    "mixed_precision": ["no", "bf16"],
+    "mixed_precision": ["auto", "no", "bf16", "fp16"],
     "interpolation": ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"],
     "remode": ["pixel", "rand", "const"],
     "targets": ["live", "ema"],
@@ -194,7 +197,7 @@ CHOICES = {
 
 
 def test_every_choice_is_tested() -> None:
-    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric")
+    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric", "Precision")
     assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
 
 
@@ -203,8 +206,8 @@ def test_choices(name: str) -> None:
     needed = {"reprob": 0.5} if name == "remode" else {}
     for choice in CHOICES[name]:
         assert getattr(DistillConfig(**{name: choice}, **needed), name) == choice
-    message = refused(**{name: "fp16"})
-    assert message.startswith(f"{name}: 'fp16' is not allowed")
+    message = refused(**{name: "fp8"})
+    assert message.startswith(f"{name}: 'fp8' is not allowed")
     assert all(choice in message for choice in CHOICES[name])
 
 

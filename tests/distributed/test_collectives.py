@@ -196,14 +196,14 @@ def test_what_accelerate_may_put_around_a_model_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_fp16_is_refused() -> None:
-    class Half:
+def test_fp8_is_refused() -> None:
+    class Eighth:
         distributed_type = Accelerator().distributed_type
         device = torch.device("cpu")
-        mixed_precision = "fp16"
+        mixed_precision = "fp8"
 
-    with pytest.raises(UserError, match=r"^accelerate: mixed precision fp16 is not supported"):
-        usable_accelerator(Half())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^accelerate: mixed precision fp8 is not supported: launch with no, bf16 or"):
+        usable_accelerator(Eighth())  # type: ignore[arg-type]
 
 
 def test_gradient_accumulation_by_accelerate_is_refused() -> None:

@@ -82,18 +82,23 @@ def test_answers_of_the_discriminators(method: str) -> None:
     assert row in (ROOT / "docs" / "results.md").read_text()
 
 
-def difference(pair: str, ours: str, theirs: str, model: int | None = None) -> str:
-    """The difference of two methods after the last epoch, paired by seed: of the models' mean, or of one model."""
+Whose = int | str | None
+"""A model's position, `ensemble`, or None for the mean of both models."""
 
-    def accuracies(method: str) -> dict[int, float]:
-        found = {}
-        for path in (ROOT / "benchmarks" / "results" / "compare" / "cpu").glob(f"{pair}-{method}-[0-9].json"):
-            run = json.loads(path.read_text())
-            last = [run["epochs"][-1]["metrics"][f"eval/accuracy/{k}"] for k in (0, 1)]
-            found[run["seed"]] = statistics.fmean(last) if model is None else last[model]
-        return found
 
-    one = paired_difference(accuracies(ours), accuracies(theirs))
+def accuracies(pair: str, method: str, whose: Whose = None, results: str = "compare/cpu") -> dict[int, float]:
+    """The accuracies after the last epoch, by seed."""
+    found = {}
+    for path in (ROOT / "benchmarks" / "results" / results).glob(f"{pair}-{method}-[0-9].json"):
+        run = json.loads(path.read_text())
+        last = {key.rpartition("/")[2]: v for key, v in run["epochs"][-1]["metrics"].items() if "eval/accuracy/" in key}
+        found[run["seed"]] = statistics.fmean((last["0"], last["1"])) if whose is None else last[str(whose)]
+    return found
+
+
+def difference(pair: str, ours: str, theirs: str, whose: Whose = None, results: str = "compare/cpu") -> str:
+    """The difference of two methods after the last epoch, paired by seed."""
+    one = paired_difference(*(accuracies(pair, method, whose, results) for method in (ours, theirs)))
     assert one is not None
     mean, half = one.mean, one.half_width
     values = [mean] if half is None else [mean, mean - half, mean + half]
@@ -105,9 +110,46 @@ def difference(pair: str, ours: str, theirs: str, model: int | None = None) -> s
 def test_what_to_use(method: str) -> None:
     """The first table says what each method gains over training each model alone."""
     page = (ROOT / "docs" / "results.md").read_text()
-    cells = " | ".join(difference(pair, method, "vanilla") for pair in ("r14+r14", "r8+r20"))
+    cells = [difference(pair, method, "vanilla") for pair in ("r14+r14", "r8+r20")]
+    if method in ("logit", "afd"):
+        cells.append(difference("lite0+lite2", method, "vanilla", results="finetune/finetune"))
     row = next(line for line in page.splitlines() if line.startswith(f"| `--method {method}`"))
-    assert f" | {cells} | " in row
+    assert f" | {' | '.join(cells)} | " in row
+
+
+def test_fine_tuning() -> None:
+    """The short table and the sentences below it."""
+    page = (ROOT / "docs" / "results.md").read_text()
+    text, results = " ".join(page.split()), "finetune/finetune"
+    rows = [
+        ("`vanilla`: each model alone", "vanilla"),
+        ("`logit`", "logit"),
+        ("`afd`", "afd"),
+        ("`vanilla`, with a random new classifier and decay on everything", "vanilla-random-head"),
+        ("`logit`, with the same, the logits joining at once", "logit-random-head"),
+    ]
+    for title, method in rows:
+        own = accuracies("lite0+lite2", method, results=results)
+        gain = "" if method == "vanilla" else difference("lite0+lite2", method, "vanilla", results=results) + " "
+        assert f"| {title} | {len(own)} | {statistics.fmean(own.values()):.1f} | {gain}|" in page
+
+    def above(whose: Whose = None) -> str:
+        return difference("lite0+lite2", "afd", "logit", whose, results)
+
+    assert f"`afd` is {above()} against `logit` over eight seeds" in text
+    assert (
+        f"`afd` is {above()} for both models, {above(1)} for Lite 2, and {above('ensemble')} for the ensemble" in text
+    )
+    control, logit = (accuracies("lite0+lite2", method, results=results) for method in ("zero-gradient", "logit"))
+    assert control == {seed: logit[seed] for seed in control}
+    assert len(control) == 4
+    ours, theirs = (accuracies("lite0+lite2", method, results=results) for method in ("afd", "logit"))
+    deviation = statistics.stdev(ours[seed] - theirs[seed] for seed in ours)
+    assert f"{deviation:.0f} points" == "2 points"
+    assert 60 < (2 * deviation / 0.5) ** 2 < 70
+    half = paired_difference(*({seed: one[seed] for seed in range(4)} for one in (ours, theirs)))
+    assert half is not None
+    assert f"After four seeds it was {half.mean:+.1f}" in text
 
 
 def test_differences_in_the_text() -> None:

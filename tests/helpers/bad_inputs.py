@@ -379,6 +379,8 @@ CASES = {
     "setting: infinite": train("--temperature inf"),
     "setting: not one of the choices": train("--topology ring"),
     "setting: more parts than images": train("--grad-accum-steps 9"),
+    "setting: fp16 on a CPU": train("--mixed-precision fp16"),
+    "setting: fp16 in recordings": train("--mixed-precision fp16 --cuda-graphs"),
     "setting: milestones that fall": train("--milestones 0.75 0.5"),
     "setting: an augmentation that timm does not know": train("--aa randaug-m9"),
     "setting: an augmentation with a part that timm passes over": train("--aa rand-m9-loud"),

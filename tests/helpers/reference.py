@@ -247,6 +247,48 @@ class ReferenceConnection:
         return transfer(weights, pool(learner_map, grid)), pool(source_map, grid)
 
 
+def length(vector: Tensor) -> Tensor:
+    """At least 1e-8, as torch's cosine has it: where every channel is 0, a cosine is 0."""
+    return (vector @ vector).clamp(min=1e-16).sqrt()
+
+
+def misalignment(fake: Tensor, real: Tensor) -> Tensor:
+    """1 - cosine of the channels, position by position."""
+    cosines = [
+        (fake[i, :, y, x] @ real[i, :, y, x]) / (length(fake[i, :, y, x]) * length(real[i, :, y, x]))
+        for i in range(len(fake))
+        for y in range(fake.shape[2])
+        for x in range(fake.shape[3])
+    ]
+    return 1 - torch.stack(cosines).mean()
+
+
+def statistics_difference(fake: Tensor, real: Tensor) -> Tensor:
+    """Channel by channel: squared difference of the means, plus that of the deviations."""
+    terms = []
+    for channel in range(fake.shape[1]):
+        (m1, s1), (m2, s2) = (
+            (v.mean(), (((v - v.mean()) ** 2).mean() + 1e-8) ** 0.5) for v in (fake[:, channel], real[:, channel])
+        )
+        terms.append((m1 - m2) ** 2 + (s1 - s2) ** 2)
+    return torch.stack(terms).mean()
+
+
+def relation_difference(learner: Tensor, source: Tensor) -> Tensor:
+    """Image by image: KL of the softmax over its cosines to the others, which are fixed."""
+    terms = []
+    for i in range(len(learner)):
+        shares = []
+        for vectors in (learner, source):
+            fixed = vectors.detach()
+            others = [j for j in range(len(vectors)) if j != i]
+            cosines = torch.stack([vectors[i] @ fixed[j] / (vectors[i].norm() * fixed[j].norm()) for j in others])
+            powers = (cosines / 0.1).exp()
+            shares.append(powers / powers.sum())
+        terms.append((shares[1] * (shares[1] / shares[0]).log()).sum())
+    return torch.stack(terms).mean()
+
+
 @dataclass(frozen=True)
 class Settings:
     """Loss weights and optimisers."""
@@ -256,6 +298,9 @@ class Settings:
     adversarial: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
+    aligned: float = 0.0
+    statistics: float = 0.0
+    relation: float = 0.0
     zero_gradient: bool = False
     lr: float = 0.1
     momentum: float = 0.9
@@ -326,8 +371,17 @@ class Reference:
             if self.settings.adversarial:
                 answers = [self.answers(connection.discriminator, each) for each in (real, fake)]
                 total = total + self.settings.adversarial * adversarial_loss(*answers, self.settings.loss)
-            total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
-            total = total + self.settings.l2 * ((fake - real) ** 2).sum() / fake.numel()
+            if self.settings.l1:
+                total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
+            if self.settings.l2:
+                total = total + self.settings.l2 * ((fake - real) ** 2).sum() / fake.numel()
+            if self.settings.aligned:
+                total = total + self.settings.aligned * misalignment(fake, real)
+            if self.settings.statistics:
+                total = total + self.settings.statistics * statistics_difference(fake, real)
+            if self.settings.relation:
+                vectors = own.maps[connection.block].mean((2, 3)), other.maps[connection.block].mean((2, 3))
+                total = total + self.settings.relation * relation_difference(*vectors)
         return total / len(connections)
 
     def discriminator_loss(self, i: int, weights: Weights, images: Tensor) -> Tensor:

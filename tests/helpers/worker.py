@@ -82,6 +82,26 @@ class WithRareBlock(SmallModel):
         return logits + torch.zeros_like(logits).masked_scatter(reached[:, None], self.rare(logits[reached]))
 
 
+class Hungry(SmallModel):
+    """Does not fit into the memory of the last process, unless that is given half of its share at a time.
+
+    Written by the launch's own numbers, which stay what they are where a process works alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, 10)."""
+        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        is_last = processes == 1 or torch.distributed.get_rank() == processes - 1
+        if self.training and is_last and len(x) > 6 / processes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(x)
+
+
+def hungry() -> list[nn.Module]:
+    """Models with batch statistics of which one needs too much memory."""
+    return [SmallModel(4, nn.BatchNorm2d(4)), Hungry(6, BatchNormAct2d(6))]
+
+
 def images(count: int) -> TensorDataset:
     """Normalised random images with labels."""
     generator = torch.Generator().manual_seed(5)
@@ -117,6 +137,11 @@ CASES: dict[str, Mapping[str, Any]] = {
     "more parts than a process has images": {"grad_accum_steps": 5, "batch_size": 9},
     "clipped": {"clip_grad": 0.5},
     "l1 and l2": {"method": "l1", "l2_weight": 0.5},
+    "aligned, statistics and relation": {"method": "aligned", "statistics_weight": 0.5, "relation_weight": 2.0},
+    "the same in parts": {
+        **{"method": "statistics", "relation_weight": 0.5, "grad_accum_steps": 2},
+        **{"models": lambda: plain(4, 6, 4), "topology": "complete"},
+    },
     "logit": {"method": "logit"},
     "zero-gradient": {"method": "zero-gradient"},
     "recorded": {"similarity_images": 20, "log_gradients": True, "feature_layers": ["features.0", "features.3"]},
@@ -136,6 +161,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     "a block that few images reach": {"models": lambda: [WithRareBlock(4), WithRareBlock(6)], "optimizer": "adamw"},
     "float32": {"models": lambda: normalised(torch.float32), "sync_batchnorm": True},
     "a fault in the last process": {"fault": 3},
+    "memory of the last process": {"models": hungry, "sync_batchnorm": True},
     "augmented": {
         "aa": "rand-m9-mstd0.5",
         "reprob": 0.5,

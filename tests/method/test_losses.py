@@ -257,3 +257,34 @@ def test_accuracy() -> None:
     assert float(losses.accuracy(logits, torch.tensor([0, 2, 2, 0]))) == 75
     soft = torch.tensor([[0.4, 0.3, 0.3], [0.6, 0.1, 0.3], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1]])
     assert float(losses.accuracy(logits, soft)) == 50
+
+
+def test_direct_terms_by_hand() -> None:
+    """Maps of one position: two channels, two images."""
+    fake = torch.tensor([[[[1.0]], [[0.0]]], [[[3.0]], [[4.0]]]], dtype=torch.float64)
+    real = torch.tensor([[[[0.0]], [[2.0]]], [[[3.0]], [[4.0]]]], dtype=torch.float64)
+    assert losses.aligned(fake, real).item() == pytest.approx((1 - 0 + 1 - 1) / 2)
+    assert losses.aligned(5 * fake, real).item() == pytest.approx(0.5)
+    # Channel 0: means 2 and 1.5, deviations 1 and 1.5; channel 1: 2 and 3, 2 and 1.
+    moments = [(one.mean((0, 2, 3)), one.var((0, 2, 3), correction=0)) for one in (fake, real)]
+    assert losses.statistics(*moments).item() == pytest.approx((0.25 + 0.25 + 1 + 1) / 2)
+
+
+def test_relation_ignores_widths_and_scales_and_the_image_itself() -> None:
+    learner, source = random(4, 3, seed=1), random(4, 7, seed=2)
+    value = losses.relation((learner, learner), (source, source), 0)
+    assert value.item() > 0
+    torch.testing.assert_close(losses.relation((9 * learner, learner), (source, 0.1 * source), 0), value)
+    torch.testing.assert_close(losses.relation((source, source), (source, source), 0), torch.zeros_like(value))
+    # A process with the last two images gives their share of the mean.
+    parts = [losses.relation((learner[r], learner), (source[r], source), r.start) for r in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(sum(parts) / 2, value)
+
+
+def test_relation_of_a_single_image_is_zero_with_zero_gradient() -> None:
+    learner = random(1, 3).requires_grad_()
+    value = losses.relation((learner, learner.detach()), (random(1, 3), random(1, 3)), 0)
+    value.backward()
+    assert value.item() == 0
+    assert learner.grad is not None
+    assert not learner.grad.any()

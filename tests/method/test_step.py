@@ -100,6 +100,9 @@ METHODS = {
     "l1-only": Settings(l1=1),
     "l2": Settings(logit=1, l2=1),
     "l2-only": Settings(l2=1),
+    "aligned": Settings(logit=1, aligned=1),
+    "statistics": Settings(logit=1, statistics=1),
+    "relation": Settings(logit=1, relation=1),
     "zero-gradient": Settings(logit=1, zero_gradient=True),
 }
 
@@ -164,7 +167,8 @@ def reference_of(case: Case, distiller: OnlineAdversarialDistiller, settings: Se
         PeerModel(spec, values_of(module), buffers_of(module))
         for spec, module in zip(case.specs, distiller.models, strict=True)
     ]
-    compares = settings.adversarial or settings.l1 or settings.l2
+    direct = settings.l1 + settings.l2 + settings.aligned + settings.statistics + settings.relation
+    compares = settings.adversarial or direct
     places = [(edge, block) for edge in case.edges for block in case.blocks] if compares else []
     judges = list(distiller.discriminators) or [nn.Identity() for _ in places]
     connections = [

@@ -80,19 +80,44 @@ def test_a_layer_that_training_alone_changes() -> None:
     built(Net(), Net(), feature_layers={0: "second", 1: "first"}, frozen=[0], mean=[0.5] * 3, std=[0.2] * 3)
 
 
+class Remembering(Net):
+    """Counts, keeps and replaces what it sees in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes, self.seen, self.table = 0, [1], {"a": 1}
+        self.total: Tensor
+        self.register_buffer("total", torch.zeros(2))
+        self.plain = torch.zeros(2)
+
+    def forward(self, images: Tensor) -> Any:
+        if self.training:
+            self.passes += 1
+            self.seen.append(self.passes)
+            self.table["b"] = self.passes
+            self.plain += 1
+            self.total = self.total + 1
+        return super().forward(images)
+
+
 def test_the_trial_changes_nothing() -> None:
-    model = Net()
+    model = Remembering()
     model.norm.eval()
     tapped = TappedModel(model, [Tap("first", Layout.NCHW, 0, (6, 4, 4))], "model")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modes, buffers = [one.training for one in model.modules()], [id(one) for one in model.buffers()]
-    generator = torch.get_rng_state()
+    generator, seen = torch.get_rng_state(), model.seen
     check_in_place(tapped, IMAGES, ["first"], learns=True)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert (model.passes, model.seen, model.table, model.plain.tolist()) == (0, [1], {"a": 1}, [0, 0])
+    assert model.seen is seen
     assert [one.training for one in model.modules()] == modes
     assert [id(one) for one in model.buffers()] == buffers
     assert torch.equal(torch.get_rng_state(), generator)
     assert not any(one._forward_hooks for one in model.modules())
+    model.train()
+    model(IMAGES)
+    assert (model.passes, model.seen, model.plain.tolist()) == (1, [1, 1], [1, 1])
 
 
 def test_a_model_that_fails_in_training_has_its_own_line_there() -> None:

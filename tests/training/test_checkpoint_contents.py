@@ -24,12 +24,12 @@ def step(one: OnlineAdversarialDistiller) -> None:
 def test_what_was_restored_goes_on_as_what_was_captured() -> None:
     first, second = distiller(4, 6), distiller(4, 6)
     step(first)
-    state = copy.deepcopy(collect_state(first.models, first.group.connections, first.step, {"data": "digits"}))
-    assert restore_state(state, second.models, second.group.connections, second.step) == {"data": "digits"}
+    state = copy.deepcopy(collect_state(first.models, first.group.connections, {}, first.step, {"data": "digits"}))
+    assert restore_state(state, second.models, second.group.connections, {}, second.step) == {"data": "digits"}
     assert second.step.number == 1
     for one in (first, second):
         step(one)
-    again = [collect_state(one.models, one.group.connections, one.step, None) for one in (first, second)]
+    again = [collect_state(one.models, one.group.connections, {}, one.step, None) for one in (first, second)]
     assert again[0].meta == again[1].meta
     assert again[0].tensors.keys() == again[1].tensors.keys()
     for component, tensors in again[0].tensors.items():
@@ -40,9 +40,9 @@ def test_what_was_restored_goes_on_as_what_was_captured() -> None:
 
 def test_the_state_of_other_models_is_one_line() -> None:
     first, second = distiller(4, 6), distiller(6, 4)
-    state = collect_state(first.models, first.group.connections, first.step, None)
+    state = collect_state(first.models, first.group.connections, {}, first.step, None)
     with pytest.raises(UserError, match="other models or discriminators"):
-        restore_state(state, second.models, second.group.connections, second.step)
+        restore_state(state, second.models, second.group.connections, {}, second.step)
 
 
 def test_a_description_tells_shapes_apart() -> None:

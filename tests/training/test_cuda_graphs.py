@@ -22,6 +22,7 @@ from feature_gan_kd import OnlineAdversarialDistiller, UserError
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.training import cuda_graphs
 from feature_gan_kd.training.cuda_graphs import WARM_UPS, CudaGraphs
+from feature_gan_kd.training.divided_update import DividedUpdate
 from tests.helpers.small_models import Convolutional, assert_same_state
 
 SIZE = 8
@@ -378,21 +379,31 @@ class _Copying(Convolutional):
 
 
 class _Large(Convolutional):
-    full = False
+    fits = 100
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.full:
+        if len(images) > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().forward(images)
 
 
-def test_memory_that_runs_out_in_a_recording_is_said_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fits", [3, 0])
+def test_where_memory_runs_out_in_a_recording_the_batch_is_divided(fits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     distiller = OnlineAdversarialDistiller([_Large(4), Convolutional(4)], image_size=SIZE, feature_layers="block2")
     recorded(distiller)
+    graphs = distiller.group.update
+    distiller.group.update = DividedUpdate(distiller.step, graphs, full_precision=True)
     update(distiller, range(WARM_UPS))
-    monkeypatch.setattr(_Large, "full", True)
-    with pytest.raises(UserError, match=r"^memory: a batch of 6 images of 3x8x8 .* does not fit"):
-        distiller.training_step(*batch(WARM_UPS))
+    monkeypatch.setattr(_Large, "fits", fits)
+    if not fits:
+        with pytest.raises(UserError, match=r"^memory: a batch of 6 images of 3x8x8 in 3 parts does not fit"):
+            distiller.training_step(*batch(WARM_UPS))
+        return
+    update(distiller, range(WARM_UPS, 2 * WARM_UPS + 3))
+    assert distiller.step.grad_accum_steps == 2
+    assert isinstance(graphs, CudaGraphs)
+    assert len(graphs.recordings) == 1
+    assert distiller.group.skipped_steps().skipped == 0
 
 
 @pytest.mark.parametrize("model", [_Reading, _Copying])

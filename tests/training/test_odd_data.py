@@ -50,7 +50,7 @@ def test_a_held_out_fifth_of_a_folder_that_grew_is_not_drawn_again(tmp_path: Pat
             one.evaluate()
         assert "\n" not in str(caught.value)
     # Other settings ask for other images, and so does data that is named.
-    distiller.config = distiller.config.replace(max_eval_samples=6)
+    distiller.group.config = distiller.config.replace(max_eval_samples=6)
     assert distiller.evaluate()["images"] == 6
     assert trained.evaluate(str(data))["images"] == 60
     for k in range(50, 60):

@@ -27,9 +27,9 @@ class Hungry(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (batch, 5)."""
-        if len(images) > 4 and self.where == "cuda":
+        if self.training and torch.is_grad_enabled() and self.where == "cuda":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        if len(images) > 4:
+        if self.training and torch.is_grad_enabled():
             torch.empty(2**55)
         logits: Tensor = self.head(self.features(images).mean((2, 3)))
         return logits
@@ -37,26 +37,23 @@ class Hungry(nn.Module):
 
 @pytest.mark.parametrize(("where", "said"), [("cuda", "CUDA out of memory"), ("cpu", "can't allocate memory")])
 def test_the_line_names_the_batch_and_what_to_try(where: str, said: str) -> None:
-    distiller = OnlineAdversarialDistiller([Hungry(where), Hungry(where)], image_size=8, grad_accum_steps=2)
+    distiller = OnlineAdversarialDistiller([Hungry(where), Hungry(where)], image_size=8, grad_accum_steps=12)
     before = [parameter.detach().clone() for model in distiller.models for parameter in model.parameters()]
     with pytest.raises(UserError, match=said) as error:
         distiller.training_step(torch.randn(12, 3, 8, 8), torch.arange(12) % 5)
-    assert str(error.value).startswith("memory: a batch of 12 images of 3x8x8 in 2 parts does not fit on cpu (")
-    remedies = "try grad_accum_steps=4, a smaller batch_size or mixed_precision=bf16"
+    assert str(error.value).startswith("memory: a batch of 12 images of 3x8x8 in 12 parts does not fit on cpu (")
+    remedies = "try a smaller image_size, mixed_precision=auto or grad_checkpointing"
     assert str(error.value).endswith(remedies)
     assert "\n" not in str(error.value)
     after = [parameter for model in distiller.models for parameter in model.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    # What it says to try does fit.
-    smaller = OnlineAdversarialDistiller([Hungry(where), Hungry(where)], image_size=8, grad_accum_steps=4)
-    assert smaller.training_step(torch.randn(12, 3, 8, 8), torch.arange(12) % 5)["skipped"] == 0
 
 
 def test_other_errors_stay_what_they_are() -> None:
     class Broken(Hungry):
         def forward(self, images: Tensor) -> Tensor:
             """Fails in training."""
-            if len(images) > 4:
+            if self.training and torch.is_grad_enabled():
                 raise RuntimeError("a mistake of one's own")
             return super().forward(images)
 
