@@ -114,21 +114,25 @@ def fit_linear_probe(features: Tensor, labels: Tensor, penalty: float, start: Li
 def choose_penalty(features: Tensor, labels: Tensor) -> float:
     """Chooses the regularisation on a fixed fifth of the images, the same share of each class, see `draw_fifth`.
 
-    Takes the penalty with the highest accuracy there, of equal ones that with the lowest cross-entropy.
+    Takes the penalty with the highest accuracy there, of equal ones that with the lowest cross-entropy. Where each
+    class has a single image, none can be held out: then it is 1 / images, which is scikit-learn's default, C = 1.
 
     Args:
         features: (images, features).
         labels: int64 (images,), see `fit_linear_probe`.
 
     Raises:
-        UserError: for too few images, or a single class.
+        UserError: for a single class.
     """
+    if len(torch.unique(labels)) < 2:
+        raise UserError(
+            f"linear probe: all {len(labels)} training images are of one class, at least 2 classes are needed: give "
+            "more labelled images"
+        )
     held = draw_fifth(labels.cpu()).to(labels.device)
+    if len(held) == 0:
+        return 1 / len(labels)
     kept = torch.ones_like(labels, dtype=torch.bool).index_fill(0, held, False)
-    if len(held) == 0 or len(torch.unique(labels[kept])) < 2:
-        present = len(torch.unique(labels))
-        few = f"{len(labels)} training images of {present} class{'es' * (present != 1)}"
-        raise UserError(f"linear probe: {few}, at least 3 images and 2 classes are needed: give more labelled images")
     best: tuple[float, float, float] | None = None
     probe: LinearProbe | None = None
     for penalty in PENALTIES:
@@ -153,7 +157,7 @@ def linear_classify(features: Tensor, labels: Tensor, queries: Tensor) -> tuple[
         A class for each query, int64 (queries,), and the probe, whose classes are those of the labels, in order.
 
     Raises:
-        UserError: for too few images, or a single class.
+        UserError: for a single class.
     """
     present, numbered = torch.unique(labels, return_inverse=True)
     probe = fit_linear_probe(features, numbered, choose_penalty(features, numbered))

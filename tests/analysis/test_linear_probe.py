@@ -91,14 +91,15 @@ def test_it_classifies_by_the_labels_that_there_are() -> None:
     assert probe.weight.dtype is torch.float64
 
 
-@pytest.mark.parametrize(
-    ("labels", "line"),
-    [
-        ([3, 3, 3, 3, 3, 3], "6 training images of 1 class, at least 3 images and 2 classes are needed"),
-        ([0, 1], "2 training images of 2 classes, at least"),
-    ],
-)
-def test_too_little_to_learn_from(labels: list[int], line: str) -> None:
-    features = torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(UserError, match=f"linear probe: {line}"):
-        linear_classify(features, torch.tensor(labels), features)
+def test_a_single_class() -> None:
+    line = "linear probe: all 6 training images are of one class, at least 2 classes are needed: give more"
+    with pytest.raises(UserError, match=line):
+        linear_classify(torch.randn(6, 4), torch.full((6,), 3), torch.randn(6, 4))
+
+
+def test_one_image_of_each_class() -> None:
+    """None can be held out."""
+    answers, probe = linear_classify(torch.eye(5), torch.arange(5), torch.eye(5))
+    assert answers.tolist() == [0, 1, 2, 3, 4]
+    assert probe.penalty == 0.2
+    assert probe.is_solved
