@@ -73,12 +73,12 @@ def _of_run(
 
 def _of_classifier(name: str, data: str | None, eval_split: str | None, skip: bool) -> Found:
     """Name, figures and class names of a single model."""
-    if data is None:
-        raise UserError(f"data: {name} is a single model: give the images to evaluate it on")
     from feature_gan_kd.export.evaluate_classifier import evaluate_classifier
     from feature_gan_kd.export.open_model import open_classifier
 
     classifier = open_classifier(name)
+    if data is None:
+        raise UserError(f"data: {name} is a single model: give the images to evaluate it on")
     found, names, notes = evaluate_classifier(classifier, data, eval_split=eval_split, skip_bad_images=skip)
     print(*notes, sep="\n", file=sys.stderr)
     result = found.to_dict()

@@ -182,7 +182,11 @@ COMMAND_NAMES = "train, evaluate, export, predict, embed, probe, inspect, report
         ("evaluate run --which worst", "--which: 'worst' is not allowed, expected one of last, best, ema"),
         ("export run to --which newest", "--which: 'newest' is not allowed, expected one of last, best, ema"),
         ("export run to", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
-        ("evaluate run", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
+        (
+            "evaluate run",
+            "run: there is no such folder, and timm has no model of this name: name a published model, "
+            "hf-hub:owner/name or a timm name",
+        ),
     ],
 )
 def test_what_is_mistyped(args: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
