@@ -254,7 +254,7 @@ def test_half_precision_of_accelerate_is_refused() -> None:
     accelerator = Accelerator()
     accelerator.state._mixed_precision = "fp16"
     try:
-        with pytest.raises(UserError, match="^mixed_precision: fp16 needs a GPU"):
+        with pytest.raises(UserError, match=r"^mixed_precision: fp16 needs a GPU"):
             tiny(accelerator=accelerator)
     finally:
         accelerator.state._mixed_precision = "no"
