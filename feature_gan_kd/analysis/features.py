@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from feature_gan_kd.data import ImageSource
 from feature_gan_kd.distributed.collectives import gather, rank, world_size
 from feature_gan_kd.models.find_taps import find_taps
+from feature_gan_kd.models.in_place import check_in_place
 from feature_gan_kd.models.tapped_model import Layer, TappedModel
 from feature_gan_kd.utils.errors import UserError, reason
 
@@ -36,8 +37,8 @@ class FeatureExtractor:
         size: number of features of an image.
 
     Raises:
-        UserError: for a layer that does not exist or gives neither a map nor a vector, and for a model from which no
-            vector can be had.
+        UserError: for a layer that does not exist or gives neither a map nor a vector, or whose output a later one
+            changes in place, and for a model from which no vector can be had.
     """
 
     def __init__(self, module: nn.Module, name: str, input_size: tuple[int, int, int], layer: Layer | None = None):
@@ -54,6 +55,7 @@ class FeatureExtractor:
                 )
         else:
             self._tapped = TappedModel(module, find_taps(module, trial, name, [layer], vectors=True), name)
+            check_in_place(self._tapped, trial, [layer] if isinstance(layer, str) else [], learns=False)
             self._compute = self._of_layer
         with torch.inference_mode():
             try:

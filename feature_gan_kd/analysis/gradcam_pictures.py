@@ -14,6 +14,7 @@ from torch import Tensor
 from feature_gan_kd.analysis.gradcam import GradCamHeatmaps, grad_cam, overlay, to_rgb
 from feature_gan_kd.data import ImageSource
 from feature_gan_kd.models.find_taps import find_taps, layers_of
+from feature_gan_kd.models.in_place import check_in_place
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.utils.errors import UserError
@@ -68,7 +69,7 @@ def with_taps(
         vectors: whether a vector may serve as a map of 1x1.
 
     Raises:
-        UserError: where no map is found.
+        UserError: where no map is found, or a later layer changes that of a named one in place.
     """
     tapped = []
     for k, model in enumerate(models):
@@ -77,6 +78,8 @@ def with_taps(
         layers = layers_of(feature_layers, k)
         taps = model.taps or find_taps(model.module, adapted, model.name, layers, vectors=vectors)
         tapped.append(TappedModel(model.module, taps, model.name, model.adapter))
+        if not model.taps:
+            check_in_place(tapped[-1], adapted, [one for one in layers if isinstance(one, str)], learns=False)
     return tapped
 
 

@@ -48,6 +48,30 @@ def test_a_map_is_averaged_over_its_positions() -> None:
     assert torch.equal(features, FeatureExtractor(model, "net", SIZE, 2)(images()))
 
 
+class InPlace(nn.Module):
+    """Changes its images, and the output of its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.second = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits (batch, 5)."""
+        return self.head(self.second(self.act(self.first(x.sub_(2)))).mean((2, 3)))
+
+
+def test_what_changes_in_place() -> None:
+    model, given = InPlace(), images()
+    with pytest.raises(UserError, match=r"^net: a later layer changes the output of 'first' in place: name that later"):
+        FeatureExtractor(model, "net", SIZE, "first")
+    features = FeatureExtractor(model, "net", SIZE, "second")(given)
+    assert torch.equal(given, images())
+    with torch.no_grad():
+        expected = model.second(model.first(images() - 2).relu()).mean((2, 3))
+    assert torch.allclose(features, expected, atol=1e-6)
+
+
 def test_tokens_are_averaged_without_those_in_front_of_the_grid() -> None:
     model: Any = timm.create_model("test_vit", num_classes=0, img_size=32).eval()
     kept: list[Tensor] = []
