@@ -18,10 +18,9 @@ from feature_gan_kd.export.services import services_of
 from feature_gan_kd.method.topology import Edge, TopologyName
 from feature_gan_kd.models.peer import Peer, PeerModel
 from feature_gan_kd.models.tapped_model import Layer, MapShape
-from feature_gan_kd.training import checkpoint_files, run
+from feature_gan_kd.training import checkpoint_files, class_names, run
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.checkpoint_contents import checkpointed_arguments
-from feature_gan_kd.training.class_names import check_class_order
 from feature_gan_kd.training.evaluate_group import evaluate_group
 from feature_gan_kd.training.from_run_file import complete_fit, distiller_arguments
 from feature_gan_kd.training.history import History, Which
@@ -115,7 +114,7 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: for a batch that it cannot learn from, too little memory, or (`check_processes`) unequal weights.
         """
-        check_class_order(self.group)
+        class_names.check_class_order(self.group)
         return self.group.training_step(*self.group.check_batch(images, labels))
 
     def fit(
@@ -298,4 +297,4 @@ class OnlineAdversarialDistiller:
         Raises:
             UserError: where they are not there, or are those of other models.
         """
-        self.group.load_best(Path(run))
+        class_names.load_best(self.group, Path(run))

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from feature_gan_kd.cli.model_options import restored
 from feature_gan_kd.utils.errors import UserError
 
+PER_MODEL = ("accuracy", "top5", "cross_entropy", "macro_f1", "class_accuracy", "confusions")
+"""Figures of which there is one for each model."""
+
 HARDEST = 5
 """Classes that the output names as the hardest."""
 
@@ -68,7 +71,12 @@ def _of_run(
         raise UserError(f"which: the models of {run} have no averaged weights: train with --model-ema")
     provenance = group.provenance
     names = None if provenance is None else provenance.class_names
-    return distiller.names, averaged if which == "ema" else result, names
+    if which != "ema":
+        return distiller.names, result, names
+    shown = averaged.pop("averaged")
+    of_models = {key: [value[k] for k in shown] for key, value in averaged.items() if key in PER_MODEL}
+    del averaged["ema"]
+    return [distiller.names[k] for k in shown], {**averaged, **of_models}, names
 
 
 def _of_classifier(name: str, data: str | None, eval_split: str | None, skip: bool) -> Found:

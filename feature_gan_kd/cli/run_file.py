@@ -52,7 +52,7 @@ def add_run_file(given: Given, own: Own) -> tuple[Given, Own]:
         own = {k: values for k, values in own.items() if values}
     found["feature_layers"] = _layer_words(layers)
     typed = {name: given[name] for name in given if name in setting_types()}
-    return {**found, **file.settings_with(typed), **given}, own
+    return {**found, **file.settings_with(typed, other_models="models" in given), **given}, own
 
 
 def _layers_by_model(common: Any, own: Mapping[int, Any], count: int) -> Any:

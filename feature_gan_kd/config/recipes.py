@@ -29,6 +29,7 @@ RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
         "decay_norms": False,
         "head_init_scale": 0.0,
         "kl_start_fraction": 0.1,
+        "model_ema": 0.9998,
         "adversarial_weight_decay": 0.0,
     },
     # Ours: from scratch on images of one's own, with what is usual today.
@@ -45,9 +46,16 @@ RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
 
 RECIPES_BY_KIND: Mapping[RecipeName, Mapping[ModelKind, Mapping[str, Any]]] = {
     # Models with batch normalisation learn best by SGD with large steps, which diverges on most others.
+    "finetune": {
+        "batch-norm": {"optimizer": "momentum", "lr": 0.01, "weight_decay": 1e-4},
+        "other": {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.05},
+    },
     "scratch": {
         "batch-norm": {"optimizer": "momentum", "lr": 0.1, "weight_decay": 5e-4},
         "other": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05},
     },
 }
-"""What a recipe gives to each kind of model for itself; what the user gives to all models counts more."""
+"""What a recipe gives to each kind of model for itself; what the user gives to all models counts more.
+
+A model for which the user names an optimiser gets the rates of the kind that has such an optimiser.
+"""

@@ -95,16 +95,18 @@ class RunFile:
     fit: dict[str, Any] = field(default_factory=dict)
     is_record: bool = False
 
-    def settings_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def settings_with(self, changes: Mapping[str, Any], *, other_models: bool = False) -> dict[str, Any]:
         """The settings, with changes on top.
 
-        A run records what its method and its recipe had preset. Those values make room for another method or recipe;
-        what had been set apart from them stays, as all that a person wrote.
+        A run records what its method and its recipe had preset. Those values make room for another method or recipe,
+        and for what the recipe gives to other models; what had been set apart from them stays, as all that a person
+        wrote.
         """
         kept = dict(self.settings)
         recipes = [*RECIPES.values(), *(own for kinds in RECIPES_BY_KIND.values() for own in kinds.values())]
         for name, presets in (("method", [*METHODS.values()]), ("recipe", recipes)):
-            if self._gets_another(name, changes):
+            is_replaced = name == "recipe" and other_models and self.is_record and name in kept
+            if is_replaced or self._gets_another(name, changes):
                 before = DistillConfig(**{name: kept[name]})
                 for preset in {key for one in presets for key in one}:
                     if preset in kept and kept[preset] == getattr(before, preset):

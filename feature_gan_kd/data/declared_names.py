@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def declared_names(split: Split, notes: list[str]) -> list[str] | None:
 def _find_names(data: Any, split: Split) -> _Found:
     """Returns the names, or why those that there are are not used; twice None where there are none."""
     kind = type(data).__name__
-    if getattr(data, "classes", None) is not None:
+    if inspect.getattr_static(data, "classes", None) is not None:  # not one that `__getattr__` passes on
         changed_by = _label_transform(data)
         if changed_by is not None:
             return None, f"its labels are changed by the {changed_by} of {kind}"
@@ -64,6 +65,13 @@ def _label_transform(data: Any) -> str | None:
     """Returns the name of a transform that the data set applies to labels; None where it has none."""
     if getattr(data, "target_transform", None) is not None:
         return "target_transform"
+    # A class that takes the names from torchvision's, and makes the items itself.
+    kind = type(data)
+    names_from = next((one for one in kind.__mro__ if "find_classes" in vars(one) or "classes" in vars(one)), None)
+    items_from = next((one for one in kind.__mro__ if "__getitem__" in vars(one)), kind)
+    inherits = any(one.__module__.startswith("torchvision.") for one in kind.__mro__)
+    if inherits and not items_from.__module__.startswith("torchvision.") and names_from is not items_from:
+        return "__getitem__"
     # Of images and labels together, as torchvision's newer data sets take it; they wrap one of images alone.
     both = getattr(data, "transforms", None)
     alone = both is None or type(both).__module__ == "torchvision.datasets.vision"

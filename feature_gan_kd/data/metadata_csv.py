@@ -65,10 +65,16 @@ def _read_split(path: Path, files: Sequence[str], split: str, setting: str) -> C
 
 def _read_file(file: Path, setting: str) -> Columns:
     """Reads one file; the names of images become their paths."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.reader(lines)
-        header = next(reader, [])
-        rows = [(reader.line_num, row) for row in reader if row]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.reader(lines)
+            header = next(reader, [])
+            rows = [(reader.line_num, row) for row in reader if row]
+    except UnicodeDecodeError:
+        raise UserError(f"{setting}: {file} is not text in UTF-8: save it as such") from None
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{setting}: the first line of {file} has {twice!r} twice: rename one of the columns")
     if not any(_is_file_name(name) for name in header):
         raise UserError(f"{setting}: {file} has no column file_name, expected one that names the images beside it")
     for line, row in rows:

@@ -195,7 +195,11 @@ def _results_section(card_info: ModelCardInfo) -> str:
     heads = " | ".join(_SCORES[name][0] for name in names)
     table = f"## Results\n\n| on the evaluation images | {heads} |\n|---|{'---|' * len(names)}\n{cells}"
     if card_info.which == "best":
-        table += "\n\nThe best epoch was chosen on these same images, so the accuracy is optimistic."
+        by = _SCORES[card_info.recipe.get("best_metric", "accuracy")][0].partition(",")[0]
+        table += (
+            f"\n\nThe best epoch of this model was chosen by its {by} on these same images, so the figures are "
+            "optimistic. The ensemble is that of the same epoch."
+        )
     return table
 
 

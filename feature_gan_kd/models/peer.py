@@ -253,14 +253,18 @@ class PeerModel:
         return model
 
 
-def recipe_settings(config: DistillConfig, model: PeerModel) -> dict[str, Any]:
+def recipe_settings(config: DistillConfig, model: PeerModel, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the recipe gives to one model for itself, besides what it gives to all.
 
     Args:
         config: of the run; what the user gave to all models counts more than the recipe.
         model: that learns.
+        given: what the user gave to this model, which counts most.
     """
-    own = RECIPES_BY_KIND.get(config.recipe, {}).get(model.kind, {})
+    named = given.get("optimizer") or (config.optimizer if "optimizer" in config.given else None)
+    is_sgd = named is not None and ("sgd" in named or named in ("momentum", "nesterov"))
+    kind: ModelKind = model.kind if named is None else "batch-norm" if is_sgd else "other"
+    own = RECIPES_BY_KIND.get(config.recipe, {}).get(kind, {})
     return {name: value for name, value in own.items() if name not in config.given}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     if bad is not None:
         raise UserError(f"{path}: holds NaN in {bad!r}: use the last weights")
     module.load_state_dict(tensors)
+
+
+def read_class_names(folder: Path) -> list[str] | None:
+    """The names of the classes that a published folder states, by index; None where it states none, or is none."""
+    try:
+        names = json.loads((folder / "config.json").read_text()).get("label_names")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def tensor_with_nan(tensors: Mapping[str, Tensor]) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feature_gan_kd.report.charts import COLOR_COUNT, owner_title
-from feature_gan_kd.report.records import RecordedRun, collect_series, index_of_max
+from feature_gan_kd.report.records import RecordedRun, last_and_best
 from feature_gan_kd.report.text_table import rows_of_accuracy
 
 
@@ -59,17 +59,10 @@ def compare_accuracies(runs: Sequence[RecordedRun], labels: Sequence[str]) -> di
 
 
 def _row(run: RecordedRun, key: str, name: str, color: str, first: RecordedRun | None = None) -> AccuracyRow | None:
-    own = _last_and_best(run, key)
+    own = last_and_best(run, key)
     if own is None:
         return None
     last, best, epoch = own
-    other = None if first is None else _last_and_best(first, key)
+    other = None if first is None else last_and_best(first, key)
     changes = [f"{own[i] - other[i]:+.2f}" for i in (0, 1)] if other else ["", ""]
     return AccuracyRow(name, color, f"{last:.2f}", f"{best:.2f}", f"{epoch:.0f}", *changes)
-
-
-def _last_and_best(run: RecordedRun, key: str) -> tuple[float, float, float] | None:
-    """The last and the best accuracy, and the epoch of the best; None where nothing is recorded."""
-    epochs, values = collect_series(run).get(key, ([], []))
-    at = index_of_max(values)
-    return (values[-1], values[at], epochs[at]) if values else None

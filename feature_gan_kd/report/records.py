@@ -161,6 +161,25 @@ def epoch_metrics(record: Record) -> dict[str, float]:
     return {name: value for name, value in record["metrics"].items() if name.startswith("eval/") or name == EPOCH_SPEED}
 
 
+def last_and_best(run: RecordedRun, key: str) -> tuple[float, float, float] | None:
+    """The last accuracy, that of the best epoch, and this epoch, which the run's `best_metric` decides.
+
+    Args:
+        run: whose records.
+        key: of the accuracy, as `eval/accuracy/0`.
+
+    Returns:
+        None where nothing is recorded.
+    """
+    series, metric = collect_series(run), run.config.best_metric
+    times, values = series.get(key, ([], []))
+    if not values:
+        return None
+    moments, figures = series.get(key.replace("accuracy", metric), (times, values))
+    best = moments[index_of_max([-one for one in figures] if metric == "cross_entropy" else figures)]
+    return values[-1], dict(zip(times, values, strict=True)).get(best, math.nan), best
+
+
 def index_of_max(values: Sequence[float]) -> int:
     """The position of the largest value, the first of equals; 0 where there are none."""
     return max(range(len(values)), key=values.__getitem__, default=0)

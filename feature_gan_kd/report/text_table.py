@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from feature_gan_kd.report.records import EPOCH_SPEED, RecordedRun, collect_series, index_of_max
+from feature_gan_kd.report.records import EPOCH_SPEED, RecordedRun, collect_series, last_and_best
 
 
 def results_table(run: RecordedRun) -> str:
@@ -13,13 +13,11 @@ def results_table(run: RecordedRun) -> str:
     The seconds are those of the recorded epochs with their evaluation; images/s are training images in these seconds.
     """
     names = {str(k): f"{k} {name}{' (frozen)' if k in run.frozen else ''}" for k, name in enumerate(run.names)}
-    rows = [("model", "last top-1 %", "best top-1 %", "in epoch")]
-    series = collect_series(run)
+    metric = run.config.best_metric
+    rows = [("model", "last top-1 %", "best top-1 %" if metric == "accuracy" else f"at best {metric}", "in epoch")]
     for key, name in rows_of_accuracy(run, names).items():
-        epochs, values = series.get(key, ([], []))
-        at = index_of_max(values)
-        cells = (f"{values[-1]:.2f}", f"{values[at]:.2f}", f"{epochs[at]:.0f}") if values else ("-",) * 3
-        rows.append((name, *cells))
+        found = last_and_best(run, key)
+        rows.append((name, *(f"{found[0]:.2f} {found[1]:.2f} {found[2]:.0f}".split() if found else ("-",) * 3)))
     lines = align_columns(rows)
     facts = [f"method {run.config.method}", *run_facts(run)]
     if run.epochs:
@@ -80,6 +78,8 @@ def run_facts(run: RecordedRun) -> list[str]:
         facts.append(
             f"{run.data['train_images']:,} training images, {run.data['evaluation_images']:,} evaluation images"
         )
+    if run.config.best_metric != "accuracy":
+        facts.append(f"best epochs by {run.config.best_metric}")
     return [*facts, f"batch {run.config.batch_size}", f"seed {run.config.seed}"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from feature_gan_kd.models.class_order import (
     stated_class_names,
 )
 from feature_gan_kd.models.classifier import classifier_tensors
+from feature_gan_kd.models.weights import load_weights, read_class_names
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.utils.errors import UserError
 
@@ -65,10 +67,38 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
                 "put into theirs"
             )
     for plan in plans:
-        reorder_rows([*plan.tensors, *_optimizer_rows(group, plan)], plan.order)
+        reorder_rows([*plan.tensors, *_optimizer_rows(group, plan), *_averaged_rows(group, plan)], plan.order)
     for k in {plan.index for plan in plans} | set(range(len(known))).difference(group.frozen):
         state_class_names(group.models[k], names)
+        if k in group.averages:
+            state_class_names(group.averages[k].module, names)
     return notes
+
+
+def load_best(group: PeerGroup, run: Path) -> None:
+    """Loads each model's weights of its best epoch, see `OnlineAdversarialDistiller.load_best`.
+
+    Args:
+        group: the models.
+        run: the folder of a run.
+
+    Raises:
+        UserError: where they are not there, are those of other models, or know the classes in another order.
+    """
+    folders = [run / "networks" / f"{k}-{name}-best" for k, name in enumerate(group.names)]
+    known = [read_class_names(folder) for folder in folders]
+    for k, names in enumerate(known):
+        own = _known_names(group, k)
+        if names is not None and own is not None and names != own:
+            at = first_difference(names, own)
+            raise UserError(
+                f"{folders[k]}: its class {at} is {names[at]!r}, that of model {k} is {own[at]!r}: load it as a model, "
+                "local-dir:FOLDER, and fit puts its classes into the order of the data"
+            )
+    for k, folder in enumerate(folders):
+        load_weights(group.models[k], folder)
+        if known[k] is not None and group.provenance is None:
+            state_class_names(group.models[k], known[k])
 
 
 def common_class_names(group: PeerGroup) -> list[str] | None:
@@ -178,6 +208,16 @@ def _plan(group: PeerGroup, index: int, known: Sequence[str], names: Sequence[st
             f"and no linear classifier that could be reordered: give the data's classes its order, or {remedy}"
         )
     return _Plan(index, tensors, order)
+
+
+def _averaged_rows(group: PeerGroup, plan: _Plan) -> list[Tensor]:
+    """The same tensors of the model's averaged weights; none where it has no mean."""
+    average = group.averages.get(plan.index)
+    if average is None:
+        return []
+    names = {id(tensor): name for name, tensor in group.models[plan.index].named_parameters()}
+    copies = dict(average.module.named_parameters())
+    return [copies[names[id(tensor)]] for tensor in plan.tensors]
 
 
 def _optimizer_rows(group: PeerGroup, plan: _Plan) -> list[Tensor]:

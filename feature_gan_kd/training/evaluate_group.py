@@ -60,4 +60,6 @@ def evaluate_group(
         on_batch=on_batch,
         device=accelerator.device,
     )
-    return dataclasses.replace(live, ema=ema[0]) if ema else live
+    if not ema:
+        return live
+    return dataclasses.replace(live, ema=dataclasses.replace(ema[0], averaged=tuple(averaged)))

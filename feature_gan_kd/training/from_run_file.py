@@ -32,7 +32,7 @@ def distiller_arguments(file: RunFile, changes: Mapping[str, Any]) -> dict[str, 
         if file.peers is None:
             raise UserError(f"{file.path}: names no models: add the key models")
         others["models"] = [Peer(**peer) for peer in file.peers_with({**settings, **others})]
-    config = DistillConfig(**file.settings_with(settings))
+    config = DistillConfig(**file.settings_with(settings, other_models="models" in changes))
     arguments = {**file.arguments, **others, "config": config}
     if arguments.get("num_classes") is None and "train_data" in file.fit:
         arguments["num_classes"] = count_classes(file.fit["train_data"], config)

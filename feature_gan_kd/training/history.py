@@ -85,11 +85,11 @@ def model_figures(record: Record, name: str) -> list[float]:
 
     Args:
         record: of the epoch.
-        name: of the figure, as `accuracy` (percent), or `ema_accuracy` for that of the averaged weights; the list is
-            empty where there is none.
+        name: of the figure, as `accuracy` (percent), or `ema_accuracy` for that of the averaged weights, of the models
+            that have them.
     """
     found = {key: value for key, value in record["metrics"].items() if key.startswith(f"eval/{name}/")}
-    return [found[f"eval/{name}/{k}"] for k in range(len(found) - 1)]  # the ensemble's is one of them
+    return [value for key, value in found.items() if not key.endswith("/ensemble")]
 
 
 def ensemble_figure(record: Record, name: str) -> float:

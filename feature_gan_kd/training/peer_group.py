@@ -25,7 +25,6 @@ from feature_gan_kd.models.normalisation import Normalisation, stated_normalisat
 from feature_gan_kd.models.peer import Peer, PeerModel, recipe_settings, resolve_peers, resolve_recipe
 from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
-from feature_gan_kd.models.weights import load_weights
 from feature_gan_kd.optim.averaged_weights import averaged_sources, build_averages
 from feature_gan_kd.optim.nonfinite import SkippedSteps
 from feature_gan_kd.training import checkpoint_files, cuda_graphs
@@ -129,7 +128,7 @@ class PeerGroup(Uncopyable):
             if k in self.frozen:
                 model.module.eval()
             else:
-                model.settings = {**recipe_settings(self.config, model), **own}
+                model.settings = {**recipe_settings(self.config, model, own), **own}
                 prepare(model, model.own_config(self.config), f"model {k} ({model.name})")
         learners = {k: model for k, model in enumerate(self.peers) if k not in self.frozen}
         named = {f"model {k} ({model.name})": model.module for k, model in learners.items()}
@@ -272,15 +271,6 @@ class PeerGroup(Uncopyable):
         if self.accelerator.is_main_process:
             checkpoint_files.save(state, folder, self.signature(None))
         self.accelerator.wait_for_everyone()
-
-    def load_best(self, run: Path) -> None:
-        """Loads each model's weights of its best epoch from a run's folder.
-
-        Raises:
-            UserError: where they are not there, or are those of other models.
-        """
-        for index, (name, module) in enumerate(zip(self.names, self.models, strict=True)):
-            load_weights(module, run / "networks" / f"{index}-{name}-best")
 
     def load_state(self, state: Checkpoint) -> None:
         """The inverse of `state`.

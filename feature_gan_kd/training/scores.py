@@ -55,7 +55,9 @@ class Evaluation:
         ensemble: of the mean of the models' logits (paper, section 4).
         images: number of images.
         class_images: number of images of each class.
-        ema: the same of the models' averaged weights, a model without them as it is; None where no model has them.
+        ema: the same of the models' averaged weights; its ensemble has a model without them as it is. None where no
+            model has them.
+        averaged: of `ema`, the models that have averaged weights; None elsewhere: all.
     """
 
     models: list[Scores]
@@ -63,6 +65,7 @@ class Evaluation:
     images: int
     class_images: list[int]
     ema: Evaluation | None = None
+    averaged: tuple[int, ...] | None = None
 
     def metrics(self) -> dict[str, float]:
         """The figures of a record, under their full names."""
@@ -78,11 +81,12 @@ class Evaluation:
             "ensemble_scores": dataclasses.asdict(self.ensemble),
             "images": self.images,
             "class_images": self.class_images,
-            "ema": None if self.ema is None else self.ema.to_dict(),
+            "ema": None if self.ema is None else {**self.ema.to_dict(), "averaged": self.ema.averaged},
         }
 
     def _named(self, prefix: str) -> dict[str, float]:
-        owners = {**{str(k): model for k, model in enumerate(self.models)}, "ensemble": self.ensemble}
+        shown = range(len(self.models)) if self.averaged is None else self.averaged
+        owners = {**{str(k): self.models[k] for k in shown}, "ensemble": self.ensemble}
         figures = {owner: scores.metrics() for owner, scores in owners.items()}
         names = figures["ensemble"]
         return {f"{prefix}{name}/{owner}": own[name] for name in names for owner, own in figures.items()}

@@ -170,3 +170,38 @@ def test_the_images_transform_of_torchvision_leaves_names(tmp_path: Path) -> Non
     assert found(ImageFolder(str(tmp_path), transform=lambda image: image)) == (NAMES, [])
     changed = ImageFolder(str(tmp_path), target_transform=lambda label: 2 - label)
     assert found(changed)[0] is None
+
+
+class Reversed(ImageFolder):
+    """Takes the names from torchvision's class, and makes the labels itself."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return image, 2 - label
+
+
+class Passing:
+    """Passes on what it lacks to the data set that it wraps, with other labels."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["images"], name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.images[index]
+        return image, 2 - label
+
+
+def test_names_that_another_class_stated_are_not_used(tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        PIL.Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    names, notes = found(Reversed(str(tmp_path)))
+    assert names is None
+    assert "its labels are changed by the __getitem__ of Reversed" in notes[0]
+    assert found(Passing(ImageFolder(str(tmp_path))))[0] is None

@@ -9,7 +9,7 @@ import pytest
 from feature_gan_kd.cli import main
 from feature_gan_kd.report import comparison_table, read_run, results_table
 from feature_gan_kd.training.history import History
-from tests.report.fake_runs import write_run
+from tests.report.fake_runs import read_lines, write_lines, write_run
 
 
 class TestTable:
@@ -63,3 +63,19 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.split()[-2:] == ["alone", "together"]
     assert last.endswith("report.html")
+
+
+def test_the_best_epoch_is_that_of_the_best_metric(tmp_path: Path) -> None:
+    """As `-best` is published: by cross-entropy the first epoch, though a later one has the best accuracy."""
+    folder = write_run(tmp_path, epochs=3, best_metric="cross_entropy")
+    lines = read_lines(folder)
+    for epoch, line in enumerate(one for one in lines if one["event"] == "epoch"):
+        line["metrics"]["eval/cross_entropy/0"] = [0.5, 0.9, 0.7][epoch]
+    write_lines(folder, lines)
+    run = read_run(folder)
+    text = results_table(run)
+    first = run.epochs[0]["metrics"]["eval/accuracy/0"]
+    row = next(line.split() for line in text.splitlines() if line.startswith("0 "))
+    assert row[-2:] == [f"{first:.2f}", "1"]
+    assert "at best cross_entropy" in text.splitlines()[0]
+    assert "best epochs by cross_entropy" in text

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 
 from feature_gan_kd import OnlineAdversarialDistiller, Peer, UserError
@@ -159,3 +161,44 @@ def test_the_same_without_a_mean_has_no_word_of_it(tmp_path: Path) -> None:
     build(epochs=1).fit(output_dir=tmp_path / "run")
     assert "ema_" not in json.dumps(records(tmp_path / "run"))
     assert not list((tmp_path / "run" / "networks").glob("*-ema"))
+
+
+def test_a_frozen_model_has_no_figure_of_its_own(tmp_path: Path) -> None:
+    distiller = OnlineAdversarialDistiller(
+        ["test_resnet", "test_vit"], num_classes=10, frozen=[0], model_ema=0.9, epochs=1, method="logit", **TINY
+    )
+    distiller.fit(output_dir=tmp_path / "run", progress=False)
+    named = {name for name in records(tmp_path / "run")[-1]["metrics"] if name.startswith("eval/ema_accuracy/")}
+    assert named == {"eval/ema_accuracy/1", "eval/ema_accuracy/ensemble"}
+    rows = [line for line in results_table(read_run(tmp_path / "run")).splitlines() if "averaged weights" in line]
+    assert [row.split(",")[0] for row in rows] == ["1 test_vit", "ensemble"]
+
+
+def table(names: list[str]) -> Any:
+    """Twelve grey images, whose shade is their class by name."""
+    labels = [k % 3 for k in range(12)]
+    shade = {"a": 10, "b": 120, "c": 240}
+    images = [Image.new("RGB", (8, 8), (shade[names[k]],) * 3) for k in labels]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+def test_the_mean_follows_the_order_of_the_classes(tmp_path: Path) -> None:
+    """A second `fit` on data whose classes are in another order; the weights of the first run are of its own order."""
+    distiller = OnlineAdversarialDistiller(
+        ["test_resnet"] * 2, num_classes=3, image_size=32, model_ema=0.9, method="logit", lr=1e-9, batch_size=12
+    )
+    first, second = table(["a", "b", "c"]), table(["c", "a", "b"])
+    distiller.fit(first, first, epochs=1, output_dir=tmp_path / "run", progress=False)
+    before = distiller.evaluate(first)
+    distiller.fit(second, second, epochs=1, progress=False)
+    after = distiller.evaluate(second)
+    order = [1, 2, 0]  # of the first names among the second
+    for own, then in ((before, after), (before["ema"], after["ema"])):
+        assert [then["class_accuracy"][0][k] for k in order] == own["class_accuracy"][0]
+    with pytest.raises(UserError, match=r"-best: its class 0 is 'a', that of model 0 is 'c': load it as a model"):
+        distiller.load_best(tmp_path / "run")
+    fresh = OnlineAdversarialDistiller(["test_resnet"] * 2, num_classes=3, image_size=32, method="logit")
+    fresh.load_best(tmp_path / "run")
+    with pytest.raises(UserError, match=r"class"):
+        fresh.evaluate(second)

@@ -277,5 +277,5 @@ def test_arguments(name: str, words: list[tuple[str, ...]]) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_right_arguments_are_commands(name: str) -> None:
     words = {"train": ["--output-dir", "run"], "inspect": ["--models", "a", "b"], "evaluate": ["run"]}
-    words["schema"] = []
+    words |= {"schema": [], "embed": ["model", "images", "-o", "out.npy"], "probe": ["model", "--data", "images"]}
     assert callable(parse([name, *words.get(name, ["run", "out"])]))

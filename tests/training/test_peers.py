@@ -465,3 +465,33 @@ def test_a_frozen_model_gets_no_recipe() -> None:
     built = distiller("test_resnet", "test_vit", recipe="scratch", frozen=[1])
     assert built.group.peers[1].settings == {}
     assert list(built.group.averages) == [0]
+
+
+def test_another_optimiser_brings_its_own_rates() -> None:
+    """Under a recipe by kind: AdamW never gets the rate of SGD, nor SGD that of AdamW."""
+    built = distiller("test_resnet", Peer("test_vit", optimizer="sgd"), recipe="scratch", optimizer="adamw")
+    own = [model.own_config(built.config) for model in built.group.peers]
+    assert [(one.optimizer, one.lr, one.weight_decay) for one in own] == [("adamw", 1e-3, 0.05), ("sgd", 0.1, 5e-4)]
+    tuned = distiller("test_resnet", "test_vit", recipe="finetune", optimizer="adamw", lr=3e-4)
+    assert {model.own_config(tuned.config).lr for model in tuned.group.peers} == {3e-4}
+
+
+def test_the_file_of_a_run_gives_other_models_the_rates_of_their_kind(tmp_path: Path) -> None:
+    digits = OnlineAdversarialDistiller(
+        ["test_resnet", "test_vit"],
+        num_classes=10,
+        image_size=SIZE,
+        recipe="scratch",
+        method="logit",
+        epochs=1,
+        batch_size=20,
+        max_train_samples=20,
+        max_eval_samples=20,
+    )
+    digits.fit(output_dir=tmp_path / "run", progress=False)
+    again = OnlineAdversarialDistiller.from_config(tmp_path / "run" / "config.json", models=["test_vit", "test_resnet"])
+    own = [model.own_config(again.config) for model in again.group.peers]
+    assert [(one.optimizer, one.lr, one.weight_decay) for one in own] == [
+        ("adamw", 1e-3, 0.05),
+        ("momentum", 0.1, 5e-4),
+    ]
