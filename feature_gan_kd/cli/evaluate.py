@@ -81,6 +81,13 @@ def _of_run(
 
 def _of_classifier(name: str, data: str | None, eval_split: str | None, skip: bool) -> Found:
     """Name, figures and class names of a single model."""
+    import timm
+
+    if ":" not in name and not Path(name).is_dir() and not timm.is_model(name.split(".")[0]):
+        raise UserError(
+            f"run: there is no folder {name}, and timm has no model of this name: name the folder of a run or of a "
+            "published model, hf-hub:owner/name or a timm name"
+        )
     from feature_gan_kd.export.evaluate_classifier import evaluate_classifier
     from feature_gan_kd.export.open_model import open_classifier
 

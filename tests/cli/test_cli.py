@@ -184,8 +184,8 @@ COMMAND_NAMES = "train, evaluate, export, predict, embed, probe, inspect, report
         ("export run to", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
         (
             "evaluate run",
-            "run: there is no such folder, and timm has no model of this name: name a published model, "
-            "hf-hub:owner/name or a timm name",
+            "run: there is no folder run, and timm has no model of this name: name the folder of a run or of a "
+            "published model, hf-hub:owner/name or a timm name",
         ),
     ],
 )

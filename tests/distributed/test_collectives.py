@@ -134,7 +134,7 @@ def test_two_processes_go_on_with_what_one_began(by_one: Path, by_two: Path) -> 
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(by_one: Path, by_two: Path, tmp_path: Path) -> None:
     """Alone, or with as many as before."""
     began = time.perf_counter()
-    _, said = launch(2, "-m", "tests.helpers.worker", str(tmp_path), "pair", status=1, env={"DIE": "1:8"})
+    _, said = launch(2, "-m", "tests.helpers.worker", str(tmp_path), "pair", status=1, env={"DIE": "1:10"})
     assert time.perf_counter() - began < 60
     assert "exitcode  : -9" in said
     assert list_checkpoints(tmp_path / "pair" / "checkpoints")[0].name == "step-6"

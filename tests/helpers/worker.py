@@ -1,6 +1,7 @@
 """Runs `fit` as one process, or as one of several: `python -m tests.helpers.worker FOLDER CASE...`.
 
-`DIE=1:8` in the environment kills process 1 in its eighth update. An existing run is resumed.
+`DIE=1:10` in the environment kills process 1 in its tenth forward pass: that of the eighth update, since the first two
+updates of several processes are rehearsed. An existing run is resumed.
 """
 
 from __future__ import annotations
