@@ -80,6 +80,9 @@ def embed(
         if bad:
             print(skipped_note(bad), file=sys.stderr)
         print(f"{output}: {len(rows)} images, {extractor.size} features each")
+    # Processes that leave while others still talk to them may abort.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def _batches(paths: Sequence[Path], size: int) -> list[dict[int, Path]]:
