@@ -224,3 +224,21 @@ def test_what_moves_the_weights(method: str) -> None:
     accuracy = statistics.mean(records[-1]["metrics"][f"eval/accuracy/{k}"] for k in (0, 1))
     row = f"| {method} | {' | '.join(cells)} | {accuracy:.2f} |"
     assert row in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_averaged_weights() -> None:
+    """Those of a run against its last weights, paired by seed."""
+    averaged: dict[int, float] = {}
+    live: dict[int, float] = {}
+    for path in (ROOT / "benchmarks" / "results" / "averaged" / "finetune").glob("*.json"):
+        run = json.loads(path.read_text())
+        metrics, seed = run["epochs"][-1]["metrics"], run["seed"]
+        averaged[seed] = statistics.fmean(metrics[f"eval/ema_accuracy/{k}"] for k in (0, 1))
+        live[seed] = statistics.fmean(metrics[f"eval/accuracy/{k}"] for k in (0, 1))
+    one = paired_difference(averaged, live)
+    assert one is not None
+    assert one.half_width is not None
+    mean, low, high = (f"{value:+.1f}" for value in (one.mean, one.mean - one.half_width, one.mean + one.half_width))
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    assert f"(`logit-averaged`, four seeds) are {mean} [{low}, {high}] against its last weights" in text
+    assert len(live) == 4
