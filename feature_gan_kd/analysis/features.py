@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.data import ImageSource
-from feature_gan_kd.distributed.collectives import gather, rank, world_size
+from feature_gan_kd.data import ImageSource, evaluation_batches
+from feature_gan_kd.distributed.collectives import gather
 from feature_gan_kd.models.find_taps import find_taps
 from feature_gan_kd.models.in_place import check_in_place
 from feature_gan_kd.models.tapped_model import Layer, TappedModel
@@ -107,16 +107,7 @@ def collect_features(extractor: FeatureExtractor, source: ImageSource, device: t
     Raises:
         UserError: where there are no images, one has no label, features are not finite, or another process is gone.
     """
-    processes = world_size()
-    batches = source.batches(
-        batch_size=BATCH_SIZE * processes,
-        seed=0,
-        epoch=0,
-        rank=rank(),
-        world_size=processes,
-        device=device,
-        train=False,
-    )
+    batches = evaluation_batches(source, BATCH_SIZE, device)
 
     def next_share() -> tuple[Tensor, Tensor] | None:
         images, labels = next(batches, (None, None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from json import dumps
@@ -47,7 +46,9 @@ def evaluate(
         if which != "last":
             raise UserError(f"which: {run} is a single model, which has one set of weights: leave --which out")
         models, chosen, names = _of_classifier(run, data, eval_split, skip_bad_images)
-    if os.environ.get("RANK", "0") == "0":
+    from feature_gan_kd.distributed.collectives import rank
+
+    if rank() == 0:
         print(dumps({"which": which, "class_names": names, **chosen}) if json else _table(models, chosen, names))
 
 
@@ -88,6 +89,7 @@ def _of_classifier(name: str, data: str | None, eval_split: str | None, skip: bo
             f"run: there is no folder {name}, and timm has no model of this name: name the folder of a run or of a "
             "published model, hf-hub:owner/name or a timm name"
         )
+    from feature_gan_kd.distributed.collectives import rank
     from feature_gan_kd.export.evaluate_classifier import evaluate_classifier
     from feature_gan_kd.export.open_model import open_classifier
 
@@ -95,7 +97,8 @@ def _of_classifier(name: str, data: str | None, eval_split: str | None, skip: bo
     if data is None:
         raise UserError(f"data: {name} is a single model: give the images to evaluate it on")
     found, names, notes = evaluate_classifier(classifier, data, eval_split=eval_split, skip_bad_images=skip)
-    print(*notes, sep="\n", file=sys.stderr)
+    if rank() == 0:
+        print("\n".join(notes), file=sys.stderr)
     result = found.to_dict()
     del result["ema"]
     return [str(classifier.cfg.get("architecture") or name)], result, names
@@ -105,9 +108,10 @@ def _table(models: Sequence[str], result: Mapping[str, Any], class_names: Sequen
     """A line for each model and the ensemble, and one on the classes that the ensemble classifies worst."""
     ensemble = result["ensemble_scores"]
     scores = ("accuracy", "top5", "macro_f1", "cross_entropy")
-    rows = [*({name: result[name][k] for name in scores} for k in range(len(models))), ensemble]
+    rows = [(title, {name: result[name][k] for name in scores}) for k, title in enumerate(models)]
+    rows += [("ensemble", ensemble)] if len(models) > 1 else []
     lines = []
-    for name, own in list(zip([*models, "ensemble"], rows, strict=True))[: len(models) + (len(models) > 1)]:
+    for name, own in rows:
         top5 = "" if own["top5"] is None else f"  top-5 {own['top5']:6.2f} %"
         f1, loss = own["macro_f1"], own["cross_entropy"]
         lines.append(f"{name:<24} top-1 {own['accuracy']:6.2f} %{top5}  macro F1 {f1:6.2f} %  cross-entropy {loss:.4f}")

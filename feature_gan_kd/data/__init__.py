@@ -3,6 +3,7 @@
 from feature_gan_kd.data.augmentation import check_auto_augment as check_auto_augment
 from feature_gan_kd.data.augmentation import evaluation_crop_pct as evaluation_crop_pct
 from feature_gan_kd.data.batches import ImageSource as ImageSource
+from feature_gan_kd.data.batches import evaluation_batches as evaluation_batches
 from feature_gan_kd.data.class_balance import class_weights as class_weights
 from feature_gan_kd.data.draws import draw_fifth as draw_fifth
 from feature_gan_kd.data.image_transforms import OwnTransform as OwnTransform

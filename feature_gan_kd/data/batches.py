@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from feature_gan_kd.distributed.collectives import rank, world_size
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -60,6 +62,29 @@ class ImageSource(Protocol):
             it is 0 only where a batch has fewer images than there are processes.
         """
         ...
+
+
+def evaluation_batches(source: ImageSource, share: int, device: torch.device) -> Iterator[Batch]:
+    """This process's share of every image of a source, in order, without augmentation.
+
+    Args:
+        source: of the images.
+        share: images of a process in one batch.
+        device: puts the tensors there.
+
+    Yields:
+        As `ImageSource.batches`.
+    """
+    processes = world_size()
+    return source.batches(
+        batch_size=share * processes,
+        seed=0,
+        epoch=0,
+        rank=rank(),
+        world_size=processes,
+        device=device,
+        train=False,
+    )
 
 
 def batch_bounds(length: int, batch_size: int, *, train: bool, start: int = 0) -> Iterator[tuple[int, int]]:

@@ -53,6 +53,9 @@ class Data:
         fingerprint: of the images and labels of both; of a sample of them where they are not in memory. It names a
             transform of the user's own, too.
         evaluation_fingerprint: of those to evaluate on alone.
+        crop_pct: share of each side of the images to evaluate on that was kept. Of tensors and of a `DataLoader` it is
+            what the user states, else all.
+        idle_settings: what the recipe presets and these training images cannot follow.
         train_labels: class indices of the training images, int64 `(N,)`; None where they are not known beforehand.
     """
 
@@ -65,6 +68,8 @@ class Data:
     notes: list[str]
     fingerprint: str
     evaluation_fingerprint: str
+    crop_pct: float
+    idle_settings: list[str]
     train_labels: Tensor | None = None
 
     def description(self) -> dict[str, Any]:
@@ -123,7 +128,8 @@ def open_data(
     train, evaluation = _read_both(train_data, eval_data, config, options, notes, classes)
     given_as = _given_as(train)
     check_training(config, image_size, own=train_transform, given_as=given_as)
-    notes += note_idle_preset(config, own=train_transform, given_as=given_as)
+    idle = note_idle_preset(config, own=train_transform, given_as=given_as)
+    notes += idle
     train_source = build_source(train, options, notes, training=for_training)
     eval_source = build_source(evaluation, options, notes)
     labels = known_labels(train_source)
@@ -146,6 +152,8 @@ def open_data(
         notes=notes,
         fingerprint=_fingerprint(train_source, evaluated, train_transform),
         evaluation_fingerprint=evaluated,
+        crop_pct=options.transform.evaluation_crop_pct if _given_as(evaluation) is None else config.crop_pct or 1.0,
+        idle_settings=["aa"] if idle else [],
         train_labels=labels,
     )
 
@@ -155,11 +163,11 @@ def _fingerprint(train: Source, evaluated: str, own: OwnTransform | None) -> str
     return digest if own is None else f"{digest}, train_transform {describe_transform(own)}"
 
 
-def _given_as(train: LabelledSplit) -> str | None:
-    """What training images cannot be changed of, in words; None for images."""
-    if isinstance(train, UserLoader):
+def _given_as(split: LabelledSplit) -> str | None:
+    """What images cannot be changed of, in words; None for images."""
+    if isinstance(split, UserLoader):
         return "a DataLoader"
-    tensors = isinstance(train, TorchDatasetImages) and not train.holds_pil_images()
+    tensors = isinstance(split, TorchDatasetImages) and not split.holds_pil_images()
     return "a data set of tensors" if tensors else None
 
 

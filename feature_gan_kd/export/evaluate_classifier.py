@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.data import open_evaluation
+from feature_gan_kd.data import evaluation_batches, open_evaluation
 from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.export.open_model import OpenedModel
@@ -55,15 +55,7 @@ def evaluate_classifier(
         class_names=names,
         num_classes=classes,
     )
-    batches = source.batches(
-        batch_size=BATCH_SIZE * accelerator.num_processes,
-        seed=0,
-        epoch=0,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        device=accelerator.device,
-        train=False,
-    )
+    batches = evaluation_batches(source, BATCH_SIZE, accelerator.device)
     (found,) = evaluate(
         [[module.to(accelerator.device)]], batches, classes, all_reduce=all_reduce_sum, device=accelerator.device
     )

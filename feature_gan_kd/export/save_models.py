@@ -138,7 +138,11 @@ def model_card_info(
     said = stated_normalisation(*stated, group.in_chans)
     normalisation, updates = published_normalisation(group, index, said), group.step.number
     settings = model.own_config(group.config).to_dict()
-    if provenance is None:  # nobody called `fit`: what only `fit` uses says nothing about these weights
+    crop_pct = evaluation_crop_pct(group.config, group.image_size)
+    if provenance is not None:
+        settings = {name: value for name, value in settings.items() if name not in provenance.idle_settings}
+        crop_pct = provenance.crop_pct or crop_pct
+    else:  # nobody called `fit`: what only `fit` uses says nothing about these weights
         settings = {name: value for name, value in settings.items() if name in UPDATE_SETTINGS} if updates else {}
     return ModelCardInfo(
         architecture=model.architecture,
@@ -161,7 +165,7 @@ def model_card_info(
         license=license or (provenance.license if provenance else None),
         pretrained=model.pretrained,
         model_args={name: value for name, value in model.model_args.items() if name not in DROP_RATES},
-        crop_pct=evaluation_crop_pct(group.config, group.image_size),
+        crop_pct=crop_pct,
         interpolation=group.config.interpolation,
     )
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.training.peer_group import PeerGroup
 
 
-def describe_recipe(group: PeerGroup) -> list[str]:
+def describe_recipe(group: PeerGroup, idle_settings: Collection[str] = ()) -> list[str]:
     """Lines on the schedule that all models share, and on the optimiser of each; models with the same share a line.
 
     Args:
         group: the models, with their settings.
+        idle_settings: that do not act on the images of this run.
     """
     config = group.config
     schedule = f"{config.scheduler} learning rate over {config.epochs} epochs"
@@ -29,19 +32,20 @@ def describe_recipe(group: PeerGroup) -> list[str]:
             text += _what_stands_still(model, own)
             lines.setdefault(text, []).append(k)
     models = [f"model{'s' * (len(own) > 1)} {' and '.join(map(str, own))}: {text}" for text, own in lines.items()]
-    return [f"recipe {config.recipe}: {schedule}", *models, *describe_labels_and_images(config)]
+    return [f"recipe {config.recipe}: {schedule}", *models, *describe_labels_and_images(config, idle_settings)]
 
 
-def describe_labels_and_images(config: DistillConfig) -> list[str]:
+def describe_labels_and_images(config: DistillConfig, idle_settings: Collection[str] = ()) -> list[str]:
     """A line on the loss of the labels and one on the augmentation, as far as they differ from the defaults.
 
     Args:
         config: of the run.
+        idle_settings: that do not act on its images.
     """
     loss = ["binary cross-entropy"] * config.bce_loss
     loss += [f"smoothing {config.smoothing:g}"] * bool(config.smoothing)
     loss += ["weighted by the frequency of the classes"] * config.class_weights
-    images = [] if config.aa is None else [config.aa]
+    images = [] if config.aa is None or "aa" in idle_settings else [config.aa]
     crops = {"scale": config.scale, "ratio": config.ratio}
     images += [f"{name} {bounds[0]:g} to {bounds[1]:g}" for name, bounds in crops.items() if bounds]
     rates = {"upside down": config.vflip, "erased in part": config.reprob}

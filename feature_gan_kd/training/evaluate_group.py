@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from feature_gan_kd.data import ImageSource
+from feature_gan_kd.data import ImageSource, evaluation_batches
 from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.training.evaluate import OnBatch, evaluate
 from feature_gan_kd.training.peer_group import PeerGroup
@@ -36,15 +36,7 @@ def evaluate_group(
     """
     group.average_buffers()
     accelerator = group.accelerator
-    batches = source.batches(
-        batch_size=BATCH_SIZE * accelerator.num_processes,
-        seed=0,
-        epoch=0,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        device=accelerator.device,
-        train=False,
-    )
+    batches = evaluation_batches(source, BATCH_SIZE, accelerator.device)
     converted = ((images.to(group.dtype), labels) for images, labels in batches)
     adapters = [model.adapter for model in group.tapped]
     models = [nn.Sequential(adapter, module) for adapter, module in zip(adapters, group.models, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class RunProvenance:
         history: of the training.
         evaluated: `fingerprint` of the images that the models were evaluated on, and the `settings` that chose them,
             as JSON values.
+        crop_pct: of the images that the models were evaluated on, see `Data`; None where it is not known.
+        idle_settings: that did not act on the training images.
     """
 
     data: str
@@ -40,6 +42,8 @@ class RunProvenance:
     license: str | None
     history: History
     evaluated: dict[str, Any] | None = None
+    crop_pct: float | None = None
+    idle_settings: list[str] = field(default_factory=list)
 
     @classmethod
     def of_fit(cls, given: tuple[Any, Any], data: Data, license: str | None, config: DistillConfig) -> RunProvenance:
@@ -59,6 +63,8 @@ class RunProvenance:
             license,
             History(best_metric=config.best_metric),
             {"fingerprint": data.evaluation_fingerprint, "settings": config.data_settings()},
+            data.crop_pct,
+            data.idle_settings,
         )
 
     def to_dict(self) -> dict[str, Any]:

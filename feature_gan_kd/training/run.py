@@ -107,7 +107,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
         raise UserError(f"best_metric: top5 says nothing of {group.num_classes} classes: choose accuracy or macro_f1")
     if config.similarity_images:
         services.check_similarity_images(len(data.evaluation))
-    notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group)]
+    notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group, data)]
     if config.class_weights and data.train_labels is not None:
         weights = class_weights(data.train_labels, group.num_classes)
         group.step.label_loss.weigh_classes(weights.to(accelerator.device))
@@ -233,7 +233,7 @@ def _check_normalisation(group: PeerGroup, data: Data, folder: Path | None) -> N
             )
 
 
-def _notes_on_models(group: PeerGroup) -> list[str]:
+def _notes_on_models(group: PeerGroup, data: Data) -> list[str]:
     """Lines on models that teach noise or learn in part, maps that are a guess, a slow precision, and the recipe."""
     notes, bf16 = notes_on_frozen(group), group.config.mixed_precision == "bf16"
     notes += [note for model in group.tapped for note in model.notes()]
@@ -242,7 +242,7 @@ def _notes_on_models(group: PeerGroup) -> list[str]:
         notes.append(f"mixed_precision auto: {group.config.mixed_precision} on {device_name(device)}")
     if bf16 and group.accelerator.device.type == "cpu" and emulates_bf16():
         notes.append("mixed_precision bf16: this processor emulates bf16, several times slower than fp32")
-    return [*notes, *describe_recipe(group)]
+    return [*notes, *describe_recipe(group, data.idle_settings)]
 
 
 def _circumstances(group: PeerGroup, train_data: Any, data: Data) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 from feature_gan_kd import OnlineAdversarialDistiller
 
@@ -76,3 +77,27 @@ def check(models: list[str], images: list[Image.Image], expected: float, place: 
         assert loss == pytest.approx(found[k], abs=near)
         _, other = by_timm(folder, images, 1.0 if expected < 1 else 0.875)
         assert abs(other - found[k]) > 2 * near
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(None, 1.0), (0.875, 0.875)])
+@pytest.mark.parametrize("loads", [False, True])
+def test_tensors_were_not_cropped_unless_the_user_says_so(
+    loads: bool, stated: float | None, expected: float, tmp_path: Path
+) -> None:
+    """At 112 pixels photographs would be: nothing here resized or cut these, and their card names no augmentation."""
+    pixels = torch.from_numpy(np.stack([np.asarray(one.resize((112, 112))) for one in framed(112)[:4]]))
+    images = TensorDataset(pixels.permute(0, 3, 1, 2).contiguous(), torch.arange(4) % 2)
+    data: Any = DataLoader(images, 4) if loads else images
+    distiller = OnlineAdversarialDistiller(
+        ["cifar_resnet14"] * 2, num_classes=2, image_size=112, recipe="scratch", method="logit", crop_pct=stated
+    )
+    distiller.fit(data, data, epochs=1, batch_size=4, output_dir=tmp_path / "run", progress=False)
+    for folder in distiller.save_pretrained(tmp_path / "published"):
+        assert by_timm(folder, framed(112)[:4])[0] == expected
+        card = (folder / "README.md").read_text()
+        assert "rand-m9" not in card
+        assert "| smoothing | 0.1 |" in card
+    checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
+    again = OnlineAdversarialDistiller.from_checkpoint(checkpoint)
+    (first, _) = again.save_pretrained(tmp_path / "again")
+    assert by_timm(first, framed(112)[:4])[0] == expected
