@@ -64,6 +64,9 @@ class LossSettings:
     or L2 difference of the feature maps; l1-only, l2-only: that difference only; aligned, statistics, relation: KL and
     the term of that name; zero-gradient: KL, and extractors that
     move by weight decay only (a control for afd)."""
+    labels: bool = True
+    """Learn from the labels of the training images. Without labels the models learn from each other alone, and models
+    built by name have no classifier, unless num_classes is given."""
     kl_weight: float = bounded(1.0, at_least=0)
     """Weight of the logit term: T^2 times the KL divergence between the softened outputs of source and learner."""
     temperature: float = bounded(3.0, above=0)
@@ -240,6 +243,9 @@ class DataSettings:
     """Split to train on (default: train)."""
     eval_split: str | None = None
     """Split to evaluate on (default: test, else validation, else a fifth of the training split)."""
+    labeled_fraction: float | None = bounded(None, above=0, below=1)
+    """Share of each batch that has labels, where some training images have none; an epoch then shows every image at
+    least once, and those of the smaller kind several times (default: every image once, in any order)."""
     max_train_samples: int | None = bounded(None, at_least=2)
     """Use only N training images, drawn by the seed from all classes in turn; of a stream, the first N in each epoch
     (default: all)."""
