@@ -71,7 +71,7 @@ def _decode_into_memory(
         skip=options.skip,
         crop_pct=crop_pct,
         interpolation=transform.interpolation,
-        mode=table.mode,
+        modes=[table.mode_of(row) for row in range(len(table))],
     )
     if resized:
         part = "largest centred square" if crop_pct == 1 else f"centre, {crop_pct:g} of the shorter side"

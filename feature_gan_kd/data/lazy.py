@@ -21,6 +21,7 @@ from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import DecodedImages, Item, ItemKey, ItemSource, TableImages, TorchDatasetImages
 from feature_gan_kd.data.rng import item_seeds
+from feature_gan_kd.data.unlabeled import UnlabeledRule
 from feature_gan_kd.utils.errors import UserError
 
 # Number of images that mean and std are computed from, where not all images are decoded anyway.
@@ -101,17 +102,20 @@ class OnDemandImages:
     Args:
         transform: size and channels of the images.
         augment: applied to whole batches of uint8 pixels in training; None for none.
+        split: its name, for messages.
 
     Attributes:
         normalise: the run sets it to the normalisation that its models share.
         erase: applied last in training; the run sets it.
+        unlabeled: what becomes of images without a label.
     """
 
-    def __init__(self, transform: ImageTransform, augment: CropFlip | None) -> None:
+    def __init__(self, transform: ImageTransform, augment: CropFlip | None, split: str) -> None:
         self.transform = transform
         self.augment = augment
         self.normalise = PixelNormaliser.identity(transform.channels)
         self.erase: Erasing | None = None
+        self.unlabeled = UnlabeledRule(split)
         self._gives_floats: bool | None = None  # as the first batch that was read
 
     def __len__(self) -> int:
@@ -191,7 +195,7 @@ class LazyImages(OnDemandImages):
         *,
         skip: bool = False,
     ) -> None:
-        super().__init__(transform, augment)
+        super().__init__(transform, augment, items.split)
         self.items = items
         self.reader = ItemReader(items, skip)
         self.num_workers = num_workers
@@ -268,10 +272,12 @@ class LazyImages(OnDemandImages):
             if isinstance(read, UserError):
                 raise read
             images, labels, bad = read
+            images, labels = self.unlabeled.apply(images, labels, train=train)
             skipped.update(bad)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             indices = keys[share.start : share.stop].to(device, non_blocking=True)
             yield self.augment_and_normalise(images, seed, epoch, indices, train=train), labels
+        self.unlabeled.report(rank, world_size)
         if skipped and not self._skips_reported:
             action = "replaced by the next" if train else "left out"
             whose = f" by process {rank}, of its share" if world_size > 1 else ""
