@@ -133,8 +133,8 @@ def encode_labels(
             wanted = wanted if names is None or isinstance(value, int) else f"one of the {limit} classes"
             remedy = "cast the column to int64" if isinstance(value, float) else "correct the label or remove the row"
             raise UserError(
-                f"labels: image {row} of split {split!r} has the label {reprlib.repr(value)} in column {column!r}, expected "
-                f"{wanted}: {remedy}"
+                f"labels: image {row} of split {split!r} has the label {reprlib.repr(value)} in column {column!r}, "
+                f"expected {wanted}: {remedy}"
             )
         indices.append(int(index))
     return torch.tensor(indices, dtype=torch.int64)

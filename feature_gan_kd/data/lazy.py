@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.batch_transforms import CropFlip, Erasing, PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_steps, rank_slice
-from feature_gan_kd.data.class_balance import BalancedOrder, epoch_keys
 from feature_gan_kd.data.convert import ImageError
 from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_images_note
+from feature_gan_kd.data.epoch_order import EpochOrder, OnceOrder
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import DecodedImages, Item, ItemKey, ItemSource, TableImages, TorchDatasetImages
 from feature_gan_kd.data.rng import item_seeds
@@ -183,7 +183,7 @@ class LazyImages(OnDemandImages):
         skip: skip images that cannot be decoded, see `ItemReader`; the first whole pass says on stderr how many.
 
     Attributes:
-        balance: the order of training, where it is not that of each image once; the run sets it.
+        order: of training; the run may set another than that of each image once.
     """
 
     def __init__(
@@ -199,11 +199,19 @@ class LazyImages(OnDemandImages):
         self.items = items
         self.reader = ItemReader(items, skip)
         self.num_workers = num_workers
-        self.balance: BalancedOrder | None = None
+        self.order: EpochOrder = OnceOrder(len(items))
         self._skips_reported = False
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def steps(self, batch_size: int, *, train: bool = True) -> int:
+        """See `ImageSource`."""
+        return count_steps(self.order.length(batch_size) if train else len(self), batch_size, train=train)
+
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """See `ImageSource`."""
+        return batch_sizes(self.order.length(batch_size), batch_size)
 
     def holds_floats(self) -> bool:
         """See `ImageSource`; looks at the first image, as a transform of the user's own makes it in training."""
@@ -262,8 +270,8 @@ class LazyImages(OnDemandImages):
         train: bool,
     ) -> Iterator[Batch]:
         """See `ImageSource`."""
-        keys = epoch_keys(len(self), self.balance, seed, epoch) if train else torch.arange(len(self))
-        bounds = batch_bounds(len(self), batch_size, train=train, start=start)
+        keys = self.order.draw(seed, epoch, batch_size) if train else torch.arange(len(self))
+        bounds = batch_bounds(len(keys), batch_size, train=train, start=start)
         shares = [range(begin, end)[rank_slice(end - begin, rank, world_size)] for begin, end in bounds]
         seeds = item_seeds(seed, epoch, keys) if train else None
         loader = self._loader(shares, keys % len(self), seeds, torch.device(device))

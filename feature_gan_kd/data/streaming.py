@@ -124,9 +124,7 @@ def read_stream(
         )
     features = stream.features or _first_row_features(stream, split.name)
     image, other_images = find_image_column(features, config.image_column, split.name)
-    label, other_labels = find_label_column(
-        features, config.label_column, image, split.name, required=config.labels
-    )
+    label, other_labels = find_label_column(features, config.label_column, image, split.name, required=config.labels)
     declared = names = None
     if label is not None:
         declared = class_names_of(features[label], [], label, num_classes)

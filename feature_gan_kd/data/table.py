@@ -135,7 +135,8 @@ class Table:
     def describe_image(self, row: int) -> str:
         """Names the image of a row in messages."""
         origin = self._origin_of(row)
-        return f"image {int(self.positions[row])} of split {origin.split!r}{'' if origin is self else ' of unlabeled_data'}"
+        whose = "" if origin is self else " of unlabeled_data"
+        return f"image {int(self.positions[row])} of split {origin.split!r}{whose}"
 
     def describe_file(self, row: int) -> str:
         """Names the image of a row with its file, if it has one."""

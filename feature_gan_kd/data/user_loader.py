@@ -257,7 +257,10 @@ class UserLoader:
         parts = [read] if isinstance(read, Tensor) else read if isinstance(read, (tuple, list)) else []
         if (len(parts) == 1 and not self.labels) or (len(parts) == 2 and parts[1] is None):
             images = parts[0]
-            parts = [images, torch.full((len(images),), NO_LABEL) if isinstance(images, Tensor) and images.dim() else None]
+            parts = [
+                images,
+                torch.full((len(images),), NO_LABEL) if isinstance(images, Tensor) and images.dim() else None,
+            ]
         if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
             alone = ": give both, or set labels=False (--no-labels) to learn from images alone" * (len(parts) == 1)
             raise UserError(f"{self.setting}: {where} is not a pair of tensors (images, labels){alone}")
