@@ -96,17 +96,17 @@ class OnlineAdversarialDistiller:
         return self.group.config
 
     def summary(self) -> str:
-        """Tables of the models (taps, map shapes, parameters) and of who teaches whom through what."""
-        group, logits = self.group, self.config.kl_weight > 0
-        return summarize(self.names, group.tapped, group.connections, self.edges, group.frozen, logits=logits)
+        """Tables of the models (parameters, what they answer, taps) and of who teaches whom by which loss terms."""
+        return summarize(self.names, self.group.modules, self.config)
 
-    def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def training_step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Updates every model, discriminator and transfer layer by one batch, without copies to the host.
 
         Args:
             images: float (batch, channels, height, width), this process's share of the batch; normalised with the
                 config's mean and std, after `fit` as its data were, and else taken as they are by every model.
-            labels: (batch,) class indices, or (batch, classes) probabilities.
+            labels: (batch,) class indices, -1 for an image without a label, or (batch, classes) probabilities; with
+                labels=False they are not used.
 
         Returns:
             Detached scalars on the device, by name. The page "Watching a run" explains each name.

@@ -47,17 +47,21 @@ def inspect_models(
     with contextlib.nullcontext() if published else torch.device("meta"):
         peers = build_models(
             models,
-            num_classes=num_classes,
+            num_classes=0 if num_classes is None and not config.labels else num_classes,
             in_chans=in_chans,
             pretrained=[False] * len(models),
             image_size=config.image_size,
             seed=config.seed,
+            frozen=frozen,
         )
         edges = build_edges(topology, len(peers), frozen)
-        modules = build_modules(peers, edges, frozen, feature_layers, config, in_chans=in_chans)
+        knows = num_classes is not None
+        modules = build_modules(
+            peers, edges, frozen, feature_layers, config, in_chans=in_chans, knows_classes=knows or config.labels
+        )
         names = [model.name for model in peers]
         size = max(model.image_size for model in peers)
         images = torch.zeros(2, in_chans, size, size)
         parts = modules.tapped, modules.connections
         costs = cost_table(names, *parts, modules.extractors, images, config.batch_size)
-    return f"{summarize(names, *parts, edges, frozen, logits=config.loss_weights.kl_weight > 0)}\n\n{costs}"
+    return f"{summarize(names, modules, config.loss_weights)}\n\n{costs}"

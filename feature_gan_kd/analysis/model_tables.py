@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.method.build import MethodModules
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.tapped_model import TappedModel
 
 
 def summarize(
-    names: Sequence[str],
-    models: Sequence[TappedModel],
-    connections: Sequence[Connection],
-    edges: Sequence[Edge],
-    frozen: Collection[int],
-    *,
-    logits: bool,
+    names: Sequence[str], modules: MethodModules, weights: LossSettings
 ) -> str:
     """Formats a table of the models and one of the edges, and a line for each tap whose layout is a guess.
 
     Args:
         names: of the models.
-        models: with their taps.
-        connections: transfer layers and discriminators.
-        edges: of the topology.
-        frozen: positions of the frozen models.
-        logits: whether the method compares the logits of source and learner.
+        modules: the models with their taps, the edges and the connections.
+        weights: of the loss terms, which say what is learned over each edge.
     """
-    rows = [("model", "", "parameters", "tapped layer", "map", "")]
-    for k, model in enumerate(models):
+    rows = [("model", "", "parameters", "answers", "tapped layer", "map", "")]
+    for k, model in enumerate(modules.tapped):
         for position, tap in enumerate(model.taps or (None,)):
-            own = (str(k), names[k], f"{_count_parameters(model):,}") if position == 0 else ("", "", "")
+            answers = f"{modules.classes[k]} classes" if modules.classes[k] else "features"
+            own = (str(k), names[k], f"{_count_parameters(model):,}", answers) if position == 0 else ("", "", "", "")
             where = ("-", "-") if tap is None else (tap.title, f"{_join_shape(tap.shape)} at {model.adapter.size} px")
-            rows.append((*own, *where, _what_is_fixed(model, k in frozen) if position == 0 else ""))
+            rows.append((*own, *where, _what_is_fixed(model, k in modules.frozen) if position == 0 else ""))
     lines = align_columns(rows)
-    rows = [("connection", "logits", "transfer", "discriminator", "compared maps", "")]
-    for edge in edges:
-        own_connections = [connection for connection in connections if connection.edge == edge]
+    rows = [("connection", "terms", "transfer", "discriminator", "compared maps", "", "")]
+    for edge in modules.edges:
+        own_connections = [connection for connection in modules.connections if connection.edge == edge]
         for position, connection in enumerate(own_connections or (None,)):
             start = (
                 f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})",
-                "yes" if logits else "no",
+                ", ".join(_terms(edge, modules, weights)) or "-",
             )
-            rows.append((*(start if position == 0 else ("", "")), *_connection_cells(connection), ""))
-    notes = [note for model in models for note in model.notes()]
+            rows.append((*(start if position == 0 else ("", "")), *_connection_cells(connection), "", ""))
+    notes = [note for model in modules.tapped for note in model.notes()]
     return "\n".join([*lines, "", *align_columns(rows), *([""] if notes else []), *notes])
+
+
+def _terms(edge: Edge, modules: MethodModules, weights: LossSettings) -> list[str]:
+    """The loss terms that act over an edge: the logit term needs two models that know the same classes."""
+    return ["logits"] * (weights.kl_weight > 0 and edge in modules.logit_edges) + list(weights.feature_terms)
 
 
 def describe_taps(models: Sequence[TappedModel]) -> list[dict[str, Any]]:

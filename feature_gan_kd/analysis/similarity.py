@@ -113,7 +113,7 @@ def _collect_maps(
 ) -> list[list[list[Tensor]]]:
     """The maps of each model at each tap, batch by batch."""
     # New wrappers around the plain modules: a compiled model would be compiled again for evaluation.
-    tapped = [TappedModel(one.module, one.taps, one.name, one.adapter) for one in models]
+    tapped = [TappedModel(one.module, one.taps, one.name, one.adapter, classifies=one.classifies) for one in models]
     maps: list[list[list[Tensor]]] = [[[] for _ in model.taps] for model in tapped]
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())

@@ -9,7 +9,7 @@ from feature_gan_kd.config.distill_config import DistillConfig
 
 # The settings that decide what is built or what it costs, and where the number of classes is found.
 USED = (
-    *("batch_size", "image_size", "channels_last", "method", "kl_weight", "adversarial_weight", "adversarial_loss"),
+    *("batch_size", "image_size", "channels_last", "method", "labels", "kl_weight", "adversarial_weight", "adversarial_loss"),
     *("l1_weight", "l2_weight", "aligned_weight", "statistics_weight", "relation_weight", "decay_only_update"),
     *("discriminator_width", "discriminator_norm", "vectors_as_maps"),
     *("label_column", "image_column", "train_split", "streaming"),
@@ -22,7 +22,7 @@ def inspect(models: ModelOptions, config: Annotated[DistillConfig, USED]) -> Non
     from feature_gan_kd.data import count_classes
 
     classes = models.num_classes
-    if classes is None and models.data is not None:
+    if classes is None and models.data is not None and config.labels:
         classes = count_classes(models.data, config)
     print(
         inspect_models(

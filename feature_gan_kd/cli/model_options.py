@@ -54,9 +54,12 @@ def build(models: ModelOptions, config: DistillConfig) -> OnlineAdversarialDisti
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
     from feature_gan_kd.models.peer import Peer
 
+    classes = models.num_classes
+    if classes is None and config.labels:
+        classes = count_classes(models.data, config)
     return OnlineAdversarialDistiller(
         [Peer(name, **models.own.get(k, {})) for k, name in enumerate(peers(models))],
-        num_classes=count_classes(models.data, config) if models.num_classes is None else models.num_classes,
+        num_classes=classes,
         in_chans=models.in_chans,
         pretrained=models.pretrained,
         feature_layers=layers(models),

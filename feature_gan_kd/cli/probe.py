@@ -38,7 +38,7 @@ def probe(
         json: Print one line of JSON.
     """
     from feature_gan_kd.analysis.features import FeatureExtractor
-    from feature_gan_kd.analysis.knn import check_neighbours
+    from feature_gan_kd.training.neighbours import check_neighbours
     from feature_gan_kd.analysis.probe import measure_features
     from feature_gan_kd.data import open_data
     from feature_gan_kd.distributed.launch import usable_accelerator

@@ -12,13 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.config import settings
 from feature_gan_kd.config.augmentation import IMAGE_SETTINGS, check_augmentation
-from feature_gan_kd.config.methods import METHODS
+from feature_gan_kd.config.methods import METHOD_WITHOUT_LABELS, METHODS
 from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.config.validation import ValueType, check_value, show
 from feature_gan_kd.utils.errors import UserError, closest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+LABEL_SETTINGS = (
+    "smoothing",
+    "bce_loss",
+    "class_weights",
+    "balanced_sampling",
+    "kl_start_fraction",
+    "labeled_fraction",
+)
+"""Settings that act only where models learn from labels."""
 
 
 @cache
@@ -73,6 +84,8 @@ class DistillConfig(
         for spec in dataclasses.fields(self):
             value = check_value(spec.name, getattr(self, spec.name), expected[spec.name], spec.metadata)
             object.__setattr__(self, spec.name, value)
+        if not (self.labels or self.is_given("method")):
+            object.__setattr__(self, "method", METHOD_WITHOUT_LABELS)
         for name, value in {**METHODS[self.method], **RECIPES[self.recipe]}.items():
             if not (self.is_given(name) or name in self._without_effect()):
                 object.__setattr__(self, name, value)
@@ -81,9 +94,12 @@ class DistillConfig(
 
     def _without_effect(self) -> tuple[str, ...]:
         """Settings that no preset turns on, because the user's own keep them from acting."""
+        names: tuple[str, ...] = () if self.labels else LABEL_SETTINGS
+        if METHODS[self.method].get("decay_only_update"):
+            names = (*names, "joint_backward")
         if self.augmentation == "none":
-            return (*IMAGE_SETTINGS, "reprob")
-        return ("aa",) if self.color_jitter else ()
+            return (*names, *IMAGE_SETTINGS, "reprob")
+        return (*names, "aa") if self.color_jitter else names
 
     def _convert_warmup(self) -> None:
         """Keeps a warm-up in epochs as the fraction of the run that it is: all times are fractions."""
@@ -124,6 +140,9 @@ class DistillConfig(
             raise UserError("sync_batchnorm: cannot be combined with compile: leave one of them out")
         if self.class_weights and self.balanced_sampling:
             raise UserError("class_weights: balanced_sampling already balances the classes: leave one of them out")
+        given = next((name for name in LABEL_SETTINGS if not self.labels and getattr(self, name)), None)
+        if given is not None:
+            raise UserError(f"{given}: has no effect without labels: leave it out, or set labels to true")
         check_augmentation(self)
 
     def is_given(self, name: str) -> bool:

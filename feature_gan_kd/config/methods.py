@@ -36,3 +36,6 @@ METHODS: Mapping[MethodName, Mapping[str, Any]] = {
     "relation": {"adversarial_weight": 0.0, "relation_weight": 1.0},
     "zero-gradient": {"adversarial_weight": 0.0, "decay_only_update": True},
 }
+
+METHOD_WITHOUT_LABELS: MethodName = "aligned"
+"""The method where the models learn without labels, and none is named."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-RecipeName = Literal["auto", "paper", "finetune", "scratch"]
+RecipeName = Literal["auto", "paper", "finetune", "scratch", "unlabeled"]
 ModelKind = Literal["batch-norm", "other"]
 """Models with batch normalisation, and all others: transformers, ConvNeXt, mixers, ..."""
 
@@ -40,6 +40,18 @@ RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
         "aa": "rand-m9-mstd0.5",
         "smoothing": 0.1,
         "model_ema": 0.9998,
+        "adversarial_weight_decay": 0.0,
+    },
+    # Ours: without labels the feature terms are the whole loss, so one optimiser steps on all of it.
+    "unlabeled": {
+        "epochs": 100,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.05,
+        "scheduler": "cosine",
+        "warmup_fraction": 0.05,
+        "decay_norms": False,
+        "joint_backward": True,
         "adversarial_weight_decay": 0.0,
     },
 }

@@ -104,15 +104,20 @@ class LossSettings:
     """Step the extractors' adversarial optimiser even without a feature loss, so that only its weight decay acts."""
 
     @property
+    def feature_terms(self) -> tuple[str, ...]:
+        """The terms that compare feature maps."""
+        names = ("adversarial", "l1", "l2", "aligned", "statistics", "relation")
+        return tuple(name for name in names if getattr(self, f"{name}_weight") > 0)
+
+    @property
     def has_feature_loss(self) -> bool:
         """Whether any term compares feature maps."""
-        return self.compares_in_one_space or self.relation_weight > 0
+        return bool(self.feature_terms)
 
     @property
     def compares_in_one_space(self) -> bool:
         """Whether any term needs the learner's map in the source's space."""
-        direct = self.l1_weight + self.l2_weight + self.aligned_weight + self.statistics_weight
-        return self.adversarial_weight > 0 or direct > 0
+        return bool(set(self.feature_terms) - {"relation"})
 
     @property
     def updates_extractors(self) -> bool:
@@ -127,7 +132,8 @@ class OptimSettings:
     recipe: RecipeName = "auto"
     """Preset of the length, the optimisers and new classifiers. paper: training from scratch, as in the paper;
     finetune: small steps from pretrained weights; scratch: training from scratch on your own images, with an optimiser
-    by the kind of each model; auto: finetune where all learners start from pretrained weights, else paper."""
+    by the kind of each model; unlabeled: learning without labels; auto: unlabeled without labels, finetune where all
+    learners start from pretrained weights, else paper."""
     lr: float = bounded(0.1, above=0, per_peer=True)
     """Learning rate of the logit optimiser, which trains every parameter of the models."""
     optimizer: str = bounded("momentum", per_peer=True)

@@ -13,7 +13,7 @@ from feature_gan_kd.distributed.launch import usable_accelerator
 from feature_gan_kd.export.open_model import OpenedModel
 from feature_gan_kd.export.preprocessing import data_form
 from feature_gan_kd.models.class_order import stated_class_names
-from feature_gan_kd.training.evaluate import evaluate
+from feature_gan_kd.training.evaluate import Processes, evaluate
 from feature_gan_kd.training.scores import Evaluation
 from feature_gan_kd.utils.errors import UserError
 
@@ -56,7 +56,8 @@ def evaluate_classifier(
         num_classes=classes,
     )
     batches = evaluation_batches(source, BATCH_SIZE, accelerator.device)
+    processes = Processes(all_reduce_sum)
     (found,) = evaluate(
-        [[module.to(accelerator.device)]], batches, classes, all_reduce=all_reduce_sum, device=accelerator.device
+        [[module.to(accelerator.device)]], batches, classes, processes=processes, device=accelerator.device
     )
     return found, names, notes

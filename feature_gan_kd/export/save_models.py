@@ -147,7 +147,7 @@ def model_card_info(
     return ModelCardInfo(
         architecture=model.architecture,
         index=index,
-        num_classes=group.num_classes,
+        num_classes=group.modules.classes[index],
         class_names=published_class_names(group, index),
         image_size=model.image_size,
         in_chans=group.in_chans,
@@ -246,7 +246,7 @@ def _scores(record: Record | None, which: Which, owner: str) -> dict[str, float]
 def _record_of(provenance: RunProvenance, index: int, which: Which) -> Record | None:
     """The record of the epoch whose weights are published; None before the first evaluation."""
     history = provenance.history
-    if which == "best" and history.epochs:
+    if which == "best" and history.best:
         best = history.best[index]["epoch"]
         return next(record for record in history.epochs if record["epoch"] == best)
     return history.epochs[-1] if history.epochs else None

@@ -23,7 +23,14 @@ from feature_gan_kd.models.in_place import check_in_place
 from feature_gan_kd.models.input_adapter import InputAdapter
 from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.models.prepare import classifier_parameters, modules_in_evaluation
-from feature_gan_kd.models.tapped_model import Layer, MapShape, TappedModel, check_one_head
+from feature_gan_kd.models.tapped_model import (
+    Layer,
+    MapShape,
+    TappedModel,
+    check_one_head,
+    evaluating,
+    has_logits,
+)
 from feature_gan_kd.optim.build import build_adversarial_optimizer, build_logit_optimizer
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup
@@ -40,7 +47,7 @@ class MethodModules:
         tapped: every model with its taps, in order.
         extractors: for each model the parameters that its maps depend on.
         connections: in the order of edges and taps; empty where the method compares no maps.
-        num_classes: size of the logits of all models.
+        classes: for each model the size of its logits; 0 where it does not classify.
     """
 
     edges: tuple[Edge, ...]
@@ -48,7 +55,17 @@ class MethodModules:
     tapped: list[TappedModel]
     extractors: list[set[nn.Parameter]]
     connections: list[Connection]
-    num_classes: int
+    classes: list[int]
+
+    @property
+    def num_classes(self) -> int:
+        """The size of the learners' logits; 0 where none classifies."""
+        return max(own for k, own in enumerate(self.classes) if k not in self.frozen)
+
+    @property
+    def logit_edges(self) -> tuple[Edge, ...]:
+        """The edges whose ends know as many classes."""
+        return tuple(edge for edge in self.edges if 0 < self.classes[edge.source] == self.classes[edge.learner])
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """The modules with parameters that training changes, by the name that an error gives them."""
@@ -84,6 +101,7 @@ def build_modules(
         in_chans: channels of the images.
         discriminator: makes a discriminator for maps of a shape; None makes the paper's.
         knows_classes: whether the user stated the number of classes, which the logits are compared with elsewhere.
+            Without that and without labels, no model's output counts as logits.
 
     Raises:
         UserError: for a model that returns several vectors where it is not known which are the logits; for a layer that
@@ -100,21 +118,59 @@ def build_modules(
     for k, model in enumerate(models):
         if k not in frozen:
             check_one_head(model.module, f"model {k} ({model.name})")
-        one, found = _tap(model, k, layers_of(feature_layers, k), config, in_chans, first, learns=k not in frozen)
-        if not knows_classes:
+        may_classify = model.classes != 0 and (config.labels or knows_classes)
+        one, found = _tap(
+            model,
+            k,
+            layers_of(feature_layers, k),
+            config,
+            in_chans,
+            first,
+            learns=k not in frozen,
+            may_classify=may_classify,
+        )
+        if not knows_classes and one.classifies:
             found.check_one_vector(one.name)
         tapped.append(one)
         extractors.append(found.extractor)
         classes.append(found.classes)
-    if len(set(classes)) > 1:
-        raise UserError(f"models: the models have {classes} classes: build all with one num_classes")
+    learned = {own for k, own in enumerate(classes) if k not in frozen and (own or config.labels)}
+    if len(learned) > 1:
+        raise UserError(f"models: the models have {classes} classes: build all that learn with one num_classes")
     shapes = [[tap.shape for tap in model.taps] for model in tapped]
     if config.similarity_images:
         check_taps(edges, shapes)
     connections = _connect(edges, shapes, config, discriminator) if config.loss_weights.has_feature_loss else []
     for connection in connections:
         connection.to(device=first.device, dtype=first.dtype)
-    return MethodModules(edges, tuple(frozen), tapped, extractors, connections, classes[0])
+    modules = MethodModules(edges, tuple(frozen), tapped, extractors, connections, classes)
+    _check_terms(modules, config)
+    return modules
+
+
+def _check_terms(modules: MethodModules, config: DistillConfig) -> None:
+    """Checks that something is learned over every edge, and without labels in every update.
+
+    Raises:
+        UserError: for an edge on which no term acts, and for updates without a loss.
+    """
+    weights = config.loss_weights
+    teaches = weights.has_feature_loss or weights.kl_weight > 0
+    if not weights.labels and not teaches:
+        raise UserError(f"labels: method {config.method} learns from labels alone: choose another method")
+    for edge in modules.edges if teaches and not weights.has_feature_loss else ():
+        if edge not in modules.logit_edges:
+            source, learner = (modules.tapped[k].name for k in (edge.source, edge.learner))
+            counts = " and ".join(f"{modules.classes[k] or 'no'} classes" for k in (edge.source, edge.learner))
+            raise UserError(
+                f"method: {config.method} compares logits alone, and {source} (model {edge.source}) and {learner} "
+                f"(model {edge.learner}) have {counts}: choose a method that compares feature maps"
+            )
+    if not weights.labels and not modules.logit_edges and config.adversarial_interval > 1:
+        raise UserError(
+            "adversarial_interval: without labels the updates between would learn nothing: leave it at 1, and train "
+            "for fewer epochs"
+        )
 
 
 def _connect(
@@ -139,6 +195,7 @@ def _tap(
     like: Tensor,
     *,
     learns: bool,
+    may_classify: bool,
 ) -> tuple[TappedModel, DryRun]:
     """Taps model k, and runs it once on images of the device and type of `like`."""
     name = f"model {k} ({model.name})"
@@ -149,7 +206,8 @@ def _tap(
     try:
         taps = find_taps(model.module, images, name, layers, vectors=config.vectors_as_maps) if needs_maps else []
         always_evaluated = modules_in_evaluation(model.module, model.own_config(config))
-        tapped = TappedModel(model.module, taps, name, adapter, always_evaluated)
+        classifies = may_classify and _classifies(model.module, images, learns=learns and config.labels)
+        tapped = TappedModel(model.module, taps, name, adapter, always_evaluated, classifies=classifies)
         named = [layer for layer in layers if isinstance(layer, str)] if taps else []
         check_in_place(tapped, images, named, learns=learns)
         return tapped, dry_run(tapped, images)
@@ -160,6 +218,19 @@ def _tap(
         raise UserError(
             f"{name}: it fails on images of {shape} ({reason(error)}): check image_size and in_chans"
         ) from error
+
+
+def _classifies(module: nn.Module, images: Tensor, *, learns: bool) -> bool:
+    """Whether what a module returns for images (batch, channels, height, width) are logits.
+
+    Those of a model that learns from labels must be, which its dry run checks.
+    """
+    if getattr(module, "num_classes", None) == 0:
+        return False
+    if learns:
+        return True
+    with evaluating(module), torch.no_grad():
+        return has_logits(module(images.clone()))
 
 
 def _discriminator_factory(
@@ -203,7 +274,7 @@ def build_step(
         raise UserError("models: every layer before the tapped maps is frozen: unfreeze one, or choose method logit")
     return AdversarialStep(
         modules.tapped,
-        modules.edges,
+        modules.logit_edges,
         modules.frozen,
         modules.connections,
         weights,

@@ -36,7 +36,7 @@ class LabelLoss:
 
         Args:
             logits: (batch, classes).
-            labels: (batch,) class indices, or (batch, classes) probabilities.
+            labels: (batch,) class indices, -1 for an image without a label, or (batch, classes) probabilities.
 
         Raises:
             UserError: for class weights where no training images have told them.

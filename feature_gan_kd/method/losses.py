@@ -8,6 +8,9 @@ from torch import Tensor
 
 from feature_gan_kd.config.settings import AdversarialLoss
 
+NO_LABEL = -1
+"""In place of the class of an image without a label."""
+
 RELATION_TEMPERATURE = 0.1
 """Of the softmax over similarities."""
 
@@ -184,7 +187,8 @@ def label_loss(
 
     Args:
         logits: (batch, classes).
-        labels: (batch,) class indices, or (batch, classes) probabilities.
+        labels: (batch,) class indices, -1 for an image without a label, whose loss is 0; or (batch, classes)
+            probabilities.
         smoothing: e, at least 0 and below 1.
         binary: take the classes one by one.
         weights: (classes,), of the classes; None for 1.
@@ -193,20 +197,32 @@ def label_loss(
         Scalar, in nats, averaged over the batch.
     """
     if not binary and weights is None:
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if labels.ndim == 2:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        total = F.cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=NO_LABEL, reduction="sum")
+        return total / len(labels)
     classes = logits.shape[1]
-    target = (F.one_hot(labels, classes) if labels.ndim == 1 else labels).to(logits.dtype)
+    target = (_one_hot(labels, classes) if labels.ndim == 1 else labels).to(logits.dtype)
     if weights is not None:
         target = target * weights.to(logits.dtype)
     total = target.sum(1, keepdim=True)  # 1, or the weight of the image
     target = (1 - smoothing) * target + smoothing / classes * total
     if binary:
-        return F.binary_cross_entropy_with_logits(logits, target / total, weight=total)
+        # An image without a label has the total 0.
+        return F.binary_cross_entropy_with_logits(logits, target / total.clamp_min(1e-12), weight=total)
     return -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    """(batch, classes) with a row of zeros for an image without a label."""
+    return F.one_hot(labels.clamp_min(0), classes) * (labels != NO_LABEL)[:, None]
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Percentage of images whose largest logit is the label's (soft labels: their largest class), as a scalar."""
+    """Percentage of images whose largest logit is the label's (soft labels: their largest class), as a scalar.
+
+    An image without a label (-1) is not among them.
+    """
     classes = labels if labels.ndim == 1 else labels.argmax(1)
     return 100 * (logits.argmax(1) == classes).to(torch.float32).mean()
 

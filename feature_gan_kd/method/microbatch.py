@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd.distributed.collectives import all_reduce_sum, rank, world_size
 from feature_gan_kd.distributed.sync_batchnorm import with_dummy_batch
+from feature_gan_kd.method.losses import NO_LABEL
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Microbatch:
         labels: (part,) or (part, classes).
         count: number of images; 0 where the images are made up because this process has none.
         global_batch_size: scalar, images of the whole update, over all processes and microbatches.
+        per_label: scalar, images of the whole update for each that has a label; 1 where all have one.
         is_last: no microbatch follows in this update.
     """
 
@@ -29,6 +31,7 @@ class Microbatch:
     labels: Tensor
     count: int
     global_batch_size: Tensor
+    per_label: Tensor
     is_last: bool
 
     def weigh(self, mean: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ def split_batch(
 
     Args:
         images: (batch, channels, height, width), this process's share, which may be empty.
-        labels: (batch,) or (batch, classes).
+        labels: (batch,), -1 for an image without a label, or (batch, classes).
         models: whose batch statistics a dummy batch must not change.
         count: number of microbatches.
         sync_batchnorm: batch normalisation takes its statistics over all processes.
@@ -58,19 +61,28 @@ def split_batch(
         UserError: where another process is gone.
     """
     # Filled on the device: a copy from the host would wait for it.
-    global_batch_size = all_reduce_sum(torch.full((), float(len(images)), device=images.device))
+    given = torch.full((), float(len(images)), device=images.device)
+    labelled = given if labels.ndim == 2 else (labels != NO_LABEL).sum(dtype=given.dtype)
+    global_batch_size, global_labels = all_reduce_sum(torch.stack([given, labelled])).unbind()
+    per_label = global_batch_size / global_labels.clamp_min(1)
     slices = microbatch_slices(len(images), count, images.device)
     for number, chosen in enumerate(slices, start=1):
         own, own_labels = images[chosen], labels[chosen]
-        yield _shown(own, own_labels, models, global_batch_size, number == len(slices), sync_batchnorm)
+        sizes = global_batch_size, per_label
+        yield _shown(own, own_labels, models, sizes, number == len(slices), sync_batchnorm)
 
 
 @contextmanager
 def _shown(
-    images: Tensor, labels: Tensor, models: Sequence[nn.Module], total: Tensor, is_last: bool, sync_batchnorm: bool
+    images: Tensor,
+    labels: Tensor,
+    models: Sequence[nn.Module],
+    sizes: tuple[Tensor, Tensor],
+    is_last: bool,
+    sync_batchnorm: bool,
 ) -> Iterator[Microbatch]:
     with with_dummy_batch(images, labels, models, synchronised=sync_batchnorm) as (shown_images, shown_labels):
-        yield Microbatch(shown_images, shown_labels, len(images), total, is_last)
+        yield Microbatch(shown_images, shown_labels, len(images), *sizes, is_last)
 
 
 def microbatch_slices(images: int, parts: int, device: torch.device) -> list[slice]:

@@ -27,6 +27,10 @@ from feature_gan_kd.optim.nonfinite import BufferSnapshot, NonFiniteGuard
 from feature_gan_kd.utils.memory import BatchTooLargeError, is_out_of_memory
 
 
+Logits = list[Tensor]
+"""(batch, classes) of every model; empty of one that does not classify."""
+
+
 class AdversarialStep:
     """One update of all models and discriminators (paper, section 3).
 
@@ -35,7 +39,7 @@ class AdversarialStep:
 
     Args:
         models: every model, in order.
-        edges: who teaches whom.
+        logit_edges: who teaches whom by logits: the edges whose ends know the same classes.
         frozen: models that only teach: evaluation mode, no gradient.
         connections: transfer layers and discriminators, one per edge and tap; needed where feature maps are compared.
         loss_weights: the weights of the loss terms.
@@ -56,7 +60,7 @@ class AdversarialStep:
     def __init__(
         self,
         models: Sequence[TappedModel],
-        edges: Sequence[Edge],
+        logit_edges: Sequence[Edge],
         frozen: Collection[int],
         connections: Sequence[Connection],
         loss_weights: LossSettings,
@@ -76,7 +80,7 @@ class AdversarialStep:
         self.models = list(models)
         self.frozen = frozenset(frozen)
         self.learners = [k for k in range(len(models)) if k not in self.frozen]
-        self.sources = {k: sources_of(edges, k) for k in self.learners}
+        self.logit_sources = {k: sources_of(logit_edges, k) for k in self.learners}
         self.connections = list(connections)
         self.loss_weights = loss_weights
         self.label_loss = LabelLoss(loss_weights)
@@ -105,11 +109,11 @@ class AdversarialStep:
 
         Args:
             images: (batch, channels, height, width), normalised; this process's share of the batch.
-            labels: (batch,) class indices, or (batch, classes) probabilities.
+            labels: (batch,) class indices, -1 for an image without a label, or (batch, classes) probabilities.
 
         Returns:
             Detached scalars on the device, means over the whole batch, the same on every process: per learner K
-            `cross_entropy/K`, `accuracy/K` (percent), `kl/K`, `l1/K`, `l2/K`, `aligned/K`, `statistics/K`,
+            `cross_entropy/K` and `accuracy/K` (percent), which are means over the images with a label, `kl/K`, `l1/K`, `l2/K`, `aligned/K`, `statistics/K`,
             `relation/K`, `adversarial/K` and `discriminator/K`;
             per edge `real/S->K` and `fake/S->K`, the discriminator's mean answers. An update that is measured also
             has `right/S->K`, the percentage of right answers, and what `GradientStats` gives. `skipped` is 1 where a
@@ -177,7 +181,7 @@ class AdversarialStep:
         )
         for microbatch in microbatches:
             with microbatch as batch:
-                losses = self.losses(batch.images, batch.labels)
+                losses = self.losses(batch.images, batch.labels, batch.per_label)
                 self.backward(losses, batch)
             for name, value in losses.metrics.items():
                 share = batch.weigh(value)
@@ -187,12 +191,13 @@ class AdversarialStep:
             group.finish_reduction()
         return dict(zip(metrics, means, strict=True))
 
-    def losses(self, images: Tensor, labels: Tensor) -> Losses:
+    def losses(self, images: Tensor, labels: Tensor, per_label: Tensor) -> Losses:
         """The losses of the paper (section 3), of one microbatch.
 
         Args:
             images: (batch, channels, height, width).
             labels: (batch,) or (batch, classes).
+            per_label: scalar, images of the whole update for each that has a label.
 
         Returns:
             L_logit, L_G and L_D, summed over the learners.
@@ -204,13 +209,14 @@ class AdversarialStep:
         with self.autocast():
             logits, maps = self.forward(images)
             taught_logits, taught_maps = self.targets(images, logits, maps)
-            loss = Losses(logits[0].new_zeros(()))
+            loss = Losses(terms.at_least_float32(images).new_zeros(()))
             for k in self.learners:
-                loss.add("logit", f"cross_entropy/{k}", self.label_loss(logits[k], labels))
-                loss.log(f"accuracy/{k}", terms.accuracy(logits[k], labels))
-                for s in self.sources[k] if self.adds_kl else ():
+                if weights.labels:
+                    loss.add("logit", f"cross_entropy/{k}", self.label_loss(logits[k], labels) * per_label)
+                    loss.log(f"accuracy/{k}", terms.accuracy(logits[k], labels) * per_label)
+                for s in self.logit_sources[k] if self.adds_kl else ():
                     kl = terms.distillation(logits[k], taught_logits[s], weights.temperature)
-                    loss.add("logit", f"kl/{k}", kl, weights.kl_weight, 1 / len(self.sources[k]))
+                    loss.add("logit", f"kl/{k}", kl, weights.kl_weight, 1 / len(self.logit_sources[k]))
             for c in self.connections if compare_maps else ():
                 k, s = c.edge.learner, c.edge.source
                 fake, real = c.maps(maps[k][c.tap], taught_maps[s][c.tap])
@@ -248,31 +254,34 @@ class AdversarialStep:
             loss = losses.logit + losses.feature
             backward_of_batch(batch.weigh(loss), [*self.logit_groups, *feature_groups])
             return
-        backward_of_batch(batch.weigh(losses.logit), self.logit_groups, retain_graph=compares_maps)
+        if self.has_logit_loss:
+            backward_of_batch(batch.weigh(losses.logit), self.logit_groups, retain_graph=compares_maps)
         if compares_maps and feature_groups:
             backward_of_batch(batch.weigh(losses.feature), feature_groups)
         elif self.steps_features and feature_group is not None:
             feature_group.fill_zeros()
 
-    def forward(self, images: Tensor) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
-        """One forward pass of every model: logits (batch, classes), at least float32, and one map per tap."""
+    def forward(self, images: Tensor) -> tuple[Logits, list[tuple[Tensor, ...]]]:
+        """One forward pass of every model: logits (batch, classes), at least float32, and one map per tap.
+
+        A model that does not classify has an empty tensor in place of logits.
+        """
         logits, maps = [], []
         for k, model in enumerate(self.models):
             with torch.no_grad() if k in self.frozen else contextlib.nullcontext():
                 model_logits, model_maps = model(images)
-            # Autocast gives logits in reduced precision, in which a loss has three digits.
-            logits.append(terms.at_least_float32(model_logits))
+            logits.append(_in_full_precision(model_logits))
             maps.append(model_maps)
         return logits, maps
 
     def targets(
-        self, images: Tensor, logits: Sequence[Tensor], maps: Sequence[tuple[Tensor, ...]]
-    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+        self, images: Tensor, logits: Logits, maps: Sequence[tuple[Tensor, ...]]
+    ) -> tuple[Logits, list[tuple[Tensor, ...]]]:
         """What each model teaches: its own logits and maps, or those of its averaged weights, without gradient.
 
         Args:
             images: (batch, channels, height, width).
-            logits: of every model's own forward pass, (batch, classes) each.
+            logits: of every model's own forward pass, see `forward`.
             maps: of the same, (batch, channels, height, width) for each tap.
 
         Raises:
@@ -283,7 +292,7 @@ class AdversarialStep:
             for k, averaged in self.averaged_sources.items():
                 with torch.no_grad():
                     own_logits, taught_maps[k] = averaged(images)
-                taught_logits[k] = terms.at_least_float32(own_logits)
+                taught_logits[k] = _in_full_precision(own_logits)
         return taught_logits, taught_maps
 
     def set_modes(self) -> None:
@@ -318,6 +327,11 @@ class AdversarialStep:
     def adds_kl(self) -> bool:
         """Whether the next update has the logit term."""
         return self.loss_weights.kl_weight > 0 and self.number >= self.kl_start
+
+    @property
+    def has_logit_loss(self) -> bool:
+        """Whether the next update has a loss of labels or logits."""
+        return self.loss_weights.labels or (self.adds_kl and any(self.logit_sources.values()))
 
     @property
     def graph_key(self) -> tuple[bool, ...]:
@@ -361,3 +375,8 @@ class AdversarialStep:
             loss.log(
                 f"right/{edge}", terms.discriminator_accuracy(d_real, d_fake, self.loss_weights.adversarial_loss), share
             )
+
+
+def _in_full_precision(logits: Tensor | None) -> Tensor:
+    """The logits in at least float32, since a loss of autocast's has three digits; an empty tensor for none."""
+    return torch.empty(0) if logits is None else terms.at_least_float32(logits)

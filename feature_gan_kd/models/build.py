@@ -39,7 +39,8 @@ def build_models(
 
     Args:
         models: timm names (also `hf-hub:` and `local-dir:`), modules, or ready `PeerModel`s.
-        num_classes: of models built by name; None keeps each one's own number.
+        num_classes: of models built by name; None keeps each one's own number, 0 builds them without a classifier. A
+            frozen model keeps the classifier of its trained weights, or none.
         in_chans: input channels of models built by name.
         pretrained: for each model, whether trained weights are loaded into it, or a module has them.
         image_size: side of the images in pixels, for models that take any size; None keeps the size that pretrained
@@ -60,7 +61,7 @@ def build_models(
         )
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
-    if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
+    if num_classes not in (None, 0) and (type(num_classes) is not int or num_classes < 2):
         raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")
     built = []
     for index, given in enumerate(models):
@@ -68,7 +69,9 @@ def build_models(
         if isinstance(given, str):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1009 + index)
-                built.append(_build_by_name(given, num_classes, in_chans, pretrained[index], image_size, args))
+                has_weights = pretrained[index] or ":" in given  # `hf-hub:` and `local-dir:` models
+                wanted = None if num_classes and index in frozen and has_weights else num_classes
+                built.append(_build_by_name(given, wanted, in_chans, has_weights, image_size, args))
         else:
             built.append(_take_module(given, index, in_chans, args, trained=pretrained[index] or index in frozen))
     _check_trainable(built)
@@ -78,9 +81,12 @@ def build_models(
         check_square(model.module, f"models: model {k} ({model.name})", model.image_size or image_size)
         own_size = model.timm_cfg["input_size"][-1] if model.pretrained and model.timm_cfg else first_size
         model.image_size = model.image_size or int(model.fixed_size or image_size or own_size)
-        if getattr(model.module, "num_classes", None) == 0:
+        if getattr(model.module, "num_classes", None) == 0 and num_classes != 0 and k not in frozen:
             remedy = "name another" if num_classes else "give num_classes, or name another"
-            raise UserError(f"models: {model.name} has no classifier, it only encodes: {remedy}")
+            raise UserError(
+                f"models: {model.name} has no classifier, it only encodes: {remedy}, or learn without labels "
+                "(labels=False)"
+            )
     return built
 
 
@@ -174,27 +180,27 @@ def _build_by_name(
     name: str,
     num_classes: int | None,
     in_chans: int,
-    pretrained: bool,
+    has_weights: bool,
     image_size: int | None,
     args: Mapping[str, Any],
 ) -> PeerModel:
     """Builds a timm model; one with a fixed size is built for `image_size`."""
-    has_weights = pretrained or ":" in name  # `hf-hub:` and `local-dir:` models
     bare = name.split(".")[0]
     if ":" not in name and not timm.is_model(bare):
         near = closest(bare, timm.list_models())
         raise UserError(f"models: timm has no model {name!r}, the closest are {near or 'listed by timm.list_models()'}")
     args = {**args, **({} if num_classes is None else {"num_classes": num_classes})}
-    module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **args)
+    module = build_architecture(name, pretrained=has_weights, in_chans=in_chans, **args)
     cfg: Any = module.pretrained_cfg
     if image_size is not None and cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_size:
-        module = build_architecture(name, pretrained=pretrained, in_chans=in_chans, **args, img_size=image_size)
+        module = build_architecture(name, pretrained=has_weights, in_chans=in_chans, **args, img_size=image_size)
     architecture = cfg.get("architecture") or bare
     model = PeerModel(module, _folder_name(architecture), architecture, has_weights, _model_args(module))
     model.given_name = name
     model.normalisation = model.stated_normalisation(in_chans) if model.pretrained else None
     # timm's config states the classes of the trained weights; for another number it made a new classifier.
-    model.has_new_classifier = not has_weights or cfg.get("num_classes") != getattr(module, "num_classes", None)
+    own_classes = getattr(module, "num_classes", None)
+    model.has_new_classifier = own_classes != 0 and (not has_weights or cfg.get("num_classes") != own_classes)
     return model
 
 

@@ -33,6 +33,8 @@ from feature_gan_kd.models.tapped_model import (
     TapKind,
     TappedModel,
     evaluating,
+    first_tensor,
+    has_logits,
     hook_count_error,
     logits_of,
     tensors_of,
@@ -63,7 +65,7 @@ def find_taps(
 
     Raises:
         UserError: for a layer that does not exist, is not called exactly once, or outputs no map; for a model that
-            returns no logits, or other logits when its map is taken, or whose last map cannot be found.
+            returns no tensor, or another one when its map is taken, or whose last map cannot be found.
     """
     recorded = _record_forward(model, images, name)
     stages = _stage_shapes(model, images)
@@ -81,12 +83,12 @@ def find_taps(
     if tap is None:
         raise UserError(f"{name}: no module outputs a map: name a layer with feature_layers")
     tap = settle_layout(model, tap, images, stages, convolution_grids(model, recorded), name)
-    return [_check_logits(model, tap, images, name)]
+    return [_check_output(model, tap, images, name)]
 
 
 def _record_forward(model: nn.Module, images: Tensor, name: str) -> RecordedOutputs:
     with evaluating(model), torch.no_grad(), recording(model) as recorded:
-        logits_of(model(images.clone()), name)  # a copy: the model may change its images in place
+        first_tensor(model(images.clone()), name)  # a copy: the model may change its images in place
     return recorded
 
 
@@ -167,7 +169,7 @@ def _tap_stage(
                 layout = map_layout(model, tensor, stages[index : index + 1])
                 if tensor is wanted and layout is not None and layout[2] == stages[index]:
                     return Tap(layer, *layout, element=element)
-    return _check_logits(model, Tap(str(index), Layout.NCHW, 0, stages[index], kind=TapKind.STAGE), images, name)
+    return _check_output(model, Tap(str(index), Layout.NCHW, 0, stages[index], kind=TapKind.STAGE), images, name)
 
 
 def _tap_named(
@@ -202,17 +204,19 @@ def _tap_named(
     )
 
 
-def _check_logits(model: nn.Module, tap: Tap, images: Tensor, name: str) -> Tap:
-    """Returns the tap, if the model's logits are the same when the map is taken.
+def _check_output(model: nn.Module, tap: Tap, images: Tensor, name: str) -> Tap:
+    """Returns the tap, if the model's logits or features are the same when the map is taken.
 
     With a hook they are. The other kinds call `forward_head` on the features, which need not be what `forward` does.
     """
     if tap.kind is TapKind.MODULE or images.is_meta:
         return tap
     with evaluating(model), torch.no_grad():
-        expected = logits_of(model(images.clone()), name)
-        logits, _ = TappedModel(model, [tap], name)(images.clone())
-    if not torch.equal(expected, logits):
+        expected = model(images.clone())
+        tapped = TappedModel(model, [tap], name, classifies=has_logits(expected))
+        output = tapped(images.clone())[0] if tapped.classifies else tapped.features(images.clone())
+    wanted = logits_of(expected, name) if tapped.classifies else first_tensor(expected, name)
+    if wanted.ndim == 2 and not (output is not None and torch.equal(wanted, output)):
         raise UserError(f"{name}: taking the map of {tap.title} changes the logits: name a layer with feature_layers")
     return tap
 
@@ -222,7 +226,7 @@ class DryRun:
     """What one forward pass showed.
 
     Attributes:
-        classes: number of logits.
+        classes: number of logits; 0 of a model that does not classify.
         extractor: the parameters that the maps are computed from.
         vector_sizes: sizes of the vectors that the model returns for an image; several where it returns more than the
             logits, such as an embedding.
@@ -261,12 +265,12 @@ def dry_run(model: TappedModel, images: Tensor) -> DryRun:
                 f"{model.name}: layer {tap.layer!r} outputs {len(feature_map)} maps for {len(images)} images: name a "
                 "layer that outputs one for each, with feature_layers"
             )
-    if not logits.is_meta and logits.shape[1] > 1:
+    if logits is not None and not logits.is_meta and logits.shape[1] > 1:
         sums = logits.detach().float().sum(1)
         if bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-4).all()):
             raise UserError(f"{model.name}: it outputs probabilities, expected logits: leave out its last softmax")
     sizes = tuple(one.shape[1] for one in vectors if one.ndim == 2)
-    return DryRun(logits.shape[1], upstream_parameters(maps), sizes)
+    return DryRun(0 if logits is None else logits.shape[1], upstream_parameters(maps), sizes)
 
 
 def layers_of(feature_layers: Any, index: int) -> list[Layer]:

@@ -172,6 +172,7 @@ class PeerModel:
         settings: those of the run's settings that it has a value of its own for.
         given_name: by which the user asked for it, which is not part of its `description`; None for a module.
         has_new_classifier: whether its classifier was just initialised, by us; of modules that is not known.
+        classes: size of its logits, 0 where it does not classify; None before that was found.
     """
 
     module: nn.Module
@@ -184,6 +185,7 @@ class PeerModel:
     settings: Mapping[str, Any] = field(default_factory=dict)
     given_name: str | None = None
     has_new_classifier: bool = False
+    classes: int | None = None
 
     @property
     def kind(self) -> ModelKind:
@@ -237,6 +239,7 @@ class PeerModel:
             "image_size": self.image_size,
             "normalisation": self.normalisation and dataclasses.asdict(self.normalisation),
             "settings": dict(self.settings),
+            "classes": self.classes,
         }
 
     @classmethod
@@ -271,10 +274,14 @@ def recipe_settings(config: DistillConfig, model: PeerModel, given: Mapping[str,
 def resolve_recipe(config: DistillConfig, learners: Iterable[PeerModel]) -> DistillConfig:
     """The settings with the recipe that `auto` means: finetune where all learners start from trained weights.
 
+    Without labels it is the one for that.
+
     Args:
         config: of the run.
         learners: the models that learn.
     """
     if config.recipe != "auto":
         return config
+    if not config.labels:
+        return config.replace(recipe="unlabeled")
     return config.replace(recipe="finetune" if all(model.pretrained for model in learners) else "paper")

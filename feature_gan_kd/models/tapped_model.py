@@ -1,4 +1,4 @@
-"""Taps: a model's logits and feature maps from one forward pass, by forward hooks."""
+"""Taps: a model's logits, if it has any, and feature maps from one forward pass, by forward hooks."""
 
 from __future__ import annotations
 
@@ -103,6 +103,7 @@ class TappedModel(nn.Module):
         name: of the model, for error lines.
         adapter: brings the images that all models share to the size and normalisation of this one.
         always_evaluated: modules that stay in evaluation mode while the model is trained.
+        classifies: whether what it returns are logits.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class TappedModel(nn.Module):
         name: str,
         adapter: InputAdapter | None = None,
         always_evaluated: Sequence[nn.Module] = (),
+        *,
+        classifies: bool = True,
     ) -> None:
         super().__init__()
         self._always_evaluated = tuple(always_evaluated)  # a tuple, since a list of modules would be registered
@@ -119,30 +122,57 @@ class TappedModel(nn.Module):
         self.adapter = adapter or InputAdapter(0)
         self.taps = tuple(taps)
         self.name = name
-        self._pass = _ForwardPass(module, self.taps, name)
+        self.classifies = classifies
+        self._pass = _ForwardPass(module, self.taps, name, classifies)
         self._hooks = {layer: self._pass.hook(layer) for layer in self._pass.layers}
         # A method of another object: one of this module would make it refer to itself, and its memory would be freed
         # only when Python's garbage collector runs.
         self._call: Callable[[Tensor], tuple[Tensor, dict[str, list[Any]]]] = self._pass.run
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, images: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """One forward pass.
 
         Args:
             images: (batch, channels, height, width), in the size and normalisation that all models share.
 
         Returns:
-            Logits (batch, classes) and one map (batch, channels, height, width) per tap.
+            Logits (batch, classes), None of a model that does not classify, and one map (batch, channels, height,
+            width) per tap.
 
         Raises:
             UserError: where a tapped module was not called exactly once, its number of tokens is not that of the
                 grid that was found, the model returns no logits, or it changes images in place that it did not change
                 when the distiller was built.
         """
+        output, maps = self._run(images)
+        return output if self.classifies else None, maps
+
+    def features(self, images: Tensor) -> Tensor:
+        """One vector for each image: what a model without a classifier returns, else its last map.
+
+        A map is averaged over its positions.
+
+        Args:
+            images: as for `forward`.
+
+        Returns:
+            (batch, features).
+
+        Raises:
+            UserError: as `forward`, and for a model that returns no vector and has no tapped map.
+        """
+        output, maps = self._run(images)
+        if not self.classifies and output.ndim == 2:
+            return output
+        if not maps:
+            raise UserError(f"{self.name}: returns no vector for an image, and no map of it is taken")
+        return maps[-1].mean((2, 3))
+
+    def _run(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         given = self.adapter(images)
         version = _version(given)
         with self._hooked():
-            logits, outputs = self._call(given)
+            output, outputs = self._call(given)
         if given is images and _version(given) != version:
             raise UserError(f"{self.name}: it changes its images in place, which other models share: let it copy them")
         maps = []
@@ -151,7 +181,7 @@ class TappedModel(nn.Module):
             if len(recorded) != 1:
                 raise UserError(hook_count_error(self.name, tap.layer, len(recorded)))
             maps.append(tap.to_map(recorded[0]))
-        return logits, tuple(maps)
+        return output, tuple(maps)
 
     def notes(self) -> list[str]:
         """Lines on taps whose layout is a guess."""
@@ -198,18 +228,23 @@ class _ForwardPass:
         module: the user's module.
         taps: where to take maps.
         name: of the model, for error lines.
+        classifies: whether what it returns are logits.
     """
 
-    def __init__(self, module: nn.Module, taps: Sequence[Tap], name: str) -> None:
+    def __init__(self, module: nn.Module, taps: Sequence[Tap], name: str, classifies: bool) -> None:
         self.module: Any = module
         self.name = name
+        self.classifies = classifies
         self.layers = tuple(dict.fromkeys(tap.layer for tap in taps if tap.kind is TapKind.MODULE))
         self.stages = tuple(dict.fromkeys(int(tap.layer) for tap in taps if tap.kind is TapKind.STAGE))
         self.takes_features = any(tap.kind is TapKind.FEATURES for tap in taps)
         self.outputs: dict[str, list[Any]] = {}
 
     def run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
-        """Logits (batch, classes) of images (batch, channels, height, width), and outputs by the titles of the taps."""
+        """What images (batch, channels, height, width) give, and the outputs of tapped modules by the titles of the taps.
+
+        The first is the logits (batch, classes) of a model that classifies, else the first tensor that it returns.
+        """
         self.outputs = {layer: [] for layer in self.layers}
         others: dict[str, list[Any]] = {}
         if self.stages:
@@ -224,6 +259,8 @@ class _ForwardPass:
         else:
             output = self.module(images)
         outputs, self.outputs = self.outputs, {}
+        if not self.classifies:
+            return first_tensor(output, self.name), {**outputs, **others}
         if isinstance(output, (tuple, list)):
             check_one_head(self.module, self.name)
         return logits_of(output, self.name), {**outputs, **others}
@@ -254,15 +291,37 @@ def logits_of(output: Any, name: str) -> Tensor:
     Raises:
         UserError: where none of these is a tensor (batch, classes).
     """
+    found = _output_in_place_of_logits(output)
+    if not has_logits(output):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"{name}: its output is {shape}, expected logits (batch, classes): it cannot classify")
+    logits: Tensor = found
+    return logits
+
+
+def has_logits(output: Any) -> bool:
+    """Whether `logits_of` finds a tensor (batch, classes) in a model's output."""
+    found = _output_in_place_of_logits(output)
+    return isinstance(found, Tensor) and found.ndim == 2
+
+
+def _output_in_place_of_logits(output: Any) -> Any:
     if isinstance(output, Mapping):
         output = output.get("logits")
     output = getattr(output, "logits", output)
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"{name}: its output is {shape}, expected logits (batch, classes): it cannot classify")
-    return output
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def first_tensor(output: Any, name: str) -> Tensor:
+    """Returns the first tensor in a model's output.
+
+    Raises:
+        UserError: where there is none.
+    """
+    found = tensors_of(output)
+    if not found:
+        raise UserError(f"{name}: returns {type(output).__name__}, expected a tensor")
+    return found[0]
 
 
 def check_one_head(module: nn.Module, name: str) -> None:

@@ -89,7 +89,7 @@ def _rows_of_panels(run: RecordedRun, series: Mapping[str, Series]) -> list[list
     """The panels that have lines, row by row: accuracy, which is the first, alone, and then two in a row."""
     filled = [(panel, select_series(panel, series)) for panel in PANELS if panel.in_curves]
     filled = [(panel, lines) for panel, lines in filled if lines]
-    alone = int(bool(run.epochs))  # before the first evaluation there is no accuracy
+    alone = int(bool(filled) and filled[0][0].name == "accuracy")  # before the first evaluation there is none
     pairs = [filled[i : i + 2] for i in range(alone, len(filled), 2)]
     return [filled[:1], *pairs] if alone else pairs
 

@@ -78,6 +78,9 @@ def run_facts(run: RecordedRun) -> list[str]:
         facts.append(
             f"{run.data['train_images']:,} training images, {run.data['evaluation_images']:,} evaluation images"
         )
+    if run.is_evaluated and run.answers_by_neighbours:
+        positions = " and ".join(map(str, run.answers_by_neighbours))
+        facts.append(f"model{'s' * (len(run.answers_by_neighbours) > 1)} {positions} by nearest neighbours")
     if run.config.best_metric != "accuracy":
         facts.append(f"best epochs by {run.config.best_metric}")
     return [*facts, f"batch {run.config.batch_size}", f"seed {run.config.seed}"]

@@ -7,24 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from feature_gan_kd.config.settings import LossSettings
 from feature_gan_kd.distributed.collectives import world_size
+from feature_gan_kd.method.losses import NO_LABEL
 from feature_gan_kd.utils.errors import UserError
 
 
 def check_batch(
-    images: Any, labels: Any, form: tuple[int, int], classes: int, smoothing: float = 0.0
+    images: Any, labels: Any, form: tuple[int, int], classes: int, loss: LossSettings
 ) -> tuple[Tensor, Tensor]:
     """Checks images and labels of the user's own loop, without waiting for a device.
 
     Args:
         images: as given: floats (batch, channels, height, width).
-        labels: as given: (batch,) or (batch, classes).
+        labels: as given: (batch,) or (batch, classes); None where no model learns from labels.
         form: channels, and side in pixels, of the images that the models take.
         classes: size of the logits.
-        smoothing: of the labels, which must be class indices then: the user's own probabilities say it all.
+        loss: whether labels count, and their smoothing: they must be class indices then, since the user's own
+            probabilities say it all.
 
     Returns:
-        The images, and the labels as int64 class indices or as float probabilities.
+        The images, and the labels as int64 class indices, -1 for an image without one, or as float probabilities.
 
     Raises:
         UserError: for anything else.
@@ -33,10 +36,13 @@ def check_batch(
     check_images(images, *form)
     if len(images) == 0 and world_size() == 1:
         raise UserError("images: the batch is empty: give at least 2 images")
+    if not loss.labels:
+        images = images.clone() if images.is_inference() else images
+        return images, torch.full((len(images),), NO_LABEL, device=images.device)
     checked = check_labels(labels, len(images), classes).detach()  # labels teach, they do not learn
-    if smoothing and checked.is_floating_point():
+    if loss.smoothing and checked.is_floating_point():
         raise UserError(
-            f"smoothing: {smoothing:g} would smooth labels that are probabilities already: set it to 0, or give class "
+            f"smoothing: {loss.smoothing:g} would smooth labels that are probabilities already: set it to 0, or give class "
             "indices"
         )
     # Tensors made in inference mode cannot be kept for a backward pass; copies can.
@@ -98,7 +104,8 @@ def check_labels(labels: Any, count: int, classes: int) -> Tensor:
         classes: size of the logits.
 
     Raises:
-        UserError: for anything but whole numbers (count,) from 0 to classes - 1, or probabilities (count, classes).
+        UserError: for anything but whole numbers (count,) from 0 to classes - 1, or -1 for no label, or probabilities
+            (count, classes).
     """
     expected = f"expected class indices ({count},) from 0 to {classes - 1}, or probabilities ({count}, {classes})"
     if not isinstance(labels, Tensor):
@@ -117,15 +124,17 @@ def check_labels(labels: Any, count: int, classes: int) -> Tensor:
                     f"labels: row {row} is no distribution (its sum is {total:.4g}), expected probabilities of sum 1: "
                     "images of several classes cannot be learned"
                 )
-            raise UserError(f"labels: image {row} has the label {int(labels[row])}, expected 0 to {classes - 1}")
+            raise UserError(
+                f"labels: image {row} has the label {int(labels[row])}, expected 0 to {classes - 1}, or -1 for none"
+            )
     return checked
 
 
 def are_good_labels(labels: Tensor, classes: int) -> Tensor:
-    """Which labels are class indices, or rows of probabilities: bool (batch,), on the device of the labels."""
+    """Which labels are class indices or -1, or rows of probabilities: bool (batch,), on the device of the labels."""
     if labels.is_floating_point():
         return torch.logical_and(labels.amin(1) >= 0, (labels.sum(1) - 1).abs() < 0.01)
-    return torch.logical_and(labels >= 0, labels < classes)
+    return torch.logical_and(labels >= NO_LABEL, labels < classes)
 
 
 def mark_bad_labels(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,8 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
     plans: list[_Plan] = []
     notes: list[str] = []
     for k, own in enumerate(known):
+        if k not in group.classifiers:
+            continue
         if own is None or names is None:
             notes += _what_is_not_known(group, k, own)
         elif own != names:
@@ -68,7 +70,7 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
             )
     for plan in plans:
         reorder_rows([*plan.tensors, *_optimizer_rows(group, plan), *_averaged_rows(group, plan)], plan.order)
-    for k in {plan.index for plan in plans} | set(range(len(known))).difference(group.frozen):
+    for k in {plan.index for plan in plans} | set(group.classifiers).difference(group.frozen):
         state_class_names(group.models[k], names)
         if k in group.averages:
             state_class_names(group.averages[k].module, names)
@@ -107,7 +109,7 @@ def common_class_names(group: PeerGroup) -> list[str] | None:
     Raises:
         UserError: where two models have other classes, or the same in another order.
     """
-    known = {k: own for k in range(len(group.peers)) if (own := _known_names(group, k)) is not None}
+    known = {k: own for k in group.classifiers if (own := _known_names(group, k)) is not None}
     first = next(iter(known), None)
     for k, own in known.items():
         if first is not None and own != known[first]:
@@ -125,6 +127,8 @@ def published_class_names(group: PeerGroup, index: int) -> list[str] | None:
     In the user's own loop a label means the class of the models that state names: `check_class_order` made sure that
     these agree. A model beside them that states none has learned the same labels.
     """
+    if index not in group.classifiers:
+        return stated_class_names(group.models[index], group.modules.classes[index])
     own = _known_names(group, index)
     if own is not None or group.provenance is not None or group.step.number == 0:
         return own
@@ -142,26 +146,25 @@ def check_class_order(group: PeerGroup) -> None:
 
 
 def notes_on_frozen(group: PeerGroup) -> list[str]:
-    """Says which frozen models teach noise: those without trained weights, or with a classifier that is new."""
+    """Says which frozen models teach noise, without trained weights, and which know other classes than the learners."""
     notes = []
     for k in group.frozen:
         peer = group.peers[k]
-        known = peer.timm_cfg.get("num_classes")  # of the trained weights
         if k in group.built_by_name and not peer.pretrained:
             notes.append(
                 f"model {k} ({peer.name}) is frozen without trained weights, so it teaches noise: name one with "
                 "weights (local-dir:, hf-hub:, or pretrained), or let it learn"
             )
-        elif k in group.built_by_name and known not in (None, group.num_classes):
-            notes.append(
-                f"model {k} ({peer.name}) is frozen with a new classifier, since its weights know {known} classes: its "
-                "logits are noise; name one that was trained on these classes"
-            )
+        elif group.num_classes and k not in group.classifiers:
+            what = f"knows {peer.classes} other classes" if peer.classes else "has no classifier"
+            notes.append(f"model {k} ({peer.name}) {what}, so it teaches by its feature maps alone")
     return notes
 
 
 def _known_names(group: PeerGroup, index: int) -> list[str] | None:
     """The names of a model's classes: those of the data of its last training, else those that it states."""
+    if index not in group.classifiers:
+        return None
     if group.provenance is not None and group.provenance.class_names is not None:
         return group.provenance.class_names
     if group.provenance is not None and index not in group.frozen:

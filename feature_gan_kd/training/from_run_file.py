@@ -34,7 +34,7 @@ def distiller_arguments(file: RunFile, changes: Mapping[str, Any]) -> dict[str, 
         others["models"] = [Peer(**peer) for peer in file.peers_with({**settings, **others})]
     config = DistillConfig(**file.settings_with(settings, other_models="models" in changes))
     arguments = {**file.arguments, **others, "config": config}
-    if arguments.get("num_classes") is None and "train_data" in file.fit:
+    if config.labels and arguments.get("num_classes") is None and "train_data" in file.fit:
         arguments["num_classes"] = count_classes(file.fit["train_data"], config)
     return arguments
 

@@ -23,8 +23,8 @@ class History:
             `seconds` since the evaluation before, `seconds_left` of the run, and `stopped` where a callback ended the
             training after this epoch. `metrics` holds every figure under its full name: `train/...` (means over the
             updates since the last record), `lr/...` and `eval/...`, with accuracies in percent and cross-entropies in
-            nats.
-        best: for each model its best epoch: `epoch` and `accuracy` (percent).
+            nats. Without labels to evaluate on there is no `eval/...`.
+        best: for each model its best epoch: `epoch` and `accuracy` (percent); empty where nothing is evaluated.
         best_metric: by which it is the best.
     """
 
@@ -43,17 +43,20 @@ class History:
 
     @property
     def accuracy(self) -> list[float]:
-        """Accuracy in percent of each model in the last evaluated epoch. Raises as `last`."""
+        """Accuracy in percent of each model in the last evaluated epoch; empty without labels. Raises as `last`."""
         return model_accuracies(self.last)
 
     @property
-    def ensemble(self) -> float:
-        """Accuracy in percent of the ensemble in the last evaluated epoch. Raises as `last`."""
-        return ensemble_accuracy(self.last)
+    def ensemble(self) -> float | None:
+        """Accuracy in percent of the ensemble in the last evaluated epoch; None without labels. Raises as `last`."""
+        return ensemble_figure(self.last, "accuracy")
 
     @property
     def best_epoch(self) -> Record | None:
-        """The record of the epoch with the best ensemble, the first of equals; None before the first evaluation."""
+        """The record of the epoch with the best ensemble, the first of equals; None before the first evaluation.
+
+        Where nothing is evaluated it is that of the last epoch.
+        """
         return max(self.epochs, key=lambda record: goodness(record, self.best_metric)[-1], default=None)
 
     def add(self, record: Record) -> None:
@@ -73,10 +76,14 @@ def goodness(record: Record, metric: BestMetric) -> list[float]:
 
     Args:
         record: of the epoch.
-        metric: by which; a loss counts as its negative, and what is not finite as the worst.
+        metric: by which; a loss counts as its negative, and what is not finite as the worst. Where nothing is
+            evaluated, a later epoch is better.
     """
+    ensemble = ensemble_figure(record, metric)
+    if ensemble is None:
+        return [float(record["epoch"])]
     sign = -1 if metric == "cross_entropy" else 1
-    values = [sign * value for value in (*model_figures(record, metric), ensemble_figure(record, metric))]
+    values = [sign * value for value in (*model_figures(record, metric), ensemble)]
     return [value if math.isfinite(value) else -math.inf for value in values]
 
 
@@ -92,17 +99,12 @@ def model_figures(record: Record, name: str) -> list[float]:
     return [value for key, value in found.items() if not key.endswith("/ensemble")]
 
 
-def ensemble_figure(record: Record, name: str) -> float:
-    """A figure of the ensemble in the record of an evaluated epoch; `name` as for `model_figures`."""
-    figure: float = record["metrics"][f"eval/{name}/ensemble"]
+def ensemble_figure(record: Record, name: str) -> float | None:
+    """A figure of the ensemble in the record of an evaluated epoch; `name` as for `model_figures`; None for none."""
+    figure: float | None = record["metrics"].get(f"eval/{name}/ensemble")
     return figure
 
 
 def model_accuracies(record: Record) -> list[float]:
     """Accuracy in percent of each model, in order, in the record of an evaluated epoch."""
     return model_figures(record, "accuracy")
-
-
-def ensemble_accuracy(record: Record) -> float:
-    """Accuracy in percent of the ensemble in the record of an evaluated epoch."""
-    return ensemble_figure(record, "accuracy")

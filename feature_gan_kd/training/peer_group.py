@@ -81,7 +81,7 @@ class PeerGroup(Uncopyable):
         self.frozen, self.feature_layers = asked.frozen, asked.feature_layers
         self.peers = build_models(
             asked.models,
-            num_classes=num_classes,
+            num_classes=0 if num_classes is None and not config.labels else num_classes,
             in_chans=in_chans,
             pretrained=asked.pretrained,
             image_size=config.image_size,
@@ -113,6 +113,8 @@ class PeerGroup(Uncopyable):
             knows_classes=num_classes is not None or any(isinstance(model, PeerModel) for model in asked.models),
         )
         self._check_num_classes(num_classes)
+        for model, classes in zip(self.peers, self.modules.classes, strict=True):
+            model.classes = classes
         collectives.broadcast_parameters([*self.models, *self.connections])
         self.shared: Normalisation | None = None
         self._share(self.stated_normalisation())
@@ -182,8 +184,13 @@ class PeerGroup(Uncopyable):
 
     @property
     def num_classes(self) -> int:
-        """The size of the logits of all models."""
+        """The size of the learners' logits; 0 where none classifies."""
         return self.modules.num_classes
+
+    @property
+    def classifiers(self) -> tuple[int, ...]:
+        """Positions of the models that know the classes of the learners: the others are encoders, or know others."""
+        return tuple(k for k, own in enumerate(self.modules.classes) if own and own == self.num_classes)
 
     @property
     def tapped(self) -> list[TappedModel]:
@@ -210,7 +217,7 @@ class PeerGroup(Uncopyable):
 
         Args:
             images: float (batch, channels, height, width), normalised; this process's share.
-            labels: (batch,) class indices, or (batch, classes) probabilities.
+            labels: (batch,) class indices, -1 for an image without a label, or (batch, classes) probabilities.
 
         Raises:
             UserError: where memory does not suffice, and with `check_processes` where weights differ between processes.
@@ -230,7 +237,7 @@ class PeerGroup(Uncopyable):
     def check_batch(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Checks images (batch, channels, height, width) and labels, see `batch_checks.check_batch`."""
         form = (self.in_chans, self.image_size)
-        return check_batch(images, labels, form, self.num_classes, self.step.loss_weights.smoothing)
+        return check_batch(images, labels, form, self.num_classes, self.config)
 
     def skipped_steps(self) -> SkippedSteps:
         """The updates so far that changed nothing, because a loss or a gradient was not finite."""
@@ -287,7 +294,7 @@ class PeerGroup(Uncopyable):
     def description(self) -> dict[str, Any]:
         """What is needed to build the same group again, as JSON values."""
         return {
-            "num_classes": self.num_classes,
+            "num_classes": self.num_classes or None,
             "in_chans": self.in_chans,
             "image_size": self.image_size,
             "feature_layers": self.feature_layers,

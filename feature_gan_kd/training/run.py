@@ -103,9 +103,13 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     data = open_training_data(group, train_data, eval_data, options.train_transform)
     _check_normalisation(group, data, folder)
     check_batches(group, data.train)
-    if config.best_metric == "top5" and group.num_classes <= TOP:
-        raise UserError(f"best_metric: top5 says nothing of {group.num_classes} classes: choose accuracy or macro_f1")
-    if config.similarity_images:
+    classes = group.num_classes or data.num_classes or 0
+    if config.best_metric == "top5" and classes <= TOP:
+        raise UserError(f"best_metric: top5 says nothing of {classes} classes: choose accuracy or macro_f1")
+    without_effect = [name for name in ("similarity_images", "early_stopping_patience") if getattr(config, name)]
+    if without_effect and data.evaluation is None:
+        raise UserError(f"{without_effect[0]}: there are no images with labels to evaluate on: leave it out")
+    if config.similarity_images and data.evaluation is not None:
         services.check_similarity_images(len(data.evaluation))
     notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group, data)]
     if config.class_weights and data.train_labels is not None:
@@ -165,11 +169,11 @@ def open_training_data(
         in_chans=group.in_chans,
         stated=group.stated_normalisation(),
         common=group.common_normalisation(),
-        num_classes=group.num_classes,
+        num_classes=group.num_classes or None,
         num_classes_given=group.num_classes_given,
         train_transform=train_transform,
     )
-    if data.num_classes is not None and data.num_classes != group.num_classes:
+    if group.num_classes and data.num_classes not in (None, group.num_classes):
         raise UserError(
             f"data: {title_of_data(train_data)} has {data.num_classes} classes, the models have {group.num_classes}: "
             f"build them with num_classes={data.num_classes}"
@@ -203,7 +207,7 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
         normalisation=normalisation,
         takes_floats=stated is not None or provenance is None or normalisation is None,
         class_names=provenance.class_names if provenance else common_class_names(group),
-        num_classes=group.num_classes,
+        num_classes=group.num_classes or None,
         num_classes_given=group.num_classes_given,
         trained_on=trained_on,
     )

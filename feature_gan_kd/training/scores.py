@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,25 +109,25 @@ class ScoreCounts:
         shape = (models, classes * classes) if self.has_matrix else (models, 3 * classes)
         self.counts = torch.zeros(shape, dtype=torch.float64, device=device)
 
-    def add(self, logits: Sequence[Tensor], labels: Tensor) -> None:
-        """Counts one batch.
+    def add(self, owner: int, logits: Tensor, labels: Tensor) -> None:
+        """Counts the answers of one model or ensemble to one batch.
 
         Args:
-            logits: (batch, classes) of every model and ensemble.
+            owner: its position.
+            logits: (batch, classes).
             labels: (batch,) class indices.
         """
-        for k, one in enumerate(logits):
-            answers = one.argmax(1)
-            right = answers == labels
-            among = (one.topk(min(TOP, self.classes), 1).indices == labels[:, None]).any(1)
-            loss = F.cross_entropy(one, labels, reduction="sum")
-            self.sums[k] += torch.stack([right.sum().double(), among.sum().double(), loss.double()])
-            if self.has_matrix:
-                cells, weights = labels * self.classes + answers, torch.ones_like(labels, dtype=torch.float64)
-            else:
-                cells = torch.cat([labels, answers + self.classes, answers + 2 * self.classes])
-                weights = torch.cat([torch.ones_like(labels), torch.ones_like(labels), right.long()]).double()
-            self.counts[k].scatter_add_(0, cells, weights)
+        answers = logits.argmax(1)
+        right = answers == labels
+        among = (logits.topk(min(TOP, self.classes), 1).indices == labels[:, None]).any(1)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        self.sums[owner] += torch.stack([right.sum().double(), among.sum().double(), loss.double()])
+        if self.has_matrix:
+            cells, weights = labels * self.classes + answers, torch.ones_like(labels, dtype=torch.float64)
+        else:
+            cells = torch.cat([labels, answers + self.classes, answers + 2 * self.classes])
+            weights = torch.cat([torch.ones_like(labels), torch.ones_like(labels), right.long()]).double()
+        self.counts[owner].scatter_add_(0, cells, weights)
 
     def scores(self) -> tuple[list[Scores], list[int]]:
         """The scores of every model and ensemble, and the number of images of each class."""

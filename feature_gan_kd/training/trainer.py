@@ -17,6 +17,7 @@ from torch import Tensor
 
 from feature_gan_kd.data import Data, ImageSource, MixupCutmix
 from feature_gan_kd.distributed.collectives import all_ranks_equal, all_reduce_sum, on_main_process
+from feature_gan_kd.method.losses import NO_LABEL
 from feature_gan_kd.training import checkpoint_files
 from feature_gan_kd.training.callbacks import Callback
 from feature_gan_kd.training.evaluate_group import evaluate_group
@@ -159,7 +160,8 @@ class Trainer:
         if self.mixing is not None:
             images, labels = self.mixing(images, labels, self.step)
         parts = self.group.step.grad_accum_steps
-        self.averager.add(self.group.training_step(images, labels), len(images))
+        labelled = (labels != NO_LABEL).sum() if labels.ndim == 1 else None
+        self.averager.add(self.group.training_step(images, labels), len(images), labelled)
         if parts != self.group.step.grad_accum_steps:  # memory ran out, and a smaller batch is to come
             check_batches(self.group, self.data.train)
         self.images += len(images)
@@ -184,9 +186,10 @@ class Trainer:
     def _evaluate(self, epoch: int) -> None:
         record = self._make_record(epoch)
         # A signal may stop the evaluation. The averager is cleared after it, so that the checkpoint still has its sums.
-        samples = SampleCollector()
-        evaluation = evaluate_group(self.group, self.data.evaluation, self.signals.check, samples)
-        similarity = self.similarity(self.data.evaluation, self.signals.check)
+        samples, evaluation, similarity = SampleCollector(), None, {}
+        if self.data.evaluation is not None:
+            evaluation = evaluate_group(self.group, self.data.evaluation, self.signals.check, samples)
+            similarity = self.similarity(self.data.evaluation, self.signals.check)
         self.averager = MetricAverager()
         self._notify("on_metrics", record)
         now = time.perf_counter()
@@ -197,7 +200,7 @@ class Trainer:
         metrics = {
             **record["metrics"],
             "train/epoch_images_per_second": images / seconds,
-            **evaluation.metrics(),
+            **({} if evaluation is None else evaluation.metrics()),
             **{f"eval/{name}": value for name, value in similarity.items()},
         }
         evaluated = {
@@ -208,7 +211,8 @@ class Trainer:
             "seconds_left": seconds_per_step * (self.total_steps - self.step),
         }
         self.history.add(evaluated)
-        on_main_process(lambda: self._write_evaluation(evaluation, samples))
+        if evaluation is not None:
+            on_main_process(functools.partial(self._write_evaluation, evaluation, samples))
         self._notify_evaluated(evaluated)
 
     def _write_evaluation(self, evaluation: Evaluation, samples: SampleCollector) -> None:
@@ -317,12 +321,12 @@ class Trainer:
         """Publishes the models whose best epoch is the last evaluated one, and at the end of the run all of them."""
         if self.output_dir is None:
             return
+        folder, names = self.output_dir / "networks", self.group.names
         due: list[tuple[int, Which]] = []
-        for k, best in enumerate(self.history.best):
-            due += [(k, "best")] * (best["epoch"] == self.history.last["epoch"])
+        for k, best in enumerate(self.history.best or [{}] * len(names)):
+            due += [(k, "best")] * (best.get("epoch") == self.history.last["epoch"])
             due += [(k, "last")] * self.is_finished
         due += [(k, "ema") for k in self.group.averaged_models() if self.is_finished]
-        folder, names = self.output_dir / "networks", self.group.names
         endings = {"last": "", "best": "-best", "ema": "-ema"}
 
         def write() -> None:

@@ -87,7 +87,7 @@ def test_teams_share_a_pass() -> None:
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
     a, b, c = Fixed(1.0), Fixed(-3.0), Fixed(0.5)
     seen: list[list[Tensor]] = []
-    first, second = evaluate([[a, b], [a, c]], [(images, labels)], 4, on_batch=lambda *batch: seen.append(batch[2]))
+    first, second = evaluate([[a, b], [a, c]], [(images, labels)], 4, on_first_batch=lambda *batch: seen.append(batch[2]))
     assert a.calls == 1
     assert first.models[0] == second.models[0]
     assert first.ensemble.accuracy == counted(images.flatten(1) * -1, labels)["accuracy"]

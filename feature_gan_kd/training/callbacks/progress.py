@@ -9,11 +9,16 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from feature_gan_kd.training.callbacks.callback import Callback
-from feature_gan_kd.training.history import History, Record, ensemble_accuracy, model_accuracies, model_figures
+from feature_gan_kd.training.history import History, Record, ensemble_figure, model_accuracies, model_figures
 
 _LABELS = {
     "cross_entropy": "CE",
     "kl": "KL",
+    "aligned": "aligned",
+    "statistics": "statistics",
+    "relation": "relation",
+    "l1": "L1",
+    "l2": "L2",
     "adversarial": "G",
     "discriminator": "D",
     "real": "real",
@@ -56,11 +61,11 @@ class ProgressLine(Callback):
 
     def on_evaluate(self, record: Record) -> bool:
         """See `Callback`; prints the line of an evaluated epoch."""
-        accuracy = "  ".join(f"{value:.2f}" for value in model_accuracies(record))
-        line = (
-            f"epoch {record['epoch']}/{record['epochs']}  top-1 % {accuracy}  "
-            f"ensemble {ensemble_accuracy(record):.2f}  {_figures(record)}  left {_clock(record['seconds_left'])}"
-        )
+        ensemble, words = ensemble_figure(record, "accuracy"), [f"epoch {record['epoch']}/{record['epochs']}"]
+        if ensemble is not None:
+            accuracy = "  ".join(f"{value:.2f}" for value in model_accuracies(record))
+            words += [f"top-1 % {accuracy}", f"ensemble {ensemble:.2f}"]
+        line = "  ".join([*words, _figures(record), f"left {_clock(record['seconds_left'])}"])
         averaged = model_figures(record, "ema_accuracy")
         if averaged:
             line += f"  averaged weights {'  '.join(f'{value:.2f}' for value in averaged)}"

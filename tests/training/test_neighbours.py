@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from feature_gan_kd import UserError
 from feature_gan_kd.analysis import knn
-from feature_gan_kd.analysis.knn import knn_classify
+from feature_gan_kd.training.neighbours import knn_classify
 
 Array = NDArray[np.float64]
 
