@@ -130,8 +130,6 @@ def set_order(train: Source, labels: Tensor | None, config: DistillConfig, notes
     name = next(asked, None)
     if name is None:
         return
-    if not config.labels:
-        raise UserError(f"{name}: has no effect without labels, which are not learned from: leave it out")
     if labels is None or isinstance(train, UserLoader | IterableImages):
         raise UserError(
             f"{name}: the labels are not known before the images are read: give a folder or a data set of datasets "
