@@ -105,11 +105,10 @@ class OnlineAdversarialDistiller:
         Args:
             images: float (batch, channels, height, width), this process's share of the batch; normalised with the
                 config's mean and std, after `fit` as its data were, and else taken as they are by every model.
-            labels: (batch,) class indices, -1 for an image without a label, or (batch, classes) probabilities; with
-                labels=False they are not used.
+            labels: (batch,) class indices, -1 for none, or (batch, classes) probabilities; not used with labels=False.
 
         Returns:
-            Detached scalars on the device, by name. The page "Watching a run" explains each name.
+            Detached scalars on the device, by name, see the page "Watching a run".
 
         Raises:
             UserError: for a batch that it cannot learn from, too little memory, or (`check_processes`) unequal weights.
@@ -122,6 +121,7 @@ class OnlineAdversarialDistiller:
         train_data: Any = None,
         eval_data: Any = None,
         *,
+        unlabeled_data: Any = None,
         train_transform: Callable[[Any], Any] | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
@@ -139,6 +139,7 @@ class OnlineAdversarialDistiller:
         Args:
             train_data: a name, a path or an object, see `docs/data.md`; None is the bundled digits.
             eval_data: likewise; None takes the evaluation split of `train_data`, or holds a fifth of it out.
+            unlabeled_data: images without labels to train on besides; a name, a path or a data set of `datasets`.
             train_transform: of your own for each training image, in place of the augmentation, see `docs/data.md`.
             epochs: passes over the training images; None as in the config.
             batch_size: images of one update over all processes; None as in the config.
@@ -151,17 +152,17 @@ class OnlineAdversarialDistiller:
             license: of the published weights; None keeps that of pretrained ones.
 
         Returns:
-            A record for each evaluated epoch, and the best epoch of each model.
+            A record for each epoch, and the best epoch of each model.
 
         Raises:
-            UserError: for data, folders or checkpoints that cannot be used, in one line.
+            UserError: for data, folders or checkpoints that cannot be used.
             DivergedError: where `max_nonfinite_steps` updates in a row had a loss or a gradient that is not finite.
             Interrupted: a `KeyboardInterrupt`, where Ctrl-C or SIGTERM stopped the training, after a checkpoint.
         """
         run.change_settings(self.group, epochs=epochs, batch_size=batch_size, mean=mean, std=std)
-        options = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license, train_transform)
-        given = complete_fit(self.run_file, train_data, eval_data, options)
-        return run.fit(self.group, *given, services_of(self.group))
+        of_data = train_transform, unlabeled_data
+        kept = run.RunOptions(output_dir, resume, callbacks, log_with, progress, license, *of_data)
+        return run.fit(self.group, *complete_fit(self.run_file, train_data, eval_data, kept), services_of(self.group))
 
     def evaluate(self, data: Any = None) -> dict[str, Any]:
         """Measures each model, its averaged weights, and the ensemble (mean of the logits).
@@ -201,8 +202,7 @@ class OnlineAdversarialDistiller:
             The folders.
 
         Raises:
-            UserError: where a folder cannot be written, the normalisation of the images is not known, timm would build
-                another model from it, or a graph cannot be traced or computes other values.
+            UserError: for a folder that cannot be written, an unknown normalisation, or a model that would be another.
         """
         return save_models.save_models(self.group, Path(directory), which, format, license, (mean, std))
 

@@ -59,6 +59,7 @@ def probe(
         stated=form.normalisation,
         for_training=False,
     )
+    assert opened.evaluation is not None  # the config has labels
     check_neighbours(k, temperature, len(opened.train))
     result = measure_features(
         extractor, opened.train, opened.evaluation, k=k, temperature=temperature, device=accelerator.device

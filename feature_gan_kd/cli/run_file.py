@@ -31,7 +31,8 @@ def add_run_file(given: Given, own: Own) -> tuple[Given, Own]:
     from feature_gan_kd.config.run_file import read_run_file
 
     file = read_run_file(Path(given["config"]))
-    fit = {{"train_data": "data"}.get(name, name): value for name, value in file.fit.items() if name != "progress"}
+    options = {"train_data": "data", "unlabeled_data": "unlabeled"}
+    fit = {options.get(name, name): value for name, value in file.fit.items() if name != "progress"}
     file.check_data(["train_data"] if "data" in given else [])
     found: Given = {**file.arguments, **fit}
     if "output_dir" in found:

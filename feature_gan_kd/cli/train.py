@@ -36,6 +36,8 @@ class Run:
     beside it override it (default: none)."""
     eval_data: str | None = None
     """Images to evaluate on (default: the evaluation split of --data, else a fifth of the training images)."""
+    unlabeled: str | None = None
+    """Images without labels to train on besides: name on the hub, local folder or file (default: none)."""
     resume: bool = False
     """Continue from the newest checkpoint in the folder, if there is one."""
     log_with: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ def train(
     history = distiller.fit(
         models.data,
         run.eval_data,
+        unlabeled_data=run.unlabeled,
         output_dir=run.output_dir,
         resume=run.resume,
         callbacks=[JsonPrinter()] if output.json else [],

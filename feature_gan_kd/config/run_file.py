@@ -44,6 +44,8 @@ class FitKeys:
     """Name on the hub, local folder or file (default: the bundled digits)."""
     eval_data: str | None = None
     """Images to evaluate on (default: the evaluation split of train_data, else a fifth of the training images)."""
+    unlabeled_data: str | None = None
+    """Images without labels to train on besides: name on the hub, local folder or file (default: none)."""
     output_dir: str | None = None
     """Folder to write the run to."""
     resume: bool = False

@@ -74,16 +74,18 @@ def find_image_column(features: Mapping[str, Any], named: str | None, split: str
     return named, []
 
 
-def find_label_column(features: Mapping[str, Any], named: str | None, image: str, split: str) -> tuple[str, list[str]]:
+def find_label_column(
+    features: Mapping[str, Any], named: str | None, image: str, split: str, *, required: bool = True
+) -> tuple[str | None, list[str]]:
     """Finds the column of labels, and lists the other columns that could be meant.
 
     Takes the named one. Otherwise, of the columns of type `ClassLabel`, whole numbers or texts, takes the one that is
     called label, labels, target or class; else a `ClassLabel`, with a usual name of labels before others; else one
     with a usual name, the likeliest first; else one whose name ends like a label's. Of two that are equally likely,
-    takes the first.
+    takes the first. Where there is none and none is `required`, returns None.
 
     Raises:
-        UserError: where there is none, or the named one does not exist.
+        UserError: where there is none and one is required, or the named one does not exist.
     """
     if named is not None:
         if named not in features:
@@ -102,10 +104,12 @@ def find_label_column(features: Mapping[str, Any], named: str | None, image: str
         if declared or usual < len(_LABEL_NAMES) or like_a_label:
             sure = usual if name.lower() in _SURE_LABEL_NAMES else len(_LABEL_NAMES)
             ranks[name] = (sure, not declared, usual, not like_a_label)
+    if not ranks and not required:
+        return None, []
     if not ranks and len(features) == 1:
         raise UserError(
-            f"label_column: split {split!r} has images alone ({image}): give data with labels; in an image folder each "
-            "class has a folder of its own"
+            f"label_column: split {split!r} has images alone ({image}): give data with labels (in an image folder each "
+            "class has a folder of its own), or set labels=False (--no-labels)"
         )
     if not ranks:
         raise UserError(

@@ -127,7 +127,7 @@ def decode_images(
     skip: bool = False,
     crop_pct: float = 1.0,
     interpolation: str = "bicubic",
-    mode: str | None = None,
+    modes: Sequence[str | None] | None = None,
 ) -> tuple[Tensor, list[int], int]:
     """Decodes images into one tensor.
 
@@ -139,7 +139,7 @@ def decode_images(
         skip: leave out images that cannot be decoded.
         crop_pct: see `center_crop_resize`.
         interpolation: see there.
-        mode: see `decode_image`.
+        modes: N modes, see `decode_image`; None for none.
 
     Returns:
         The pixels, uint8 `(n, size, size, channels)`, the positions of the N - n images that are left out, and how
@@ -155,7 +155,7 @@ def decode_images(
         resized = 0
         for index, value in enumerate(part, begin):
             try:
-                image = decode_image(value, channels, names[index], mode)
+                image = decode_image(value, channels, names[index], None if modes is None else modes[index])
             except ImageError:
                 if not skip:
                     raise

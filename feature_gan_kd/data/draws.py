@@ -38,14 +38,22 @@ def draw_fifth(labels: Tensor) -> Tensor:
 def draw_balanced(labels: Tensor, count: int, seed: int) -> Tensor:
     """Draws images from the classes in turn, so that each gives the same number, as far as it has so many.
 
+    Images without a label keep their share of all, at least one image, and so do those with one.
+
     Args:
-        labels: class indices, int64 `(N,)`.
+        labels: class indices, int64 `(N,)`; below 0 for images without a label.
         count: number of images to draw, at most N.
         seed: decides which; the labels and it decide alone.
 
     Returns:
         Their positions, int64 `(count,)`, rising.
     """
+    kinds = [torch.where(own)[0] for own in (labels >= 0, labels < 0)]
+    if all(map(len, kinds)) and count > 1:
+        labelled = min(max(round(count * len(kinds[0]) / len(labels)), 1), count - 1)
+        counts = labelled, count - labelled
+        drawn = [own[draw_balanced(labels[own], n, seed)] for own, n in zip(kinds, counts, strict=True)]
+        return torch.cat(drawn).sort().values
     order = permutation(len(labels), seed, 0)
     turn = torch.empty_like(order)
     for group in _by_class(labels, order):

@@ -55,7 +55,9 @@ class _Listing:
             notes.append(left_out_note(path, self.others))
 
 
-def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: bool) -> dict[str, Any] | None:
+def load_image_folder(
+    path: Path, setting: str, notes: list[str], *, streaming: bool, labels: bool = True
+) -> dict[str, Any] | None:
     """Reads a folder of image files; None for a folder of another kind, which `datasets` reads by itself.
 
     Args:
@@ -63,6 +65,8 @@ def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: 
         setting: that named it, for errors.
         notes: gets a line about files that are no images by their names, and one about images that are in no split.
         streaming: read from front to back.
+        labels: whether each image must be in the folder of its class. Otherwise the images of a split have no labels if
+            one of them lies directly in its folder, or all of them in one folder.
 
     Returns:
         `datasets.Dataset` or `IterableDataset` by the name of the split: train, validation and test, as there are.
@@ -76,15 +80,16 @@ def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: 
     if not listing.is_image_folder():
         return None
     listing.note_others(path, notes)
-    splits = _split_folders(path, listing, setting)
+    at_top = any("/" not in image for image in listing.images)
+    splits = {} if at_top and not labels and not listing.metadata else _split_folders(path, listing, setting)
     if listing.metadata:
         return _load_with_metadata(path, splits, listing, setting, streaming=streaming)
     if not splits:
-        files = {"train": _class_files(path, "", listing.images, setting)}
+        files = {"train": _class_files(path, "", listing.images, setting, labels)}
     else:
         files = {
             name: _class_files(
-                path, f"{folder}/", [image for image in listing.images if _top(image) == folder], setting
+                path, f"{folder}/", [image for image in listing.images if _top(image) == folder], setting, labels
             )
             for folder, name in splits.items()
         }
@@ -92,7 +97,7 @@ def load_image_folder(path: Path, setting: str, notes: list[str], *, streaming: 
         if stray:
             notes.append(f"{len(stray)} image files of {path} are in no split folder and left out; one is {stray[0]}")
     class_names = _names_by_split(files)
-    for name, classes in class_names.items():
+    for name, classes in class_names.items() if labels else ():
         check_class_names(classes, f"the folders of split {name!r} of {path}")
     return _as_streams({name: _dataset(path, files[name], class_names[name]) for name in files}, streaming=streaming)
 
@@ -151,25 +156,32 @@ def _split_folders(path: Path, listing: _Listing, setting: str) -> dict[str, str
     return named
 
 
-def _class_files(path: Path, prefix: str, images: list[str], setting: str) -> list[tuple[str, str]]:
-    """Returns the image files of one split with their classes, sorted by class and then by path."""
+def _class_files(
+    path: Path, prefix: str, images: list[str], setting: str, labels: bool
+) -> list[tuple[str | None, str]]:
+    """Returns the image files of one split with their classes, sorted by class and then by path.
+
+    Without `labels` the class of all is None where one image is in no folder of a class, or all are in the same.
+    """
     direct = next((image for image in images if "/" not in image[len(prefix) :]), None)
+    if not labels and (direct is not None or len({image[len(prefix) :].partition("/")[0] for image in images}) == 1):
+        return [(None, image) for image in images]
     if direct is not None:
         where = path / prefix if prefix else path
         raise UserError(
             f"{setting}: {direct} lies directly in {where}, expected one folder per class there: move each image to "
-            "the folder of its class, or describe the images in a metadata.csv"
+            "the folder of its class, describe the images in a metadata.csv, or set labels=False (--no-labels)"
         )
     return sorted((image[len(prefix) :].partition("/")[0], image) for image in images)
 
 
-def _names_by_split(files: dict[str, list[tuple[str, str]]]) -> dict[str, list[str]]:
+def _names_by_split(files: dict[str, list[tuple[str | None, str]]]) -> dict[str, list[str]]:
     """Returns the sorted class names of each split.
 
     Splits with a class in common have all their classes together, so that a class without an image in one of them
     keeps its index. A split with none in common, such as unsorted test images in a folder `images`, adds none.
     """
-    classes = {name: {kind for kind, _ in entries} for name, entries in files.items()}
+    classes = {name: {kind for kind, _ in entries if kind is not None} for name, entries in files.items()}
     for _ in classes:  # a class in common may join splits one after the other
         for one in classes:
             for other in classes:
@@ -178,14 +190,14 @@ def _names_by_split(files: dict[str, list[tuple[str, str]]]) -> dict[str, list[s
     return {name: sorted(kinds) for name, kinds in classes.items()}
 
 
-def _dataset(path: Path, files: list[tuple[str, str]], class_names: list[str]) -> Any:
+def _dataset(path: Path, files: list[tuple[str | None, str]], class_names: list[str]) -> Any:
     import datasets
 
     root, index = path.absolute(), {name: position for position, name in enumerate(class_names)}
-    columns = {
-        "image": [os.path.join(root, image) for _, image in files],
-        "label": [index[kind] for kind, _ in files],
-    }
+    images = [os.path.join(root, image) for _, image in files]
+    if not class_names:
+        return datasets.Dataset.from_dict({"image": images}, features=datasets.Features(image=datasets.Image()))
+    columns = {"image": images, "label": [index[kind] for kind, _ in files if kind is not None]}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=class_names))
     return datasets.Dataset.from_dict(columns, features=features)
 

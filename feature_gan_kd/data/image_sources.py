@@ -7,14 +7,15 @@ from torch import Tensor
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.augmentation import ImageOptions
-from feature_gan_kd.data.class_balance import BalancedOrder
 from feature_gan_kd.data.decode import decode_images, skipped_images_note
+from feature_gan_kd.data.epoch_order import BalancedOrder, SharedOrder
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.items import DecodedImages, TableImages, TorchDatasetImages
 from feature_gan_kd.data.labelled import LabelledSplit
 from feature_gan_kd.data.lazy import LazyImages
 from feature_gan_kd.data.streaming import IterableImages, Stream
 from feature_gan_kd.data.table import Table
+from feature_gan_kd.data.unlabeled import refuse_unlabeled
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.data.workers import automatic_workers
 from feature_gan_kd.utils.errors import UserError
@@ -71,7 +72,7 @@ def _decode_into_memory(
         skip=options.skip,
         crop_pct=crop_pct,
         interpolation=transform.interpolation,
-        mode=table.mode,
+        modes=[table.mode_of(row) for row in range(len(table))],
     )
     if resized:
         part = "largest centred square" if crop_pct == 1 else f"centre, {crop_pct:g} of the shorter side"
@@ -97,19 +98,36 @@ def known_labels(source: Source) -> Tensor | None:
     return source.known_labels() if isinstance(source, LazyImages) else None
 
 
-def balance(train: Source, labels: Tensor | None, config: DistillConfig, notes: list[str]) -> None:
-    """Lets the training images be drawn from all classes equally often, if the user asks for it.
+def refuse_mixing(train: Source, labels: Tensor | None, config: DistillConfig) -> None:
+    """Refuses mixup and cutmix, which mix labels, where a training image has none: now, or when it is read.
+
+    Raises:
+        UserError: where labels are learned from and are known to be missing.
+    """
+    name = "mixup" if config.mixup else "cutmix" if config.cutmix else None
+    if name is None or not config.labels:
+        return
+    missing = 0 if labels is None else int((labels < 0).sum())
+    if missing:
+        raise refuse_unlabeled(name, f"{missing:,} training images have no label")
+    if not isinstance(train, MemoryImages):
+        train.unlabeled.refused_by = name
+
+
+def set_order(train: Source, labels: Tensor | None, config: DistillConfig, notes: list[str]) -> None:
+    """Lets an epoch draw all classes equally often, or a share of each batch with labels, if the user asks for it.
 
     Args:
-        train: their source.
-        labels: int64 `(N,)`; None where they are not known.
+        train: source of the training images.
+        labels: int64 `(N,)`, below 0 for images without a label; None where they are not known.
         config: of the run.
         notes: gets a line for the user.
 
     Raises:
-        UserError: where `balanced_sampling` or `class_weights` need labels that are not known beforehand.
+        UserError: where a setting needs labels that are not known beforehand, or that some images do not have.
     """
-    name = "balanced_sampling" if config.balanced_sampling else "class_weights" if config.class_weights else None
+    asked = (name for name in ("labeled_fraction", "balanced_sampling", "class_weights") if getattr(config, name))
+    name = next(asked, None)
     if name is None:
         return
     if labels is None or isinstance(train, UserLoader | IterableImages):
@@ -117,9 +135,41 @@ def balance(train: Source, labels: Tensor | None, config: DistillConfig, notes: 
             f"{name}: the labels are not known before the images are read: give a folder or a data set of datasets "
             "with a column of labels"
         )
+    missing = int((labels < 0).sum())
     if config.balanced_sampling:
-        train.balance = BalancedOrder(labels)
+        if missing:
+            raise UserError(
+                f"balanced_sampling: {missing:,} of the {len(labels):,} training images have no label, so no class: "
+                "weigh the classes by class_weights, or fix the share of labelled images by labeled_fraction"
+            )
+        train.order = BalancedOrder(labels)
         classes = len(torch.unique(labels))
         fewest, rest = divmod(len(labels), classes)
         each = f"{fewest} or {fewest + 1}" if rest else str(fewest)
         notes.append(f"an epoch draws {len(labels)} images, {each} of each of the {classes} classes")
+    if config.labeled_fraction is not None:
+        train.order = _shared_order(labels, config.labeled_fraction, config.batch_size, notes)
+
+
+def _shared_order(labels: Tensor, fraction: float, batch_size: int, notes: list[str]) -> SharedOrder:
+    order, missing = SharedOrder(labels, fraction), int((labels < 0).sum())
+    if not missing:
+        raise UserError(
+            "labeled_fraction: all training images have a label: leave it out, or give images without labels"
+        )
+    own = order.labeled_per_batch(batch_size)
+    rest = batch_size - own
+    if not own or not rest:
+        kind, bound = ("without", "least") if not own else ("with", "most")
+        reached = 1 / batch_size if not own else 1 - 1 / batch_size
+        raise UserError(
+            f"labeled_fraction: {fraction:g} of a batch of {batch_size} leaves batches {kind} labels alone: give at "
+            f"{bound} {reached:.3g}"
+        )
+    updates = order.batches(batch_size)
+    times = updates * own / (len(labels) - missing), updates * rest / missing
+    notes.append(
+        f"an epoch has {updates} updates of {own} labelled and {rest} unlabelled images: each labelled image about "
+        f"{times[0]:.1f} times, each unlabelled one {times[1]:.1f} times"
+    )
+    return order

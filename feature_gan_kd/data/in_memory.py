@@ -9,8 +9,8 @@ from torch import Tensor
 
 from feature_gan_kd.data.batch_transforms import CropFlip, Erasing, PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_steps, rank_slice
-from feature_gan_kd.data.class_balance import BalancedOrder, epoch_keys
 from feature_gan_kd.data.decode import channel_statistics, hash_images
+from feature_gan_kd.data.epoch_order import EpochOrder, OnceOrder
 
 
 class MemoryImages:
@@ -24,7 +24,7 @@ class MemoryImages:
     Attributes:
         normalise: the run sets it to the normalisation that its models share.
         erase: applied last in training; the run sets it.
-        balance: the order of training, where it is not that of each image once; the run sets it.
+        order: of training; the run may set another than that of each image once.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor, augment: CropFlip | None) -> None:
@@ -33,14 +33,14 @@ class MemoryImages:
         self.augment = augment
         self.normalise = PixelNormaliser.identity(pixels.shape[-1])
         self.erase: Erasing | None = None
-        self.balance: BalancedOrder | None = None
+        self.order: EpochOrder = OnceOrder(len(pixels))
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
     def steps(self, batch_size: int, *, train: bool = True) -> int:
         """See `ImageSource`."""
-        return count_steps(len(self), batch_size, train=train)
+        return count_steps(self.order.length(batch_size) if train else len(self), batch_size, train=train)
 
     def holds_floats(self) -> bool:
         """See `ImageSource`."""
@@ -48,7 +48,7 @@ class MemoryImages:
 
     def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
         """See `ImageSource`."""
-        return batch_sizes(len(self), batch_size)
+        return batch_sizes(self.order.length(batch_size), batch_size)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Computes mean and standard deviation of all images, see `channel_statistics`."""
@@ -72,12 +72,12 @@ class MemoryImages:
     ) -> Iterator[Batch]:
         """See `ImageSource`."""
         self._move_to_gpu(torch.device(device))
-        keys = epoch_keys(len(self), self.balance, seed, epoch) if train else torch.arange(len(self))
+        keys = self.order.draw(seed, epoch, batch_size) if train else torch.arange(len(self))
         order = keys.to(self.pixels.device)
-        for begin, end in batch_bounds(len(self), batch_size, train=train, start=start):
+        for begin, end in batch_bounds(len(keys), batch_size, train=train, start=start):
             share = rank_slice(end - begin, rank, world_size)
             indices = order[begin:end][share]
-            rows = indices if self.balance is None else indices % len(self)
+            rows = indices % len(self)
             pixels = self.pixels.index_select(0, rows).to(device, non_blocking=True)
             labels = self.labels.index_select(0, rows).to(device, non_blocking=True)
             if train and self.augment is not None:

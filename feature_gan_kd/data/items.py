@@ -1,4 +1,4 @@
-"""Labelled images one at a time: of a table, or of the user's own torch data set."""
+"""Images and their labels one at a time: of a table, or of the user's own torch data set."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from feature_gan_kd.data.convert import ImageError, convert_channels
 from feature_gan_kd.data.decode import decode_error, decode_image
 from feature_gan_kd.data.image_transforms import ImageTransform, check_tensor
-from feature_gan_kd.data.labels import plain_label
-from feature_gan_kd.data.rng import seeded
+from feature_gan_kd.data.labels import NO_LABEL, is_missing, plain_label
+from feature_gan_kd.data.rng import permutation, seeded
 from feature_gan_kd.data.stated_labels import stated_labels
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.utils.errors import UserError
@@ -21,7 +22,7 @@ ItemKey = tuple[int, int | None]
 """Index of an image and the seed of its augmentation; None in evaluation."""
 
 Item = tuple[Tensor, int]
-"""An image, uint8 `(H, W, C)` or float `(C, H, W)` that is normalised already, and its label."""
+"""An image, uint8 `(H, W, C)` or float `(C, H, W)` that is normalised already, and its label or `NO_LABEL`."""
 
 
 class ItemSource(Protocol):
@@ -62,7 +63,7 @@ class TableImages:
         where = self.describe_image(index)
         try:
             value = self.table.rows[index][self.table.image]
-            image = decode_image(value, self.transform.channels, where, self.table.mode)
+            image = decode_image(value, self.transform.channels, where, self.table.mode_of(index))
             with seeded(seed or 0):
                 pixels = self.transform(image, train=seed is not None, where=where)
         except UserError as error:
@@ -127,6 +128,7 @@ class TorchDatasetImages:
         split: name of the split, for messages.
         setting: that named the data, for messages.
         positions: int64 `(N,)`, indices into `data`.
+        labels: whether each item must be a pair of an image and a label, and not an image alone.
     """
 
     data: Any
@@ -137,6 +139,7 @@ class TorchDatasetImages:
     split: str
     setting: str
     positions: Tensor
+    labels: bool = True
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -151,10 +154,29 @@ class TorchDatasetImages:
 
         with seeded(0):
             try:
-                item = self._load(0)
+                image, _ = self._load(0)
             except ImageError:
                 return True
-        return isinstance(item, Sequence) and isinstance(item[0], Image)
+        return isinstance(image, Image)
+
+    def has_labels(self) -> bool:
+        """Whether an image has a label: reads images in random order until the first that has one."""
+        for index in permutation(len(self), 0, 0).tolist():
+            item = self[index, None]
+            if isinstance(item, tuple) and item[1] != NO_LABEL:
+                return True
+            if isinstance(item, UserError) and not isinstance(item, ImageError):
+                raise item
+        return False
+
+    def may_have_label(self) -> Tensor:
+        """Which images may have a label, bool `(N,)`: all but those of which the data set lists that they have none.
+
+        A transform may make labels of what it lists, so its list counts only if such an image has none when it is read.
+        """
+        missing = torch.tensor([is_missing(label) for label in self.stated_labels()] or [False] * len(self))
+        first = self[int(missing.int().argmax()), None] if missing.any() else None
+        return ~missing if isinstance(first, tuple) and first[1] == NO_LABEL else torch.ones_like(missing)
 
     def stated_labels(self) -> list[Any]:
         """Returns the labels as the data set lists them, see `stated_labels`; none where it lists none."""
@@ -165,17 +187,26 @@ class TorchDatasetImages:
         """See `ItemSource`."""
         return f"image {int(self.positions[index])} of split {self.split!r}"
 
-    def _load(self, index: int) -> Any:
-        """Returns what the data set gives, after reading PIL images whole: PIL finds a broken file only then."""
+    def _load(self, index: int) -> tuple[Any, Any]:
+        """Returns an image and its label as the data set gives them; None is no label.
+
+        Reads PIL images whole: PIL finds a broken file only then.
+        """
         from PIL.Image import Image
 
+        where = self.describe_image(index)
         try:
             item = self.data[int(self.positions[index])]
-            if isinstance(item, Sequence) and item and isinstance(item[0], Image):
-                item[0].load()
+            parts = item if isinstance(item, Sequence) else [item]
+            if len(parts) != 2 and (self.labels or len(parts) != 1):
+                alone = ", or set labels=False (--no-labels) to learn from images alone" * (len(parts) == 1)
+                raise UserError(f"{self.setting}: {where} is not a pair of an image and a label: give both{alone}")
+            image, label = parts if len(parts) == 2 else (parts[0], None)
+            if isinstance(image, Image):
+                image.load()
         except (OSError, SyntaxError) as error:  # what PIL raises for broken files; others are bugs in the data set
-            raise decode_error(self.describe_image(index), error) from error
-        return item
+            raise decode_error(where, error) from error
+        return image, label
 
     def __getitem__(self, key: ItemKey) -> Item | UserError:
         from PIL.Image import Image
@@ -185,10 +216,7 @@ class TorchDatasetImages:
         try:
             # The user's own transforms may draw from any of the global generators: seed them per image.
             with seeded(seed or 0):
-                item = self._load(index)
-                if not isinstance(item, Sequence) or len(item) != 2:
-                    raise UserError(f"{self.setting}: {where} is not a pair of an image and a label")
-                image, label = item
+                image, label = self._load(index)
                 if isinstance(image, Image):
                     image = convert_channels(image, self.transform.channels, where)
                     image = self.transform(image, train=seed is not None, where=where)
@@ -200,8 +228,10 @@ class TorchDatasetImages:
 
 
 def _check_label(label: Any, limit: int | None, where: str) -> int:
-    """Returns a user's label as a class index."""
+    """Returns a user's label as a class index, or `NO_LABEL`."""
     label = plain_label(label)
+    if is_missing(label):
+        return NO_LABEL
     if not isinstance(label, int) or label < 0 or (limit is not None and label >= limit):
         expected = "a whole number from 0" if limit is None else f"0 to {limit - 1}"
         raise UserError(f"labels: {where} has the label {label!r}, expected {expected}")

@@ -13,10 +13,10 @@ from feature_gan_kd.data.draws import draw_balanced, draw_fifth
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TorchDatasetImages
 from feature_gan_kd.data.loader_parts import check_length
-from feature_gan_kd.data.sources import Split, is_hf_dataset, is_stream
+from feature_gan_kd.data.sources import Split, has_transform, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table
-from feature_gan_kd.data.transformed import TransformedRows, has_transform
+from feature_gan_kd.data.transformed import TransformedRows
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.utils.errors import UserError
 
@@ -78,14 +78,16 @@ def read_split(
         if config.skip_bad_images:
             raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
         notes.append(f"split {split.name!r}: batches as the DataLoader gives them; batch_size is not used")
-        loader = UserLoader(split.data, transform.channels, names, count, limit, split.name, split.setting)
+        channels = transform.channels
+        loader = UserLoader(split.data, channels, names, count, limit, split.name, split.setting, labels=config.labels)
         check_length(split.data, split.name, split.setting, evaluation=known is not None)
         return loader
-    return _read_torch_dataset(split, transform, notes, names, count, limit)
+    return _read_torch_dataset(split, config, transform, notes, names, count, limit)
 
 
 def _read_torch_dataset(
     split: Split,
+    config: DistillConfig,
     transform: ImageTransform,
     notes: list[str],
     names: list[str] | None,
@@ -100,7 +102,9 @@ def _read_torch_dataset(
     if not isinstance(split.data, TransformedRows):
         notes.append(f"split {split.name!r}: {len(split.data)} images of a torch {kind}")
     positions = torch.arange(len(split.data))
-    images = TorchDatasetImages(split.data, transform, names, count, limit, split.name, split.setting, positions)
+    images = TorchDatasetImages(
+        split.data, transform, names, count, limit, split.name, split.setting, positions, config.labels
+    )
     if transform.channels not in (1, 3) and images.holds_pil_images():
         raise _channels_error(split, transform)
     return images
@@ -113,24 +117,70 @@ def _channels_error(split: Split, transform: ImageTransform) -> UserError:
     )
 
 
-def hold_out_fifth(train: LabelledSplit, notes: list[str]) -> tuple[LabelledSplit, LabelledSplit]:
-    """Divides the training images into a part to train on and a fixed fifth to evaluate on.
+def has_labels(split: LabelledSplit) -> bool:
+    """Whether an image of a split has a label; where that is not known beforehand, reads until the first that has."""
+    return bool((split.labels >= 0).any()) if isinstance(split, Table) else split.has_labels()
+
+
+def keep_labelled(split: LabelledSplit, notes: list[str]) -> LabelledSplit:
+    """Leaves the images without a label out of those to evaluate on, or has them left out as they are read.
+
+    Args:
+        split: to evaluate on, with at least one label.
+        notes: gets a line where it is known how many they are.
+    """
+    if not isinstance(split, Table):
+        return split
+    missing = int((split.labels < 0).sum())
+    if not missing:
+        return split
+    notes.append(
+        f"split {split.split!r}: {missing:,} of {len(split):,} images have no label: they are not evaluated on"
+    )
+    return split.select(torch.where(split.labels >= 0)[0])
+
+
+def hold_out_fifth(
+    train: LabelledSplit, notes: list[str], *, labels: bool = True
+) -> tuple[LabelledSplit, LabelledSplit | None]:
+    """Divides the training images into a part to train on and a fixed fifth of those with labels to evaluate on.
 
     The fifth holds out the same share of each class where the labels are known, see `draw_fifth`. It depends on nothing
     but the data, so that runs with other seeds are evaluated on the same images.
 
+    Args:
+        train: the training images.
+        notes: gets a line for the user.
+        labels: whether labels are learned from. Otherwise nothing is held out where that is not possible.
+
+    Returns:
+        The two parts; the second is None where nothing is held out.
+
     Raises:
         UserError: for a DataLoader or a stream, which cannot be divided, and for too few images.
     """
-    if isinstance(train, UserLoader):
-        raise UserError("eval_data: a DataLoader has no other split: give images to evaluate on")
-    if isinstance(train, Stream):
-        raise UserError(f"eval_data: the stream has no split but {train.split!r}: give images to evaluate on")
-    held = draw_fifth(train.labels if isinstance(train, Table) else torch.zeros(len(train), dtype=torch.int64))
+    if isinstance(train, UserLoader | Stream):
+        if not labels:
+            notes.append("no images to evaluate on: nothing is evaluated")
+            return train, None
+        kind = "a DataLoader has no other split" if isinstance(train, UserLoader) else None
+        raise UserError(
+            f"eval_data: {kind or f'the stream has no split but {train.split!r}'}: give images to evaluate on"
+        )
+    if not has_labels(train):
+        if labels:
+            raise no_training_labels(f"none of the {len(train):,} images of split {train.split!r}")
+        notes.append("no image has a label, so none is held out to evaluate on: nothing is evaluated")
+        return train, None
+    labelled = torch.where(train.labels >= 0 if isinstance(train, Table) else train.may_have_label())[0]
+    held = labelled[draw_fifth(train.labels[labelled] if isinstance(train, Table) else torch.zeros_like(labelled))]
     kept = torch.ones(len(train), dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
     if len(held) == 0:
-        raise UserError(f"data: split {train.split!r} has {len(train)} images, too few to hold out a fifth")
-    notes.append(f"no split to evaluate on: {len(held)} of the {len(train)} images of {train.split!r} are held out")
+        raise UserError(f"data: split {train.split!r} has {len(labelled)} images, too few to hold out a fifth")
+    which = "" if len(labelled) == len(train) else "labelled "
+    notes.append(
+        f"no split to evaluate on: {len(held)} of the {len(labelled)} {which}images of {train.split!r} are held out"
+    )
     return train.select(kept), train.select(held)
 
 
@@ -160,17 +210,52 @@ def check_training_images(train: LabelledSplit, labels: torch.Tensor | None, cou
     Args:
         train: the split.
         labels: class indices of the images that are left of it, int64 `(count,)`; None where they are not known
-            beforehand.
+            beforehand, or not learned from.
         count: number of these images.
 
     Raises:
-        UserError: for a single image, or a single class.
+        UserError: for a single image, no label, or a single class.
     """
     if count < 2:
         raise UserError(f"data: split {train.split!r} has 1 image to train on, at least 2 are needed")
-    if labels is not None and len(torch.unique(labels)) == 1:
-        only = int(labels[0]) if train.class_names is None else train.class_names[int(labels[0])]
-        raise UserError(f"labels: all {count} images to train on are of class {only}, at least 2 classes are needed")
+    if labels is None:
+        return
+    classes = torch.unique(labels[labels >= 0])
+    if not len(classes):
+        raise no_training_labels(f"none of the {count:,} training images")
+    if len(classes) == 1:
+        only = int(classes[0]) if train.class_names is None else train.class_names[int(classes[0])]
+        missing = int((labels < 0).sum())
+        unlabeled = f" or have no label ({missing:,} of them: None or -1)" * bool(missing)
+        raise UserError(
+            f"labels: all {count} images to train on are of class {only}{unlabeled}, at least 2 classes are needed"
+        )
+
+
+def no_training_labels(images: str) -> UserError:
+    """Makes the error for `images` that have no label, where labels are learned from."""
+    return UserError(
+        f"labels: {images} has a label: give labelled images, or set labels=False (--no-labels) to learn from images "
+        "alone"
+    )
+
+
+def note_labels(train: LabelledSplit, notes: list[str], *, labels: bool) -> None:
+    """Notes how many training images have no label, and what becomes of the labels.
+
+    Args:
+        train: the images to train on.
+        notes: gets a line for the user.
+        labels: whether labels are learned from.
+    """
+    if not labels:
+        notes.append("labels are not learned from: the models learn from images alone")
+    missing = int((train.labels < 0).sum()) if isinstance(train, Table) else 0
+    if labels and missing:
+        notes.append(
+            f"{missing:,} of {len(train):,} training images have no label: they take part in every term but "
+            "cross-entropy"
+        )
 
 
 def note_classes(train: LabelledSplit, notes: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 import unicodedata
 from collections.abc import Sequence
@@ -12,12 +13,20 @@ from torch import Tensor
 
 from feature_gan_kd.utils.errors import UserError
 
+NO_LABEL = -1
+"""In the place of a class index: the image has no label."""
+
 # Plain numbers are class indices. A larger one is an identifier: no model has so many logits.
 MAX_CLASSES = 1_000_000
 
 
+def is_missing(label: Any) -> bool:
+    """Whether a value of a user's data says that an image has no label: None, -1 or NaN."""
+    return label is None or (isinstance(label, (int, float)) and (label == NO_LABEL or math.isnan(label)))
+
+
 def class_names_of(feature: Any, values: Sequence[Any], where: str, num_classes: int | None) -> list[str] | None:
-    """Returns the names of the classes of a column; None where its numbers are class indices.
+    """Returns the names of the classes of a column; None where its numbers are class indices, or it has no label.
 
     A `ClassLabel` has names. Distinct texts are names, sorted. Whole numbers are class indices if they are 0 to their
     largest, or below `num_classes`. Otherwise each distinct number is the name of a class, in rising order.
@@ -33,7 +42,7 @@ def class_names_of(feature: Any, values: Sequence[Any], where: str, num_classes:
     """
     if type(feature).__name__ == "ClassLabel":
         return list(feature.names)
-    present = [value for value in values if value is not None]
+    present = [value for value in values if not is_missing(value)]
     if present and all(isinstance(value, str) for value in present):
         names = sorted(set(present))
         check_class_names(names, where)
@@ -55,8 +64,8 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 
 def numbers_as_names(values: Sequence[Any]) -> list[Any]:
-    """Returns whole numbers as texts, other values as they are."""
-    return [str(int(value)) if isinstance(value, int) else value for value in values]
+    """Returns whole numbers as texts, other values, and -1 (no label), as they are."""
+    return [str(int(value)) if isinstance(value, int) and not is_missing(value) else value for value in values]
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:
@@ -96,10 +105,10 @@ def first_difference(one: Sequence[str], other: Sequence[str]) -> int:
 def encode_labels(
     values: Sequence[Any], column: str, split: str, names: list[str] | None, classes: int | None, *, begin: int = 0
 ) -> Tensor:
-    """Turns a column of labels into class indices, int64 `(N,)`.
+    """Turns a column of labels into class indices, int64 `(N,)`; `NO_LABEL` where there is none, see `is_missing`.
 
     Args:
-        values: whole numbers, or texts that are in `names`.
+        values: whole numbers, texts that are in `names`, or none.
         column: for errors.
         split: for errors.
         names: class names; None where there are none.
@@ -107,22 +116,25 @@ def encode_labels(
         begin: index of the first row, for errors.
 
     Raises:
-        UserError: for a label that is missing, not a whole number, negative or outside the classes; the first
-            such row is named.
+        UserError: for a label that is not a whole number, negative or outside the classes; the first such row is
+            named.
     """
     index_of = {name: index for index, name in enumerate(names or [])}
     limit = len(names) if names is not None else classes or MAX_CLASSES
     indices = []
     for row, given in enumerate(values, begin):
         value = plain_label(given)
+        if is_missing(value):
+            indices.append(NO_LABEL)
+            continue
         index = index_of.get(value, value) if isinstance(value, str) else value
         if not isinstance(index, int) or not 0 <= index < limit:
-            shown = "no label" if value is None else f"the label {reprlib.repr(value)}"
             wanted = f"0 to {limit - 1}" if isinstance(value, int) else f"a whole number from 0 to {limit - 1}"
             wanted = wanted if names is None or isinstance(value, int) else f"one of the {limit} classes"
             remedy = "cast the column to int64" if isinstance(value, float) else "correct the label or remove the row"
             raise UserError(
-                f"labels: image {row} of split {split!r} has {shown} in column {column!r}, expected {wanted}: {remedy}"
+                f"labels: image {row} of split {split!r} has the label {reprlib.repr(value)} in column {column!r}, "
+                f"expected {wanted}: {remedy}"
             )
         indices.append(int(index))
     return torch.tensor(indices, dtype=torch.int64)

@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from feature_gan_kd.data.batch_transforms import CropFlip, Erasing, PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_bounds, batch_sizes, count_steps, rank_slice
-from feature_gan_kd.data.class_balance import BalancedOrder, epoch_keys
 from feature_gan_kd.data.convert import ImageError
 from feature_gan_kd.data.decode import channel_statistics, hash_images, skipped_images_note
+from feature_gan_kd.data.epoch_order import EpochOrder, OnceOrder
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import DecodedImages, Item, ItemKey, ItemSource, TableImages, TorchDatasetImages
 from feature_gan_kd.data.rng import item_seeds
+from feature_gan_kd.data.unlabeled import UnlabeledRule
 from feature_gan_kd.utils.errors import UserError
 
 # Number of images that mean and std are computed from, where not all images are decoded anyway.
@@ -101,17 +102,20 @@ class OnDemandImages:
     Args:
         transform: size and channels of the images.
         augment: applied to whole batches of uint8 pixels in training; None for none.
+        split: its name, for messages.
 
     Attributes:
         normalise: the run sets it to the normalisation that its models share.
         erase: applied last in training; the run sets it.
+        unlabeled: what becomes of images without a label.
     """
 
-    def __init__(self, transform: ImageTransform, augment: CropFlip | None) -> None:
+    def __init__(self, transform: ImageTransform, augment: CropFlip | None, split: str) -> None:
         self.transform = transform
         self.augment = augment
         self.normalise = PixelNormaliser.identity(transform.channels)
         self.erase: Erasing | None = None
+        self.unlabeled = UnlabeledRule(split)
         self._gives_floats: bool | None = None  # as the first batch that was read
 
     def __len__(self) -> int:
@@ -179,7 +183,7 @@ class LazyImages(OnDemandImages):
         skip: skip images that cannot be decoded, see `ItemReader`; the first whole pass says on stderr how many.
 
     Attributes:
-        balance: the order of training, where it is not that of each image once; the run sets it.
+        order: of training; the run may set another than that of each image once.
     """
 
     def __init__(
@@ -191,15 +195,23 @@ class LazyImages(OnDemandImages):
         *,
         skip: bool = False,
     ) -> None:
-        super().__init__(transform, augment)
+        super().__init__(transform, augment, items.split)
         self.items = items
         self.reader = ItemReader(items, skip)
         self.num_workers = num_workers
-        self.balance: BalancedOrder | None = None
+        self.order: EpochOrder = OnceOrder(len(items))
         self._skips_reported = False
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def steps(self, batch_size: int, *, train: bool = True) -> int:
+        """See `ImageSource`."""
+        return count_steps(self.order.length(batch_size) if train else len(self), batch_size, train=train)
+
+    def batch_sizes(self, batch_size: int) -> tuple[int, ...]:
+        """See `ImageSource`."""
+        return batch_sizes(self.order.length(batch_size), batch_size)
 
     def holds_floats(self) -> bool:
         """See `ImageSource`; looks at the first image, as a transform of the user's own makes it in training."""
@@ -258,8 +270,8 @@ class LazyImages(OnDemandImages):
         train: bool,
     ) -> Iterator[Batch]:
         """See `ImageSource`."""
-        keys = epoch_keys(len(self), self.balance, seed, epoch) if train else torch.arange(len(self))
-        bounds = batch_bounds(len(self), batch_size, train=train, start=start)
+        keys = self.order.draw(seed, epoch, batch_size) if train else torch.arange(len(self))
+        bounds = batch_bounds(len(keys), batch_size, train=train, start=start)
         shares = [range(begin, end)[rank_slice(end - begin, rank, world_size)] for begin, end in bounds]
         seeds = item_seeds(seed, epoch, keys) if train else None
         loader = self._loader(shares, keys % len(self), seeds, torch.device(device))
@@ -268,10 +280,12 @@ class LazyImages(OnDemandImages):
             if isinstance(read, UserError):
                 raise read
             images, labels, bad = read
+            images, labels = self.unlabeled.apply(images, labels, train=train)
             skipped.update(bad)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             indices = keys[share.start : share.stop].to(device, non_blocking=True)
             yield self.augment_and_normalise(images, seed, epoch, indices, train=train), labels
+        self.unlabeled.report(rank, world_size)
         if skipped and not self._skips_reported:
             action = "replaced by the next" if train else "left out"
             whose = f" by process {rank}, of its share" if world_size > 1 else ""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.batches import Batch
+from feature_gan_kd.data.labels import NO_LABEL
 from feature_gan_kd.data.rng import MIX, item_seeds, seeded
 
 
@@ -22,18 +23,27 @@ class MixupCutmix:
     Args:
         mixup: alpha of the Beta distribution that mixup's ratio is drawn from; 0 turns mixup off.
         cutmix: likewise for CutMix. With both, each step uses one or the other at random.
-        num_classes: of the labels.
+        num_classes: of the labels; None where they are not learned from: mixed images then have no label.
         seed: of the run.
     """
 
-    def __init__(self, mixup: float, cutmix: float, num_classes: int, seed: int) -> None:
+    def __init__(self, mixup: float, cutmix: float, num_classes: int | None, seed: int) -> None:
         self.num_classes = num_classes
         self.seed = seed
-        self._mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=num_classes)
+        self._mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=num_classes or 1)
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> Batch:
-        """Mixes images (n, C, H, W) and labels (n,) of update `step`: images of the same shape, labels (n, classes)."""
-        mixed, soft = images.clone(), torch.nn.functional.one_hot(labels, self.num_classes).to(images.dtype)
+        """Mixes images (n, C, H, W) and labels (n,) of update `step`.
+
+        Returns:
+            Images of the same shape, and labels (n, classes); `NO_LABEL` (n,) where labels are not learned from.
+        """
+        if self.num_classes is None:
+            return self._mix_pairs(images, torch.zeros_like(labels), step, 1)[0], torch.full_like(labels, NO_LABEL)
+        return self._mix_pairs(images, labels, step, self.num_classes)
+
+    def _mix_pairs(self, images: Tensor, labels: Tensor, step: int, classes: int) -> Batch:
+        mixed, soft = images.clone(), torch.nn.functional.one_hot(labels, classes).to(images.dtype)
         half = len(images) // 2
         if not half:
             return mixed, soft
@@ -47,8 +57,8 @@ class MixupCutmix:
         return mixed, soft
 
 
-def build_mixup_cutmix(config: DistillConfig, num_classes: int) -> MixupCutmix | None:
+def build_mixup_cutmix(config: DistillConfig, num_classes: int | None) -> MixupCutmix | None:
     """Builds what the settings `mixup` and `cutmix` ask for; None where both are off."""
     if config.mixup == config.cutmix == 0:
         return None
-    return MixupCutmix(config.mixup, config.cutmix, num_classes, config.seed)
+    return MixupCutmix(config.mixup, config.cutmix, num_classes if config.labels else None, config.seed)

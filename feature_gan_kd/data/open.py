@@ -11,27 +11,25 @@ from torch import Tensor
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.augmentation import (
     MAX_CROP_FLIP_SIZE,
-    ImageOptions,
     check_training,
     image_options,
     note_idle_preset,
 )
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import ImageSource
-from feature_gan_kd.data.image_sources import Source, balance, build_source, known_labels
+from feature_gan_kd.data.image_sources import Source, build_source, known_labels, refuse_mixing, set_order
 from feature_gan_kd.data.image_transforms import OwnTransform, describe_transform
+from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.items import TorchDatasetImages
 from feature_gan_kd.data.labelled import (
     LabelledSplit,
     ModelClasses,
     check_training_images,
-    hold_out_fifth,
-    limit_images,
-    note_classes,
     read_split,
 )
-from feature_gan_kd.data.sources import choose_evaluation, choose_splits
-from feature_gan_kd.data.table import Classes, Table
+from feature_gan_kd.data.read_parts import read_both
+from feature_gan_kd.data.sources import choose_splits
+from feature_gan_kd.data.table import Table
 from feature_gan_kd.data.user_loader import UserLoader
 from feature_gan_kd.models.normalisation import Normalisation
 from feature_gan_kd.utils.errors import UserError
@@ -52,15 +50,17 @@ class Data:
         notes: lines that tell the user what was chosen.
         fingerprint: of the images and labels of both; of a sample of them where they are not in memory. It names a
             transform of the user's own, too.
-        evaluation_fingerprint: of those to evaluate on alone.
+        evaluation_fingerprint: of those to evaluate on alone; empty where there are none.
         crop_pct: share of each side of the images to evaluate on that was kept. Of tensors and of a `DataLoader` it is
             what the user states, else all.
         idle_settings: what the recipe presets and these training images cannot follow.
-        train_labels: class indices of the training images, int64 `(N,)`; None where they are not known beforehand.
+        train_labels: class indices of the training images, int64 `(N,)`, -1 for no label; None where they are not known
+            beforehand.
+        unlabeled_images: number of training images without a label; None where it is not known beforehand.
     """
 
     train: ImageSource
-    evaluation: ImageSource
+    evaluation: ImageSource | None
     class_names: list[str] | None
     num_classes: int | None
     normalisation: Normalisation | None
@@ -71,13 +71,15 @@ class Data:
     crop_pct: float
     idle_settings: list[str]
     train_labels: Tensor | None = None
+    unlabeled_images: int | None = None
 
     def description(self) -> dict[str, Any]:
         """Returns what a run's folder says about the data, as JSON values."""
         return {
             "fingerprint": self.fingerprint,
             "train_images": len(self.train),
-            "evaluation_images": len(self.evaluation),
+            "unlabeled_images": self.unlabeled_images,
+            "evaluation_images": 0 if self.evaluation is None else len(self.evaluation),
             "skipped_images": self.skipped_images,
             "mean": self.normalisation and self.normalisation.mean,
             "std": self.normalisation and self.normalisation.std,
@@ -89,6 +91,7 @@ def open_data(
     eval_data: Any,
     config: DistillConfig,
     *,
+    unlabeled_data: Any = None,
     image_size: int,
     in_chans: int,
     stated: Normalisation | None = None,
@@ -106,7 +109,10 @@ def open_data(
             torch `Dataset`, or a torch `DataLoader`, which is used as it is.
         eval_data: likewise; None takes the split `config.eval_split`, else test, else validation, else holds out a
             fixed fifth of the training split, the same share of each class, which is then not trained on.
-        config: names columns and splits, the augmentation, the limits and the workers.
+        config: names columns and splits, the augmentation, the limits and the workers, and says whether labels are
+            learned from.
+        unlabeled_data: images that are trained on besides; labels that they may have are not read. As `train_data`, but
+            no stream, torch `Dataset` or `DataLoader`; None for none.
         image_size: side of the square images in pixels.
         in_chans: 3 (RGB) or 1 (grey); another number only for data that are tensors.
         stated: what the user says that the images are normalised with.
@@ -125,36 +131,47 @@ def open_data(
     notes: list[str] = []
     options = image_options(config, image_size, in_chans, flip=train_data is not None, own=train_transform)
     classes = ModelClasses(num_classes, num_classes_given)
-    train, evaluation = _read_both(train_data, eval_data, config, options, notes, classes)
+    train, evaluation = read_both(train_data, eval_data, unlabeled_data, config, options, notes, classes)
     given_as = _given_as(train)
     check_training(config, image_size, own=train_transform, given_as=given_as)
     idle = note_idle_preset(config, own=train_transform, given_as=given_as)
     notes += idle
     train_source = build_source(train, options, notes, training=for_training)
-    eval_source = build_source(evaluation, options, notes)
+    eval_source = None if evaluation is None else build_source(evaluation, options, notes)
     labels = known_labels(train_source)
-    check_training_images(train, labels, len(train_source))  # once more: bad images may have been left out
+    missing = None if labels is None else int((labels < 0).sum())
+    # Once more: bad images may have been left out.
+    check_training_images(train, labels if config.labels else None, len(train_source))
+    refuse_mixing(train_source, labels, config)
+    if eval_source is not None and not isinstance(eval_source, MemoryImages):
+        eval_source.unlabeled.left_out = True
     if not isinstance(train_source, UserLoader):
         train_source.erase = options.erase
-    balance(train_source, labels, config, notes)
+    set_order(train_source, labels, config, notes)
     normalisation = _choose_normalisation(train_source, eval_source, stated, common, notes)
+    sources = [train_source] if eval_source is None else [train_source, eval_source]
     if normalisation is not None:
         normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
-        train_source.normalise = eval_source.normalise = normalise
-    evaluated = eval_source.fingerprint()
+        for source in sources:
+            source.normalise = normalise
+    evaluated = "" if eval_source is None else eval_source.fingerprint()
+    known = train if train.num_classes is not None or evaluation is None else evaluation
+    given = _given_as(train if evaluation is None else evaluation)
+    parts = [train] if evaluation is None else [train, evaluation]
     return Data(
         train=train_source,
         evaluation=eval_source,
-        class_names=train.class_names,
-        num_classes=train.num_classes,
+        class_names=known.class_names,
+        num_classes=known.num_classes,
         normalisation=normalisation,
-        skipped_images=len(train) - len(train_source) + len(evaluation) - len(eval_source),
+        skipped_images=sum(map(len, parts)) - sum(map(len, sources)),
         notes=notes,
         fingerprint=_fingerprint(train_source, evaluated, train_transform),
         evaluation_fingerprint=evaluated,
-        crop_pct=options.transform.evaluation_crop_pct if _given_as(evaluation) is None else config.crop_pct or 1.0,
+        crop_pct=options.transform.evaluation_crop_pct if given is None else config.crop_pct or 1.0,
         idle_settings=["aa"] if idle else [],
         train_labels=labels,
+        unlabeled_images=missing,
     )
 
 
@@ -172,7 +189,11 @@ def _given_as(split: LabelledSplit) -> str | None:
 
 
 def _choose_normalisation(
-    train: Source, evaluation: Source, stated: Normalisation | None, common: Normalisation | None, notes: list[str]
+    train: Source,
+    evaluation: Source | None,
+    stated: Normalisation | None,
+    common: Normalisation | None,
+    notes: list[str],
 ) -> Normalisation | None:
     """What the images of both sources are normalised with, see `open_data`; None for floats of which it is not known.
 
@@ -184,7 +205,7 @@ def _choose_normalisation(
     if stated is not None:
         notes.append(f"{kind}, normalised with the given {stated}")
         return stated
-    if floats != evaluation.holds_floats():
+    if evaluation is not None and floats != evaluation.holds_floats():
         other = "pixels" if floats else "tensors of floats"
         raise UserError(
             f"eval_data: its images are {other}, those to train on are {kind}: give mean and std, which the tensors of "
@@ -199,116 +220,16 @@ def _choose_normalisation(
     return chosen
 
 
-def _read_both(
-    train_data: Any,
-    eval_data: Any,
-    config: DistillConfig,
-    options: ImageOptions,
-    notes: list[str],
-    classes: ModelClasses,
-) -> tuple[LabelledSplit, LabelledSplit]:
-    """Reads the labels of the training and the evaluation images, which must have the same classes."""
-    train_split, eval_split = choose_splits(train_data, eval_data, config, notes)
-    if eval_data is None and eval_split is not None and eval_split.name == train_split.name:
-        raise UserError(f"eval_split: {eval_split.name!r} is the split that is trained on: name another")
-    train = read_split(train_split, config, options.transform, notes, classes)
-    if eval_split is None:
-        train, evaluation = hold_out_fifth(train, notes)
-    else:
-        order_declared = not isinstance(train, Table) or train.order_declared
-        known = Classes(train.class_names, train.num_classes, f"split {train.split!r}", order_declared)
-        evaluation = read_split(eval_split, config, options.transform, notes, classes, known)
-    train = limit_images(train, config.max_train_samples, "max_train_samples", config.seed)
-    evaluation = _limit_evaluation(evaluation, config)
-    check_training_images(train, train.labels if isinstance(train, Table) else None, len(train))
-    note_classes(train, notes)
-    return train, evaluation
-
-
-def _limit_evaluation(split: LabelledSplit, config: DistillConfig) -> LabelledSplit:
-    """Applies `max_eval_samples`; runs with other seeds are evaluated on the same images."""
-    return limit_images(split, config.max_eval_samples, "max_eval_samples", seed=0)
-
-
-def open_evaluation(
-    eval_data: Any,
-    config: DistillConfig,
-    *,
-    image_size: int,
-    in_chans: int,
-    normalisation: Normalisation | None,
-    takes_floats: bool = True,
-    class_names: list[str] | None = None,
-    num_classes: int | None = None,
-    num_classes_given: bool = False,
-    trained_on: bool = False,
-) -> tuple[Source, list[str]]:
-    """Opens images to evaluate on, without opening training images.
-
-    Args:
-        eval_data: as for `open_data`; None is the bundled digits, on which some models were trained.
-        config: as for `open_data`.
-        image_size: side in pixels.
-        in_chans: 3 or 1.
-        normalisation: of the images that the models take; None where it is not known.
-        takes_floats: whether tensors of floats are known to have that normalisation.
-        class_names: of the models, by class index; None where they are not known.
-        num_classes: of the models.
-        num_classes_given: as for `open_data`.
-        trained_on: whether the models were trained on `eval_data`: if these have no split for evaluation, takes the
-            fifth that training holds out.
-
-    Returns:
-        The images, and lines that tell the user what was chosen.
-
-    Raises:
-        UserError: as `open_data`; also for classes other than the models'.
-    """
-    notes: list[str] = []
-    options = image_options(config, image_size, in_chans, flip=False)
-    known, classes = Classes(class_names, num_classes, "the models"), ModelClasses(num_classes, num_classes_given)
-    if eval_data is None or trained_on:
-        train_split, split = choose_splits(eval_data, None, config, notes)
-        evaluation = read_split(split or train_split, config, options.transform, notes, classes, known)
-        if split is None:
-            _, evaluation = hold_out_fifth(evaluation, notes)
-    else:
-        split = choose_evaluation(eval_data, config, notes)
-        evaluation = read_split(split, config, options.transform, notes, classes, known)
-    evaluation = _limit_evaluation(evaluation, config)
-    source = build_source(evaluation, options, notes)
-    if _normalises(source, normalisation, takes_floats=takes_floats):
-        assert normalisation is not None
-        source.normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
-    return source, notes
-
-
-def _normalises(source: Source, normalisation: Normalisation | None, *, takes_floats: bool) -> bool:
-    """Whether images to evaluate on are pixels, which are normalised, and not floats, see `open_evaluation`.
-
-    Raises:
-        UserError: where the models may take images of another normalisation, or that is not known.
-    """
-    floats = source.holds_floats()
-    if floats and not takes_floats:
-        raise UserError(
-            "evaluate: the images are tensors of floats, those that the models were trained on were pixels: give mean "
-            "and std to the distiller, which the floats were normalised with"
-        )
-    if not floats and normalisation is None:
-        raise UserError(
-            "evaluate: the images are pixels, and what the models' images are normalised with is not known: give mean "
-            "and std to the distiller (0 and 1 for pixels / 255)"
-        )
-    return not floats
-
-
 def count_classes(train_data: Any, config: DistillConfig) -> int | None:
     """Counts the classes of the training images without decoding any; None where the data do not say.
+
+    Also None where labels are not learned from: the models need no classes then.
 
     Raises:
         UserError: as `open_data`.
     """
+    if not config.labels:
+        return None
     split, _ = choose_splits(train_data, None, config, [])
     transform = image_options(config, MAX_CROP_FLIP_SIZE, 3, flip=False).transform
     train = read_split(split, config, transform, [], ModelClasses(None))

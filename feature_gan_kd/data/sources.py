@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from feature_gan_kd.utils.offline import offline_without_internet
 
 BUNDLED_DIGITS = Path(__file__).parent / "bundled" / "digits.parquet"
 _EVAL_SPLITS = ("test", "validation", "valid", "val", "dev")
+# Of data whose labels are not read.
+_UNLABELED_SPLITS = ("unlabeled", "unlabelled", "train")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
@@ -31,12 +33,16 @@ class Split:
     Attributes:
         data: a `datasets.Dataset` or `IterableDataset`, a map-style torch `Dataset` or a `DataLoader`.
         name: of the split, for messages.
-        setting: that named the data (`data` or `eval_data`), with which an error line begins.
+        setting: that named the data (`data`, `eval_data` or `unlabeled_data`), with which an error line begins.
+        others: further splits to evaluate on, the first of which with labels is taken where this one has none.
+        named: whether the user named the data to evaluate on, which then must have labels.
     """
 
     data: Any
     name: str
     setting: str = "data"
+    others: tuple[Split, ...] = ()
+    named: bool = True
 
 
 def choose_splits(
@@ -53,13 +59,12 @@ def choose_splits(
     Raises:
         UserError: for data that do not exist or cannot be read, and for a split that does not exist.
     """
-    opened = _open(BUNDLED_DIGITS if train_data is None else train_data, config.streaming, "data", notes)
+    opened = _open(BUNDLED_DIGITS if train_data is None else train_data, config, "data", notes, labels=config.labels)
     if isinstance(opened, Mapping):
         name = _train_split(opened, config.train_split)
         train = Split(opened[name], name)
         if eval_data is None:
-            eval_name = _eval_split(opened, config.eval_split, exclude=name)
-            return train, Split(opened[eval_name], eval_name) if eval_name else None
+            return train, _eval_split(opened, config.eval_split, "data", exclude=name)
     else:
         train = Split(opened, "train")
         if eval_data is None:
@@ -81,14 +86,61 @@ def choose_evaluation(eval_data: Any, config: DistillConfig, notes: list[str], s
     Raises:
         UserError: as `choose_splits`.
     """
-    opened = _open(BUNDLED_DIGITS if eval_data is None else eval_data, config.streaming, setting, notes)
+    opened = _open(BUNDLED_DIGITS if eval_data is None else eval_data, config, setting, notes, labels=config.labels)
     if not isinstance(opened, Mapping):
         return Split(opened, "evaluation", setting)
-    name = _eval_split(opened, config.eval_split, exclude=None)
-    if name is None and len(opened) != 1:
+    split = _eval_split(opened, config.eval_split, setting, exclude=None)
+    if split is not None:
+        return replace(split, named=True)
+    if len(opened) != 1:
         raise UserError(f"eval_split: name the split to evaluate on, there are {', '.join(opened) or 'none'}")
-    name = name or next(iter(opened))
+    (name,) = opened
     return Split(opened[name], name, setting)
+
+
+def choose_unlabeled(data: Any, config: DistillConfig, notes: list[str]) -> list[Split]:
+    """Opens images to train on without labels: the split unlabeled, else train, else all that there are.
+
+    Args:
+        data: a name, a path, or a data set or a mapping of splits of `datasets`.
+        config: of the run.
+        notes: gets lines for the user.
+
+    Raises:
+        UserError: as `choose_splits`, and for data of another kind.
+    """
+    setting = "unlabeled_data"
+    opened = _open(data, config, setting, notes, labels=False)
+    named = [name for name in _UNLABELED_SPLITS if isinstance(opened, Mapping) and name in opened][:1]
+    splits = opened if isinstance(opened, Mapping) else {"train": opened}
+    found = [Split(splits[name], name, setting) for name in named or splits]
+    for split in found:
+        check_joinable(split)
+    if not found:
+        raise UserError(f"{setting}: there is no split in it")
+    return found
+
+
+def check_joinable(split: Split) -> None:
+    """Checks that images of a split can be joined to others: it must be a table, of which the columns are known.
+
+    Raises:
+        UserError: for a stream, a torch data set, a `DataLoader` and a data set with a transform of the user's own.
+    """
+    kind = type(split.data).__name__
+    if is_hf_dataset(split.data) and has_transform(split.data):
+        kind = "Dataset with a transform of its own"
+    elif is_hf_dataset(split.data) and not is_stream(split.data):
+        return
+    raise UserError(
+        f"unlabeled_data: {split.setting} is of the type {kind}, and only folders, files and a Dataset of datasets can "
+        "be joined: give all images in one data set, with the label -1 where there is none"
+    )
+
+
+def has_transform(data: Any) -> bool:
+    """Whether `data`, a data set of `datasets`, calls a function of the user's own when it is read."""
+    return getattr(data, "format", {}).get("type") == "custom"
 
 
 def is_hf_dataset(data: Any) -> bool:
@@ -113,16 +165,21 @@ def _train_split(splits: Mapping[str, Any], named: str | None) -> str:
     raise UserError(f"train_split: there is no split 'train'; name one of {', '.join(splits)}")
 
 
-def _eval_split(splits: Mapping[str, Any], named: str | None, exclude: str | None) -> str | None:
+def _eval_split(splits: Mapping[str, Any], named: str | None, setting: str, exclude: str | None) -> Split | None:
+    """Returns the named split, else the first of those that are usual to evaluate on, with the others."""
     if named is not None and named not in splits:
         raise UserError(f"eval_split: there is no split {named!r}; the splits are {', '.join(splits)}")
-    return named or next((name for name in _EVAL_SPLITS if name in splits and name != exclude), None)
+    if named is not None:
+        return Split(splits[named], named, setting)
+    usual = [name for name in _EVAL_SPLITS if name in splits and name != exclude]
+    found = [Split(splits[name], name, setting, named=False) for name in usual]
+    return replace(found[0], others=tuple(found[1:])) if found else None
 
 
-def _open(data: Any, streaming: bool, setting: str, notes: list[str]) -> Any:
+def _open(data: Any, config: DistillConfig, setting: str, notes: list[str], *, labels: bool) -> Any:
     """Returns a mapping of splits, a data set of `datasets`, a torch `Dataset` or a `DataLoader`."""
     if isinstance(data, (str, os.PathLike)):
-        return _load(os.fspath(data), streaming, setting, notes)
+        return _load(os.fspath(data), config.streaming, setting, notes, labels=labels)
     if is_hf_dataset(data):
         return data
     if isinstance(data, torch.utils.data.IterableDataset):
@@ -138,7 +195,7 @@ def _open(data: Any, streaming: bool, setting: str, notes: list[str]) -> Any:
     )
 
 
-def _load(name: str, streaming: bool, setting: str, notes: list[str]) -> Any:
+def _load(name: str, streaming: bool, setting: str, notes: list[str], *, labels: bool) -> Any:
     """Loads a local file or folder, or a data set of the hub, by its name."""
     path = Path(name).expanduser()
     with _quiet_datasets():
@@ -151,7 +208,7 @@ def _load(name: str, streaming: bool, setting: str, notes: list[str]) -> Any:
         if not exists:
             return _load_from_hub(name, streaming, setting)
         try:
-            return _load_path(path, streaming, setting, notes)
+            return _load_path(path, streaming, setting, notes, labels=labels)
         except UserError:
             raise
         except Exception as error:  # datasets and pyarrow raise exceptions of many kinds
@@ -161,7 +218,7 @@ def _load(name: str, streaming: bool, setting: str, notes: list[str]) -> Any:
             raise UserError(f"{setting}: {name} holds no images that can be read ({_root_cause(error)})") from error
 
 
-def _load_path(path: Path, streaming: bool, setting: str, notes: list[str]) -> Any:
+def _load_path(path: Path, streaming: bool, setting: str, notes: list[str], *, labels: bool) -> Any:
     import datasets
 
     if path.is_file():
@@ -172,7 +229,7 @@ def _load_path(path: Path, streaming: bool, setting: str, notes: list[str]) -> A
         if streaming:
             raise UserError(f"streaming: {path} is read as it is needed in any case: leave it out")
         return datasets.load_from_disk(str(path))
-    folder = load_image_folder(path, setting, notes, streaming=streaming)
+    folder = load_image_folder(path, setting, notes, streaming=streaming, labels=labels)
     return datasets.load_dataset(str(path), streaming=streaming) if folder is None else folder
 
 

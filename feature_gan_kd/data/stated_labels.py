@@ -36,10 +36,10 @@ def stated_labels(data: Any) -> list[Any] | None:
 
 
 def _as_list(values: Any, count: int) -> list[Any] | None:
-    """Returns `count` numbers or texts as a list; None for anything else."""
+    """Returns `count` numbers, texts or Nones as a list; None for anything else."""
     if isinstance(values, (Tensor, np.ndarray)):
         values = values.tolist() if values.ndim == 1 else None
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)) or len(values) != count:
         return None
     plain = [plain_label(value) for value in values]
-    return plain if all(isinstance(value, (int, float, str)) for value in plain) else None
+    return plain if all(value is None or isinstance(value, (int, float, str)) for value in plain) else None

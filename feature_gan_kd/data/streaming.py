@@ -16,7 +16,14 @@ from feature_gan_kd.data.batches import Batch, batch_bounds, rank_slice
 from feature_gan_kd.data.columns import find_image_column, find_label_column, note_others
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TableImages
-from feature_gan_kd.data.labels import are_numbers, class_names_of, encode_labels, numbers_as_names, plain_label
+from feature_gan_kd.data.labels import (
+    are_numbers,
+    class_names_of,
+    encode_labels,
+    is_missing,
+    numbers_as_names,
+    plain_label,
+)
 from feature_gan_kd.data.lazy import ItemReader, OnDemandImages, collate
 from feature_gan_kd.data.rng import item_seeds
 from feature_gan_kd.data.sources import Split
@@ -42,7 +49,7 @@ class Stream:
         rows: a `datasets.IterableDataset` of images and labels; the images are undecoded, unless the stream's own
             functions had to see them, such as a filter.
         image: name of the column of images.
-        label: name of the column of labels.
+        label: name of the column of labels; None where there is none.
         class_names: by class index; None where the data have none.
         num_classes: number of classes; None where they are not known.
         numbers_are_names: whether a label that is a number is the name of a class, not its index.
@@ -53,7 +60,7 @@ class Stream:
 
     rows: Any
     image: str
-    label: str
+    label: str | None
     class_names: list[str] | None
     num_classes: int | None
     numbers_are_names: bool
@@ -64,21 +71,28 @@ class Stream:
     def __len__(self) -> int:
         return self.length
 
+    def has_labels(self) -> bool:
+        """Whether an image has a label: reads the stream until the first one."""
+        if self.label is None:
+            return False
+        rows = itertools.islice(self.rows.select_columns([self.label]), self.length)
+        return any(not is_missing(plain_label(row[self.label])) for row in rows)
+
     def table(self, rows: Sequence[Any], begin: int) -> Table:
         """Makes a table of some rows; `begin` is the index of the first of them, for messages.
 
         Raises:
             UserError: for a bad label.
         """
-        values = [row[self.label] for row in rows]
+        values = [None if self.label is None else row[self.label] for row in rows]
         if self.numbers_are_names:
             values = numbers_as_names(values)
         return Table(
             rows=rows,
             image=self.image,
-            labels=encode_labels(values, self.label, self.split, self.class_names, self.num_classes, begin=begin),
+            labels=encode_labels(values, str(self.label), self.split, self.class_names, self.num_classes, begin=begin),
             class_names=self.class_names,
-            num_classes=self.num_classes or 0,
+            num_classes=self.num_classes,
             positions=torch.arange(begin, begin + len(rows)),
             split=self.split,
             mode=self.mode,
@@ -110,18 +124,21 @@ def read_stream(
         )
     features = stream.features or _first_row_features(stream, split.name)
     image, other_images = find_image_column(features, config.image_column, split.name)
-    label, other_labels = find_label_column(features, config.label_column, image, split.name)
-    declared = class_names_of(features[label], [], label, num_classes)
-    names = _stream_class_names(declared, str(getattr(features[label], "dtype", "")), label, split.name, known)
+    label, other_labels = find_label_column(features, config.label_column, image, split.name, required=config.labels)
+    declared = names = None
+    if label is not None:
+        declared = class_names_of(features[label], [], label, num_classes)
+        names = _stream_class_names(declared, str(getattr(features[label], "dtype", "")), label, split.name, known)
     count = known.count if known is not None and known.count is not None else len(names) if names else num_classes
     length = _length(stream, split.name, config, training=known is None)
     notes.append(
         f"split {split.name!r}: a stream in {stream.num_shards} shards, {length} images an epoch, images in column "
-        f"{image!r}{note_others(other_images, '--image-column')}, labels in {label!r}"
+        f"{image!r}{note_others(other_images, '--image-column')}, "
+        f"{'without labels' if label is None else f'labels in {label!r}'}"
         f"{note_others(other_labels, '--label-column')}; decoded in the training process"
     )
     return Stream(
-        rows=_undecoded(stream.select_columns([image, label]), image),
+        rows=_undecoded(stream.select_columns([image] if label is None else [image, label]), image),
         image=image,
         label=label,
         class_names=names,
@@ -238,7 +255,7 @@ class IterableImages(OnDemandImages):
     """
 
     def __init__(self, stream: Stream, transform: ImageTransform, augment: CropFlip | None, *, skip: bool) -> None:
-        super().__init__(transform, augment)
+        super().__init__(transform, augment, stream.split)
         self.stream = stream
         self.skip = skip
         self._restart_reported = False
@@ -291,9 +308,10 @@ class IterableImages(OnDemandImages):
             # A stream's rows have no index: the position in the epoch, with (seed, epoch), decides the augmentation.
             indices = torch.arange(share.start, share.start + len(read))
             seeds = item_seeds(seed, epoch, indices) if train else [None] * len(read)
-            images, labels = self._decode(read, share.start, seeds)
+            images, labels = self.unlabeled.apply(*self._decode(read, share.start, seeds), train=train)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             yield self.augment_and_normalise(images, seed, epoch, indices.to(device), train=train), labels
+        self.unlabeled.report(rank, world_size)
 
     def _shuffle(self, seed: int, epoch: int, rank: int, world_size: int) -> Any:
         from datasets.distributed import split_dataset_by_node

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.columns import find_image_column, find_label_column, note_others
 from feature_gan_kd.data.labels import (
+    NO_LABEL,
     are_numbers,
     class_names_of,
     encode_labels,
@@ -87,24 +88,28 @@ class Table:
     Attributes:
         rows: `datasets.Dataset` with the one column `image`, not decoded.
         image: name of the column of images.
-        labels: int64 `(N,)`.
+        labels: int64 `(N,)`, `NO_LABEL` for an image without one.
         class_names: by class index; None where the data have none.
-        num_classes: number of classes.
+        num_classes: number of classes; None where no image has a label.
         positions: int64 `(N,)`, each row's index in the split, for messages.
         split: name of the split.
         order_declared: see `Classes`.
         mode: of PIL, which the column states for its images; None for that of each file.
+        joined: the splits whose images follow those of `split`, see `join_unlabeled`.
+        origin: int64 `(N,)`, 0 for the images of `split`, k for those of `joined[k - 1]`; None where none is joined.
     """
 
     rows: Any
     image: str
     labels: Tensor
     class_names: list[str] | None
-    num_classes: int
+    num_classes: int | None
     positions: Tensor
     split: str
     order_declared: bool = True
     mode: str | None = None
+    joined: tuple[Table, ...] = field(default=(), repr=False)
+    origin: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,11 +121,22 @@ class Table:
             rows=self.rows.select(indices.tolist(), keep_in_memory=True),
             labels=self.labels[indices],
             positions=self.positions[indices],
+            origin=None if self.origin is None else self.origin[indices],
         )
+
+    def _origin_of(self, row: int) -> Table:
+        """The split that a row comes from."""
+        return self if self.origin is None or not self.origin[row] else self.joined[int(self.origin[row]) - 1]
+
+    def mode_of(self, row: int) -> str | None:
+        """The mode that is stated for the image of a row."""
+        return self._origin_of(row).mode
 
     def describe_image(self, row: int) -> str:
         """Names the image of a row in messages."""
-        return f"image {int(self.positions[row])} of split {self.split!r}"
+        origin = self._origin_of(row)
+        whose = "" if origin is self else " of unlabeled_data"
+        return f"image {int(self.positions[row])} of split {origin.split!r}{whose}"
 
     def describe_file(self, row: int) -> str:
         """Names the image of a row with its file, if it has one."""
@@ -149,32 +165,97 @@ def read_table(
     Raises:
         UserError: for an empty split, columns that are not there, bad labels, or classes unlike those `known`.
     """
-    from datasets import Image
-
-    dataset = split.data.with_format(None)
-    if len(dataset) == 0:
-        raise UserError(f"{split.setting}: split {split.name!r} is empty")
+    dataset = _rows_of(split)
     image, other_images = find_image_column(dataset.features, config.image_column, split.name)
-    label, other_labels = find_label_column(dataset.features, config.label_column, image, split.name)
+    label, other_labels = find_label_column(
+        dataset.features, config.label_column, image, split.name, required=config.labels
+    )
+    if label is None:
+        notes.append(
+            f"split {split.name!r}: {len(dataset)} images in column {image!r}"
+            f"{note_others(other_images, '--image-column')}, without labels"
+        )
+        return _unlabeled_table(dataset, image, split.name)
     values = dataset.select_columns([label]).with_format("arrow")[:].column(label).to_pylist()
     values, names = _read_names(dataset.features[label], values, label, split.name, num_classes, known, notes)
     limit = known.count if known is not None and known.count is not None else len(names) if names else num_classes
     labels = encode_labels(values, label, split.name, names, limit)
-    count = limit or int(labels.max()) + 1
+    count = limit or int(labels.max()) + 1 or None
     notes.append(
-        f"split {split.name!r}: {len(dataset)} images of {count} classes in column {image!r}"
+        f"split {split.name!r}: {len(dataset)} images{f' of {count} classes' if count else ''} in column {image!r}"
         f"{note_others(other_images, '--image-column')}, labels in {label!r}"
         f"{note_others(other_labels, '--label-column')}"
     )
-    return Table(
-        rows=dataset.select_columns([image]).cast_column(image, Image(decode=False)),
-        image=image,
+    return replace(
+        _unlabeled_table(dataset, image, split.name),
         labels=labels,
         class_names=names,
         num_classes=count,
-        positions=torch.arange(len(dataset)),
-        split=split.name,
         order_declared=type(dataset.features[label]).__name__ == "ClassLabel",
+    )
+
+
+def read_unlabeled(split: Split, config: DistillConfig, notes: list[str]) -> Table:
+    """Reads the images of a split, and no label that they may have.
+
+    Args:
+        split: holds a `datasets.Dataset`.
+        config: may name the column of images; where this split has none of that name, it is found.
+        notes: gets a line for the user.
+
+    Raises:
+        UserError: for an empty split, and one without a column of images.
+    """
+    dataset = _rows_of(split)
+    named = config.image_column if config.image_column in dataset.features else None
+    image, others = find_image_column(dataset.features, named, split.name)
+    label, _ = find_label_column(dataset.features, None, image, split.name, required=False)
+    unread = "" if label is None else f", whose labels in {label!r} are not read"
+    notes.append(
+        f"{split.setting}: {len(dataset)} images of split {split.name!r} in column {image!r}"
+        f"{note_others(others, '--image-column')}{unread}"
+    )
+    return _unlabeled_table(dataset, image, split.name)
+
+
+def join_unlabeled(train: Table, others: Sequence[Table]) -> Table:
+    """Adds images without labels to those that are trained on.
+
+    Args:
+        train: the images to train on.
+        others: what is added, each of which has no label.
+    """
+    from datasets import concatenate_datasets
+
+    rows = [train.rows, *(other.rows.rename_column(other.image, train.image) for other in others)]
+    return replace(
+        train,
+        rows=concatenate_datasets(rows),
+        labels=torch.cat([train.labels, *(other.labels for other in others)]),
+        positions=torch.cat([train.positions, *(other.positions for other in others)]),
+        joined=tuple(others),
+        origin=torch.cat([torch.full((len(part),), k) for k, part in enumerate((train, *others))]),
+    )
+
+
+def _rows_of(split: Split) -> Any:
+    dataset = split.data.with_format(None)
+    if len(dataset) == 0:
+        raise UserError(f"{split.setting}: split {split.name!r} is empty")
+    return dataset
+
+
+def _unlabeled_table(dataset: Any, image: str, split: str) -> Table:
+    from datasets import Image
+
+    return Table(
+        rows=dataset.select_columns([image]).cast_column(image, Image(decode=False)),
+        image=image,
+        labels=torch.full((len(dataset),), NO_LABEL),
+        class_names=None,
+        num_classes=None,
+        positions=torch.arange(len(dataset)),
+        split=split,
         mode=getattr(dataset.features[image], "mode", None),
     )
 

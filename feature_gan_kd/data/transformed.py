@@ -20,11 +20,6 @@ _READY_IMAGES, _READY_LABELS = "pixel_values", "labels"
 _CLASSES_LOOKED_AT = 50
 
 
-def has_transform(data: Any) -> bool:
-    """Whether `data`, a data set of `datasets`, calls a function of the user's own when it is read."""
-    return getattr(data, "format", {}).get("type") == "custom"
-
-
 class TransformedRows:
     """Pairs of an image and a label, as the user's transform gives them; a map-style torch `Dataset`.
 
@@ -48,12 +43,12 @@ class TransformedRows:
             raise UserError(f"{split.setting}: split {split.name!r} is empty")
         row = self._row(0, split.setting, "first row")
         self.image, images = self._find_image(row, config.image_column, split.name)
-        self.label, labels = self._find_label(row, features, config.label_column, self.image, split.name)
+        self.label, labels = self._find_label(row, features, config, self.image, split.name)
         self.targets: list[Any] | None = None
-        if self.label in features:
+        if self.label is not None and self.label in features:
             column = self.rows.with_format("arrow").select_columns([self.label])[:].column(self.label)
             self.targets = column.to_pylist()
-        self.classes: list[str] | None = getattr(features.get(self.label), "names", None)
+        self.classes: list[str] | None = getattr(features.get(str(self.label)), "names", None)
         if self.classes is not None and self._changes_labels(split.setting):
             self.classes = None
             notes.append(
@@ -61,7 +56,9 @@ class TransformedRows:
             )
         notes.append(
             f"split {split.name!r}: images as the data set's transform gives them, in {self.image!r}"
-            f"{note_others(images, 'image_column')}, labels in {self.label!r}{note_others(labels, 'label_column')}"
+            f"{note_others(images, 'image_column')}, "
+            f"{'without labels' if self.label is None else f'labels in {self.label!r}'}"
+            f"{note_others(labels, 'label_column')}"
         )
 
     def __len__(self) -> int:
@@ -69,6 +66,8 @@ class TransformedRows:
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         row = self.rows[index]
+        if self.label is None:
+            return row[self.image], None
         if self.classes is not None and self.targets is not None and self._is_changed(index, row[self.label]):
             raise UserError(
                 f"labels: the transform of split {self.split!r} changes the label {self.targets[index]} of image "
@@ -94,6 +93,7 @@ class TransformedRows:
     def _changes_labels(self, setting: str) -> bool:
         """Whether the transform changes the label of the first image of a class; others are compared when read."""
         assert self.targets is not None
+        assert self.label is not None
         first = {label: index for index, label in reversed(list(enumerate(self.targets)))}
         looked_at = sorted(first.values())[:_CLASSES_LOOKED_AT]
         return any(self._is_changed(k, self._row(k, setting, f"row {k}")[self.label]) for k in looked_at)
@@ -115,10 +115,11 @@ class TransformedRows:
 
     @staticmethod
     def _find_label(
-        row: Mapping[str, Any], features: Mapping[str, Any], named: str | None, image: str, split: str
-    ) -> tuple[str, list[str]]:
+        row: Mapping[str, Any], features: Mapping[str, Any], config: DistillConfig, image: str, split: str
+    ) -> tuple[str | None, list[str]]:
         from datasets import Value
 
+        named = config.label_column
         if named is None and _READY_LABELS in row:
             return _READY_LABELS, []
         plain = {name: plain_label(value) for name, value in row.items()}
@@ -126,9 +127,9 @@ class TransformedRows:
             name: features.get(name, Value("int64")) if isinstance(value, int) else type(value).__name__
             for name, value in plain.items()
         }
-        if len(kinds) > 1 and not any(isinstance(value, int) for value in plain.values()):
+        if config.labels and len(kinds) > 1 and not any(isinstance(value, int) for value in plain.values()):
             raise UserError(
                 f"label_column: the transform of split {split!r} gives no whole number for an image; it gives "
                 f"{list_columns(kinds)}: give class indices, as the column of labels holds them"
             )
-        return find_label_column(kinds, named, image, split)
+        return find_label_column(kinds, named, image, split, required=config.labels)

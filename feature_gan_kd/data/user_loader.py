@@ -18,6 +18,7 @@ from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_sizes, rank_slice
 from feature_gan_kd.data.decode import count_values, hash_images, statistics_of_counts
 from feature_gan_kd.data.image_transforms import check_square
+from feature_gan_kd.data.labels import NO_LABEL
 from feature_gan_kd.data.loader_parts import (
     check_given,
     check_gives_all_images,
@@ -29,6 +30,7 @@ from feature_gan_kd.data.loader_parts import (
 )
 from feature_gan_kd.data.rng import item_seeds, seeded
 from feature_gan_kd.data.stated_labels import stated_labels
+from feature_gan_kd.data.unlabeled import UnlabeledRule
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -47,6 +49,10 @@ class UserLoader:
         label_limit: labels must be below it; None for no limit.
         split: its name, for errors.
         setting: that named the data, for errors.
+        labels: whether each batch must be a pair of images and labels, and not images alone.
+
+    Attributes:
+        unlabeled: what becomes of images without a label.
 
     Raises:
         UserError: for a loader without a length, or one that gives each process only a part of the images.
@@ -61,6 +67,8 @@ class UserLoader:
         label_limit: int | None,
         split: str,
         setting: str = "data",
+        *,
+        labels: bool = True,
     ) -> None:
         check_gives_all_images(loader, split, setting)
         try:
@@ -76,6 +84,8 @@ class UserLoader:
         self.label_limit = label_limit
         self.split = split
         self.setting = setting
+        self.labels = labels
+        self.unlabeled = UnlabeledRule(split)
         self.normalise = PixelNormaliser.identity(channels)
         self._gives_floats: bool | None = None  # as the first batch that was read
         self._more_reported = False
@@ -153,11 +163,13 @@ class UserLoader:
             if train and len(images) == 1:
                 raise UserError(f"{self.setting}: batch {number} is a single image, on which batch norm cannot train")
             share = rank_slice(len(images), rank, world_size)
-            images, labels = images[share].to(device, non_blocking=True), labels[share].to(device, non_blocking=True)
+            images, labels = self.unlabeled.apply(images[share], labels[share], train=train)
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             if not images.is_floating_point():
                 images = self.normalise(images.permute(0, 2, 3, 1))
             yield images.float(), labels
         self._check_end(given, reader, train=train, tell=rank == 0)
+        self.unlabeled.report(rank, world_size)
 
     def _check_end(self, given: int, reader: Iterator[Any], *, train: bool, tell: bool) -> None:
         """Reads on for one batch more than there should be, and compares their number with the loader's length."""
@@ -168,6 +180,13 @@ class UserLoader:
         if given > self._num_batches and tell and not self._more_reported:
             print(f"{self._whose} gives more than its {self._num_batches} batches, which end an epoch", file=sys.stderr)
             self._more_reported = True
+
+    def has_labels(self) -> bool:
+        """Whether an image has a label: reads the batches until the first with a label."""
+        if bool((self._first_batch[1] != NO_LABEL).any()):
+            return True
+        batches = enumerate(self._read_batches(*item_seeds(0, 0, torch.arange(self._num_batches + 1))))
+        return any(bool((self._check_batch(read, k)[1] != NO_LABEL).any()) for k, read in batches)
 
     @property
     def _whose(self) -> str:
@@ -220,6 +239,10 @@ class UserLoader:
                     found = re.search(r"default_collate: .*found <class '(.+)'>", str(error))
                     if found is None:  # a bug of the user's data set
                         raise
+                    if found[1] == "NoneType":
+                        raise UserError(
+                            f"{self._whose} cannot make batches of None: give an image without a label the label -1"
+                        ) from error
                     raise UserError(
                         f"{self._whose} cannot make batches of {found[1]}: make tensors of the images in its data set, "
                         "or give the data set itself"
@@ -231,10 +254,17 @@ class UserLoader:
     def _check_batch(self, read: Any, number: int) -> Batch:
         """Returns batch `number` as images and labels, after checking their types, shapes and values."""
         where = f"batch {number} of split {self.split!r}"
-        is_pair = isinstance(read, (tuple, list)) and len(read) == 2 and all(isinstance(x, Tensor) for x in read)
-        if not is_pair:
-            raise UserError(f"{self.setting}: {where} is not a pair of tensors (images, labels)")
-        images, labels = read
+        parts = [read] if isinstance(read, Tensor) else read if isinstance(read, (tuple, list)) else []
+        if (len(parts) == 1 and not self.labels) or (len(parts) == 2 and parts[1] is None):
+            images = parts[0]
+            parts = [
+                images,
+                torch.full((len(images),), NO_LABEL) if isinstance(images, Tensor) and images.dim() else None,
+            ]
+        if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+            alone = ": give both, or set labels=False (--no-labels) to learn from images alone" * (len(parts) == 1)
+            raise UserError(f"{self.setting}: {where} is not a pair of tensors (images, labels){alone}")
+        images, labels = parts
         if images.dim() != 4 or images.shape[1] != self.channels:
             shape = tuple(images.shape)
             raise UserError(f"images: {where} has the shape {shape}, expected (n, {self.channels}, height, width)")
@@ -254,7 +284,7 @@ class UserLoader:
                 f"labels: {where} has {labels.dtype} of shape {tuple(labels.shape)}, expected one class each"
             )
         limit = self.label_limit if self.label_limit is not None else int(labels.max()) + 1
-        bad = ((labels < 0) | (labels >= limit)).nonzero()
+        bad = ((labels < NO_LABEL) | (labels >= limit)).nonzero()
         if len(bad):
             row = int(bad[0])
             expected = "a whole number from 0" if self.label_limit is None else f"0 to {limit - 1}"

@@ -11,7 +11,7 @@ from feature_gan_kd.training.provenance import names_of_data
 
 
 def describe_run(
-    group: PeerGroup, data: tuple[Any, Any], license: str | None, train_transform: Any = None
+    group: PeerGroup, data: tuple[Any, Any, Any], license: str | None, train_transform: Any = None
 ) -> dict[str, Any]:
     """The run file of which the same models, data and settings come, as JSON values.
 
@@ -20,7 +20,7 @@ def describe_run(
 
     Args:
         group: the models.
-        data: training and evaluation data, as given to `fit`.
+        data: training, evaluation and unlabelled data, as given to `fit`.
         license: as given to `fit`.
         train_transform: as given to `fit`.
     """
@@ -31,5 +31,5 @@ def describe_run(
         one |= one.pop("settings")
         one["model"] = model.given_name
     names = names_of_data(*data) if train_transform is None else None
-    kept = {} if names is None else dict(zip(("train_data", "eval_data"), names, strict=True))
+    kept = {} if names is None else dict(zip(("train_data", "eval_data", "unlabeled_data"), names, strict=True))
     return {"version": VERSION, "models": models, "topology": edges, **described, **kept, "license": license}

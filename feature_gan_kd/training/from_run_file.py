@@ -47,7 +47,7 @@ def complete_fit(
     Args:
         file: that the distiller was built from; None for none.
         train_data: as given to `fit`.
-        eval_data: as given to `fit`; that of the file belongs to its training data.
+        eval_data: as given to `fit`; that of the file belongs to its training data, and so do unlabelled data.
         options: as given to `fit`.
 
     Raises:
@@ -55,7 +55,8 @@ def complete_fit(
     """
     if file is None:
         return train_data, eval_data, options
-    if train_data is None:
+    own_data = train_data is None
+    if own_data:
         file.check_data(())
         train_data = file.fit.get("train_data")
         eval_data = file.fit.get("eval_data") if eval_data is None else eval_data
@@ -63,6 +64,8 @@ def complete_fit(
     unset = {
         spec.name: file.fit[spec.name]
         for spec in dataclasses.fields(RunOptions)
-        if spec.name in file.fit and getattr(options, spec.name) == getattr(untouched, spec.name)
+        if spec.name in file.fit
+        and getattr(options, spec.name) == getattr(untouched, spec.name)
+        and (own_data or spec.name != "unlabeled_data")
     }
     return train_data, eval_data, dataclasses.replace(options, **unset)

@@ -308,7 +308,9 @@ class PeerGroup(Uncopyable):
         """What a checkpoint and the run that resumes it must agree in; `fingerprint` is that of the training data."""
         return {**self.description(), "config": self.config.defining(), "data": fingerprint}
 
-    def begin_training(self, train_data: Any, eval_data: Any, data: Data, license: str | None) -> History:
+    def begin_training(
+        self, train_data: Any, eval_data: Any, data: Data, license: str | None, unlabeled_data: Any = None
+    ) -> History:
         """Starts a new provenance, and adapts every model to the normalisation of the new images.
 
         Args:
@@ -316,12 +318,13 @@ class PeerGroup(Uncopyable):
             eval_data: as given to `fit`.
             data: the same, opened.
             license: of the weights.
+            unlabeled_data: as given to `fit`.
 
         Returns:
             The history of the training, to be filled.
         """
         self.last_data = (train_data, eval_data)
-        self.provenance = RunProvenance.of_fit(self.last_data, data, license, self.config)
+        self.provenance = RunProvenance.of_fit((train_data, eval_data, unlabeled_data), data, license, self.config)
         self._share(data.normalisation)
         return self.provenance.history
 

@@ -22,7 +22,7 @@ class RunProvenance:
     """What the models were last trained on.
 
     Attributes:
-        data: name of the training data, or its type where it was given as an object.
+        data: name of the training data, or its type where it was given as an object, and that of the unlabelled data.
         data_names: names of the training data (None: the bundled digits) and of the evaluation data (None: taken from
             the training data); None where one of them was given as an object.
         class_names: by class index, where the data have names.
@@ -46,18 +46,23 @@ class RunProvenance:
     idle_settings: list[str] = field(default_factory=list)
 
     @classmethod
-    def of_fit(cls, given: tuple[Any, Any], data: Data, license: str | None, config: DistillConfig) -> RunProvenance:
+    def of_fit(
+        cls, given: tuple[Any, Any, Any], data: Data, license: str | None, config: DistillConfig
+    ) -> RunProvenance:
         """That of a training which begins.
 
         Args:
-            given: training and evaluation data as `fit` was given them.
+            given: training, evaluation and unlabelled data as `fit` was given them.
             data: the same, opened.
             license: of the weights.
             config: of the training.
         """
+        train, evaluation, unlabeled = given
+        names = names_of_data(train, evaluation)
+        more = "" if unlabeled is None else f", and {title_of_data(unlabeled)} without labels"
         return cls(
-            title_of_data(given[0]),
-            names_of_data(*given),
+            title_of_data(train) + more,
+            None if names is None else (names[0], names[1]),
             data.class_names,
             data.normalisation,
             license,
@@ -121,12 +126,11 @@ class RunProvenance:
         )
 
 
-def names_of_data(train_data: Any, eval_data: Any) -> tuple[str | None, str | None] | None:
-    """The names of training and evaluation data as in `RunProvenance.data_names`."""
-    if not all(data is None or isinstance(data, (str, Path)) for data in (train_data, eval_data)):
+def names_of_data(*given: Any) -> tuple[str | None, ...] | None:
+    """The names of data as in `RunProvenance.data_names`; None where one of them was given as an object."""
+    if not all(data is None or isinstance(data, (str, Path)) for data in given):
         return None
-    train, evaluation = (None if data is None else str(data) for data in (train_data, eval_data))
-    return train, evaluation
+    return tuple(None if data is None else str(data) for data in given)
 
 
 def title_of_data(data: Any) -> str:

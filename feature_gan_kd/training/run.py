@@ -65,6 +65,7 @@ class RunOptions:
     progress: bool = True
     license: str | None = None
     train_transform: OwnTransform | None = None
+    unlabeled_data: Any = None
 
 
 def change_settings(group: PeerGroup, **changes: Any) -> None:
@@ -101,7 +102,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
         check_plain_state(group.modules.trained_modules())
     check_trackers(trackers, folder)
     check_callbacks(options.callbacks)
-    data = open_training_data(group, train_data, eval_data, options.train_transform)
+    data = open_training_data(group, train_data, eval_data, options.train_transform, options.unlabeled_data)
     _check_normalisation(group, data, folder)
     check_batches(group, data.train)
     classes = group.num_classes or data.num_classes or 0
@@ -116,11 +117,12 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     if config.class_weights and data.train_labels is not None:
         weights = class_weights(data.train_labels, group.num_classes)
         group.step.label_loss.weigh_classes(weights.to(accelerator.device))
-    history = group.begin_training(train_data, eval_data, data, options.license)
+    history = group.begin_training(train_data, eval_data, data, options.license, options.unlabeled_data)
     accelerator.wait_for_everyone()  # before the folder changes: all processes must have checked it
     if folder is not None:
-        about = describe_run(group, (train_data, eval_data), options.license, options.train_transform)
-        about |= {"taps": services.taps, **_circumstances(group, train_data, data)}
+        given = (train_data, eval_data, options.unlabeled_data)
+        about = describe_run(group, given, options.license, options.train_transform)
+        about |= {"taps": services.taps, **_circumstances(group, data)}
         on_main_process(lambda: write_run_config(folder, about))
     accelerator.wait_for_everyone()
     callbacks = build_callbacks(
@@ -147,7 +149,11 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
 
 
 def open_training_data(
-    group: PeerGroup, train_data: Any, eval_data: Any = None, train_transform: OwnTransform | None = None
+    group: PeerGroup,
+    train_data: Any,
+    eval_data: Any = None,
+    train_transform: OwnTransform | None = None,
+    unlabeled_data: Any = None,
 ) -> Data:
     """Opens training and evaluation data in the size, channels and normalisation of the models of a group.
 
@@ -158,6 +164,7 @@ def open_training_data(
         train_data: see `OnlineAdversarialDistiller.fit`.
         eval_data: see there.
         train_transform: see there.
+        unlabeled_data: see there.
 
     Raises:
         UserError: for data that cannot be used, or that have another number of classes.
@@ -166,6 +173,7 @@ def open_training_data(
         train_data,
         eval_data,
         group.config,
+        unlabeled_data=unlabeled_data,
         image_size=group.image_size,
         in_chans=group.in_chans,
         stated=group.stated_normalisation(),
@@ -256,10 +264,11 @@ def _notes_on_models(group: PeerGroup, data: Data) -> list[str]:
     return [*notes, *describe_recipe(group, data.idle_settings)]
 
 
-def _circumstances(group: PeerGroup, train_data: Any, data: Data) -> dict[str, Any]:
+def _circumstances(group: PeerGroup, data: Data) -> dict[str, Any]:
     """What `config.json` states besides models and settings, as JSON values."""
+    assert group.provenance is not None
     return {
-        "data": {"name": title_of_data(train_data), **data.description()},
+        "data": {"name": group.provenance.data, **data.description()},
         "device": device_name(group.accelerator.device),
         "processes": group.accelerator.num_processes,
     }

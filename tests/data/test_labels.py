@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Value
 
-from feature_gan_kd.data.labels import class_names_of, encode_labels
+from feature_gan_kd.data.labels import class_names_of, encode_labels, is_missing, numbers_as_names
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -32,7 +34,7 @@ def test_names_come_from_the_type_or_from_the_texts() -> None:
         ([10, 40], 7, None),
         ([3, 0], 4, None),
         ([3, 0], None, ["0", "3"]),
-        ([-1, 5], None, None),
+        ([-2, 5], None, None),
         ([0, 4_000_000_000], None, None),
     ],
 )
@@ -63,25 +65,29 @@ def test_labels_become_indices() -> None:
     assert encode_labels([1, 0], "y", "s", None, 2).tolist() == [1, 0]
 
 
+def test_none_minus_one_and_nan_are_no_label_and_no_class() -> None:
+    assert encode_labels(["dog", None, "cat"], "y", "s", ["cat", "dog"], None).tolist() == [1, -1, 0]
+    values = [-1, 2, None, float("nan"), np.float32("nan")]
+    assert encode_labels(values, "y", "s", None, 3).tolist() == [-1, 2, -1, -1, -1]
+    assert names_of([10, -1, 40, None], Value("int64")) == ["10", "40"]
+    assert names_of([0, -1, 1], Value("int64")) is None
+    assert names_of(["b", None, "a"]) == ["a", "b"]
+    assert numbers_as_names([7, -1, None, "x"]) == ["7", -1, None, "x"]
+    assert not any(is_missing(label) for label in (0, "", "-1", [-1], torch.tensor([-1, -1]), False))
+
+
 @pytest.mark.parametrize(
     ("values", "names", "classes", "message"),
     [
-        (
-            [0, None],
-            None,
-            None,
-            "image 1 of split 's' has no label in column 'y', expected a whole number from 0 to 99",
-        ),
-        ([0, 1, -1], ["a", "b"], None, "image 2 of split 's' has the label -1 in column 'y', expected 0 to 1"),
-        ([-1], None, None, "image 0 .* the label -1 .* expected 0 to 999999"),
+        ([0, 1, -2], ["a", "b"], None, "image 2 of split 's' has the label -2 in column 'y', expected 0 to 1"),
+        ([-2], None, None, "image 0 .* the label -2 .* expected 0 to 999999"),
         ([0, 2], ["a", "b"], None, "image 1 .* the label 2 .* expected 0 to 1"),
         ([0, 10], None, 10, "image 1 .* the label 10 .* expected 0 to 9"),
         ([0, 1.5], None, None, "image 1 .* the label 1.5 .* expected a whole number"),
-        ([float("nan")], None, None, "image 0 .* the label nan .*"),
         (["a", "c"], ["a", "b"], None, "image 1 .* the label 'c' .* expected one of the 2 classes"),
         ([[0, 1]], None, None, r"image 0 .* the label \[0, 1\]"),
         ([b"0123456789" * 99], None, None, r"image 0 .* the label b'0123.{20,30} in"),
-        (["a", None], ["a", "b"], None, "image 1 .* no label .* expected one of the 2 classes"),
+        (["a", ""], ["a", "b"], None, "image 1 .* the label '' .* expected one of the 2 classes"),
         ([0, 4_000_000_000], None, None, "image 1 .* the label 4000000000 .* expected 0 to 999999"),
     ],
 )

@@ -145,7 +145,7 @@ def test_in_evaluation_a_bad_image_is_left_out(capfd: pytest.CaptureFixture[str]
 
 def test_skipping_passes_over_nothing_else() -> None:
     with pytest.raises(UserError, match="labels: image 0"):
-        epoch_of(of_torch(Pictures(label=-1), skip=True))
+        epoch_of(of_torch(Pictures(label=-2), skip=True))
     nothing = streamed(data=broken(*range(COUNT)), skip=True)
     with pytest.raises(UserError, match="cannot be decoded"):
         epoch_of(nothing)
@@ -239,10 +239,10 @@ def test_an_empty_share() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Pictures(label=-1), r"^labels: image 0 of split 'train' has the label -1, expected 0 to 4$"),
+        (Pictures(label=-2), r"^labels: image 0 of split 'train' has the label -2, expected 0 to 4$"),
         (Pictures(label=5), r"^labels: image 0 .* the label 5, expected 0 to 4$"),
         (Pictures(label=0.5), r"^labels: image 0 .* the label 0.5"),
-        (Pictures(label=None), r"^labels: image 0 .* the label None"),
+        (Pictures(label="a"), r"^labels: image 0 .* the label 'a'"),
         (
             Pictures(change=np.asarray),
             r"^images: image 0 .* is ndarray, expected a PIL image or a uint8 or float tensor",
@@ -255,7 +255,7 @@ def test_an_empty_share() -> None:
         ),
         (
             TensorDataset(torch.zeros(4, 3, 8, 8)),
-            "^data: image 0 of split 'train' is not a pair of an image and a label",
+            "^data: image 0 of split 'train' is not a pair of an image and a label: give both, or set labels=False",
         ),
     ],
 )

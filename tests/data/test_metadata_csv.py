@@ -67,15 +67,23 @@ def test_a_column_is_of_one_type_in_all_splits(tmp_path: Path) -> None:
     assert (data.class_names, labels_of(data)) == (["1", "2", "x"], [0, 1])
 
 
+@pytest.mark.parametrize("labels", [["0", "1", "NA", "0"], ["a", "b", "", "a"], ["0", "1", "-1", "0"]])
+def test_an_image_without_a_label(labels: list[str], tmp_path: Path) -> None:
+    folder(tmp_path / "train", labels)
+    folder(tmp_path / "test", labels[:2])
+    data = opened(tmp_path)
+    assert data.train_labels is not None
+    assert (sorted(data.train_labels.tolist()), data.unlabeled_images, data.num_classes) == ([-1, 0, 0, 1], 1, 2)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["0", "1", "NA"], "image 2 of split 'train' has no label in column 'label'"),
-        (["a", "", "b"], "image 1 of split 'train' has no label in column 'label'"),
+        (["0", "1", "-2"], "image 2 of split 'train' has the label -2 in column 'label'"),
         (["7", " 7", "8"], "column 'label' of split 'train' has ' 7' and '7', which differ only in letter case"),
     ],
 )
-def test_a_label_that_is_missing_or_not_clear(labels: list[str], message: str, tmp_path: Path) -> None:
+def test_a_label_that_is_not_clear(labels: list[str], message: str, tmp_path: Path) -> None:
     for split in ("train", "test"):
         folder(tmp_path / split, labels)
     with pytest.raises(UserError, match=f"^labels: {message}"):

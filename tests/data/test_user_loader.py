@@ -215,7 +215,7 @@ IMAGES = torch.zeros(4, 3, 8, 8)
         (TensorDataset(IMAGES.long(), LABELS), "^images: batch 0 .* is torch.int64, expected uint8 or float"),
         (TensorDataset(IMAGES, LABELS.float()), "^labels: batch 0 .* torch.float32 of shape"),
         (TensorDataset(IMAGES, torch.zeros(4, 2).long()), r"^labels: batch 0 .* of shape \(4, 2\)"),
-        (TensorDataset(IMAGES, LABELS - 1), "^labels: image 0 of batch 0 .* the label -1, expected 0 to 4"),
+        (TensorDataset(IMAGES, LABELS - 2), "^labels: image 0 of batch 0 .* the label -2, expected 0 to 4"),
         (TensorDataset(IMAGES, LABELS + 5), "^labels: image 0 of batch 0 .* the label 5, expected 0 to 4"),
     ],
 )

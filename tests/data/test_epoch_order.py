@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from feature_gan_kd.data.class_balance import BalancedOrder, class_weights, epoch_keys
+from feature_gan_kd.data.class_weights import class_weights
+from feature_gan_kd.data.epoch_order import BalancedOrder, OnceOrder
 from feature_gan_kd.data.rng import permutation
 
 LABELS = torch.tensor([0] * 50 + [1] * 3 + [3] * 8)  # no image of class 2
@@ -13,7 +14,7 @@ LABELS = torch.tensor([0] * 50 + [1] * 3 + [3] * 8)  # no image of class 2
 def test_every_class_comes_equally_often_and_each_image_before_any_comes_again() -> None:
     extra = set()
     for epoch in range(6):
-        keys = BalancedOrder(LABELS).draw(0, epoch)
+        keys = BalancedOrder(LABELS).draw(0, epoch, 8)
         assert len(keys) == len(keys.unique()) == 61
         images = keys % 61
         counts = torch.bincount(LABELS[images])
@@ -29,7 +30,11 @@ def test_every_class_comes_equally_often_and_each_image_before_any_comes_again()
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_and_mixes_the_classes() -> None:
-    draw = BalancedOrder(LABELS).draw
+    order = BalancedOrder(LABELS)
+
+    def draw(seed: int, epoch: int) -> torch.Tensor:
+        return order.draw(seed, epoch, 8)
+
     assert torch.equal(draw(3, 1), draw(3, 1))
     assert not torch.equal(draw(3, 1), draw(3, 2))
     assert not torch.equal(draw(3, 1), draw(4, 1))
@@ -39,7 +44,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_mixes_the_classes() -> No
 
 
 def test_without_balance_each_image_comes_once() -> None:
-    assert torch.equal(epoch_keys(61, None, 2, 3), permutation(61, 2, 3))
+    assert torch.equal(OnceOrder(61).draw(2, 3, 8), permutation(61, 2, 3))
 
 
 def test_weights_are_the_inverse_frequency_with_a_mean_of_one() -> None:

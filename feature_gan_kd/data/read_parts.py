@@ -1,0 +1,93 @@
+"""What the user named as data, to the images to train on and those to evaluate on, not decoded yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data.augmentation import (
+    ImageOptions,
+)
+from feature_gan_kd.data.labelled import (
+    LabelledSplit,
+    ModelClasses,
+    check_training_images,
+    has_labels,
+    hold_out_fifth,
+    keep_labelled,
+    limit_images,
+    no_training_labels,
+    note_classes,
+    note_labels,
+    read_split,
+)
+from feature_gan_kd.data.sources import Split, check_joinable, choose_splits, choose_unlabeled
+from feature_gan_kd.data.table import Classes, Table, join_unlabeled, read_unlabeled
+from feature_gan_kd.utils.errors import UserError
+
+
+def read_both(
+    train_data: Any,
+    eval_data: Any,
+    unlabeled_data: Any,
+    config: DistillConfig,
+    options: ImageOptions,
+    notes: list[str],
+    classes: ModelClasses,
+) -> tuple[LabelledSplit, LabelledSplit | None]:
+    """Reads the labels of the training and the evaluation images, which must have the same classes."""
+    train_split, eval_split = choose_splits(train_data, eval_data, config, notes)
+    if eval_data is None and eval_split is not None and eval_split.name == train_split.name:
+        raise UserError(f"eval_split: {eval_split.name!r} is the split that is trained on: name another")
+    if unlabeled_data is not None:
+        check_joinable(train_split)
+    train = read_split(train_split, config, options.transform, notes, classes)
+    if config.labels and not has_labels(train):
+        raise no_training_labels(f"none of the {len(train):,} training images")
+    order_declared = not isinstance(train, Table) or train.order_declared
+    known = Classes(train.class_names, train.num_classes, f"split {train.split!r}", order_declared)
+    evaluation = read_evaluation(eval_split, config, options, notes, classes, known)
+    if evaluation is None:
+        train, evaluation = hold_out_fifth(train, notes, labels=config.labels)
+    if unlabeled_data is not None:
+        assert isinstance(train, Table)
+        found = [read_unlabeled(split, config, notes) for split in choose_unlabeled(unlabeled_data, config, notes)]
+        train = join_unlabeled(train, found)
+    train = limit_images(train, config.max_train_samples, "max_train_samples", config.seed)
+    evaluation = None if evaluation is None else limit_evaluation(evaluation, config)
+    labels = train.labels if config.labels and isinstance(train, Table) else None
+    check_training_images(train, labels, len(train))
+    note_classes(train, notes)
+    note_labels(train, notes, labels=config.labels)
+    return train, evaluation
+
+
+def read_evaluation(
+    split: Split | None,
+    config: DistillConfig,
+    options: ImageOptions,
+    notes: list[str],
+    classes: ModelClasses,
+    known: Classes,
+) -> LabelledSplit | None:
+    """Reads the first of the splits to evaluate on that has labels; None where none has.
+
+    Raises:
+        UserError: where the user named a split without labels.
+    """
+    for one in () if split is None else (split, *split.others):
+        evaluation = read_split(one, config, options.transform, notes, classes, known)
+        if has_labels(evaluation):
+            return keep_labelled(evaluation, notes)
+        if one.named:
+            raise UserError(
+                f"{one.setting}: no image of split {one.name!r} has a label, and images are evaluated by their labels: "
+                "give labelled ones"
+            )
+        notes.append(f"split {one.name!r}: no image has a label, so it is not evaluated on")
+    return None
+
+
+def limit_evaluation(split: LabelledSplit, config: DistillConfig) -> LabelledSplit:
+    """Applies `max_eval_samples`; runs with other seeds are evaluated on the same images."""
+    return limit_images(split, config.max_eval_samples, "max_eval_samples", seed=0)
