@@ -54,7 +54,9 @@ class FeatureExtractor:
                     f"{name}: has no features in timm's sense (forward_features): name a layer with --layer"
                 )
         else:
-            self._tapped = TappedModel(module, find_taps(module, trial, name, [layer], vectors=True), name, classifies=False)
+            self._tapped = TappedModel(
+                module, find_taps(module, trial, name, [layer], vectors=True), name, classifies=False
+            )
             check_in_place(self._tapped, trial, [layer] if isinstance(layer, str) else [], learns=False)
             self._compute = self._of_layer
         with torch.inference_mode():

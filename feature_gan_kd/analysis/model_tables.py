@@ -14,9 +14,7 @@ from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.tapped_model import TappedModel
 
 
-def summarize(
-    names: Sequence[str], modules: MethodModules, weights: LossSettings
-) -> str:
+def summarize(names: Sequence[str], modules: MethodModules, weights: LossSettings) -> str:
     """Formats a table of the models and one of the edges, and a line for each tap whose layout is a guess.
 
     Args:

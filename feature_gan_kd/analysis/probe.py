@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd.analysis.features import FeatureExtractor, collect_features
-from feature_gan_kd.training.neighbours import check_neighbours, knn_classify
 from feature_gan_kd.analysis.linear_probe import linear_classify
 from feature_gan_kd.data import ImageSource
+from feature_gan_kd.training.neighbours import check_neighbours, knn_classify
 
 
 def measure_features(

@@ -38,12 +38,12 @@ def probe(
         json: Print one line of JSON.
     """
     from feature_gan_kd.analysis.features import FeatureExtractor
-    from feature_gan_kd.training.neighbours import check_neighbours
     from feature_gan_kd.analysis.probe import measure_features
     from feature_gan_kd.data import open_data
     from feature_gan_kd.distributed.launch import usable_accelerator
     from feature_gan_kd.export.open_model import open_model
     from feature_gan_kd.export.preprocessing import data_form
+    from feature_gan_kd.training.neighbours import check_neighbours
 
     found = open_model(model, graphs=False)
     form = data_form(found)

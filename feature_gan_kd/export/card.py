@@ -29,7 +29,7 @@ _SCORES = {
     "macro_f1": ("macro F1, %", "f1", ".2f"),
     "cross_entropy": ("cross-entropy, nats", "cross_entropy", ".4f"),
 }
-TAGS = ("timm", "image-classification", "knowledge-distillation")
+_CLASSIFICATION, _FEATURES = "image-classification", "image-feature-extraction"  # tasks, as the hub names them
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ModelCardInfo:
     Attributes:
         architecture: timm's name without a tag; the user's own where timm did not build the model.
         index: of the model in its run, from 0.
-        num_classes: size of the logits.
+        num_classes: size of the logits; 0 of a model without a classifier, which gives features.
         class_names: by class index, where the data have names.
         image_size: side of the square images, in pixels.
         in_chans: channels of the images.
@@ -98,6 +98,15 @@ class ModelCardInfo:
             raise UserError(f"method: {self.method!r} is not allowed, expected {' or '.join(METHODS)}")
 
 
+def tags_of(card_info: ModelCardInfo) -> list[str]:
+    """The tags of a model that timm loads, on the hub."""
+    return ["timm", _task(card_info), "knowledge-distillation"]
+
+
+def _task(card_info: ModelCardInfo) -> str:
+    return _CLASSIFICATION if card_info.num_classes else _FEATURES
+
+
 def license_of(model: nn.Module, card_info: ModelCardInfo) -> str:
     """The licence that the user stated, else that of the pretrained weights, else `unknown`."""
     stated = card_info.license or _pretrained_source(model, card_info).get("license") or "unknown"
@@ -119,8 +128,8 @@ def model_card(
     front = ModelCardData(
         license=license_of(model, card_info),
         library_name="timm" if for_timm else "onnx" if format == "onnx" else None,
-        pipeline_tag="image-classification",
-        tags=[tag for tag in TAGS if for_timm or tag != "timm"],
+        pipeline_tag=_task(card_info),
+        tags=[tag for tag in tags_of(card_info) if for_timm or tag != "timm"],
         datasets=[card_info.data] if card_info.data and _is_hub_id(card_info.data) else None,
         base_model=_pretrained_source(model, card_info).get("hf_hub_id") or None,
         model_name=card_info.architecture if card_info.scores else None,
@@ -129,9 +138,7 @@ def model_card(
     sections = [
         f"---\n{front.to_yaml()}\n---",
         f"# {card_info.architecture}",
-        f"A classifier of images of {card_info.image_size} x {card_info.image_size} pixels and "
-        f"{card_info.in_chans} channel{'s' * (card_info.in_chans > 1)} into {card_info.num_classes} classes"
-        f"{_class_list(card_info.class_names)}: model {card_info.index + 1} of the {len(card_info.peers) + 1} in "
+        f"{_what_it_is(card_info)}: model {card_info.index + 1} of the {len(card_info.peers) + 1} in "
         f"its run, {_which_weights(card_info)}.",
         _results_section(card_info),
         _method_section(card_info),
@@ -141,6 +148,16 @@ def model_card(
         f"## Citation\n\n```bibtex\n{_DML if card_info.method == 'dml' else _AFD}\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _what_it_is(card_info: ModelCardInfo) -> str:
+    images = (
+        f"images of {card_info.image_size} x {card_info.image_size} pixels and {card_info.in_chans} "
+        f"channel{'s' * (card_info.in_chans > 1)}"
+    )
+    if not card_info.num_classes:
+        return f"A backbone without a classifier, which gives features of {images}"
+    return f"A classifier of {images} into {card_info.num_classes} classes{_class_list(card_info.class_names)}"
 
 
 def _class_list(classes: list[str] | None) -> str:
@@ -170,12 +187,13 @@ def _eval_results(card_info: ModelCardInfo) -> list[EvalResult]:
     is_on_hub = _is_hub_id(data)
     return [
         EvalResult(
-            task_type="image-classification",
-            dataset_type=data if is_on_hub else "image-classification",
+            task_type=_task(card_info),
+            dataset_type=data if is_on_hub else _CLASSIFICATION,
             dataset_name=_public_name(data).strip("`"),
             metric_type=metric,
             metric_value=round(card_info.scores[name] / (1 if name == "cross_entropy" else 100), 6),
-            metric_name=title.removesuffix(", %").removesuffix(", nats"),
+            metric_name=title.removesuffix(", %").removesuffix(", nats")
+            + ("" if card_info.num_classes else " of nearest neighbours"),
         )
         for name, (title, metric, _) in _SCORES.items()
         if name in card_info.scores
@@ -194,6 +212,10 @@ def _results_section(card_info: ModelCardInfo) -> str:
     )
     heads = " | ".join(_SCORES[name][0] for name in names)
     table = f"## Results\n\n| on the evaluation images | {heads} |\n|---|{'---|' * len(names)}\n{cells}"
+    if not card_info.num_classes:
+        table += (
+            "\n\nThe model has no classifier: each image was classified by its nearest neighbours among the others."
+        )
     if card_info.which == "best":
         by = _SCORES[card_info.recipe.get("best_metric", "accuracy")][0].partition(",")[0]
         table += (
@@ -209,8 +231,23 @@ def _method_section(card_info: ModelCardInfo) -> str:
         return f"## Method\n\nThe model was not trained in this run.\n\n- Other models of the run: {peers}"
     data = "given by a training loop of the publisher's own" if card_info.data is None else _public_name(card_info.data)
     return (
-        f"## Method\n\n`{card_info.method}`: {_DESCRIPTIONS[card_info.method]}\n\n"
+        f"## Method\n\n`{card_info.method}`: {_description(card_info)}\n\n"
         f"- Other models of the run: {peers}\n- Data: {data}"
+    )
+
+
+def _description(card_info: ModelCardInfo) -> str:
+    if card_info.recipe.get("labels", True):
+        return _DESCRIPTIONS[card_info.method]
+    terms = [
+        name
+        for name in ("adversarial", "l1", "l2", "aligned", "statistics", "relation")
+        if card_info.recipe.get(f"{name}_weight")
+    ]
+    logits = " and its predictions" if card_info.num_classes and card_info.recipe.get("kl_weight") else ""
+    return (
+        "No labels were used. Each model that learned took its source model's feature maps"
+        f"{logits} as its target (terms of the loss: {', '.join(terms) or 'KL divergence'})."
     )
 
 
@@ -228,6 +265,7 @@ def _timm_usage(model: nn.Module, card_info: ModelCardInfo) -> str:
     mode = {1: "L", 3: "RGB"}.get(card_info.in_chans)
     picture = "a PIL image" + (f" of mode {mode}" if mode else f"; the model takes {card_info.in_chans} channels")
     named = '\nname = model.pretrained_cfg["label_names"][logits.argmax()]' if card_info.class_names else ""
+    given = "logits" if card_info.num_classes else "features"
     return f"""## Loading
 
 ```python
@@ -235,7 +273,7 @@ import timm{register}
 
 model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()  # on the Hub: "hf-hub:OWNER/NAME"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-logits = model(transform(image).unsqueeze(0))  # image: {picture}{named}
+{given} = model(transform(image).unsqueeze(0))  # image: {picture}{named}
 ```"""
 
 

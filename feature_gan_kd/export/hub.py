@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from timm.models import push_to_hf_hub
 from torch import nn
 
-from feature_gan_kd.export.card import TAGS, ModelCardInfo, license_of
+from feature_gan_kd.export.card import ModelCardInfo, license_of, tags_of
 from feature_gan_kd.export.timm_folder import CARD, error_line, exportable_copy, publish, save_arguments
 from feature_gan_kd.utils.errors import UserError
 
@@ -40,7 +40,7 @@ def push(
                 commit_message="Add weights and config",
                 token=token,
                 private=private,
-                model_card={"tags": list(TAGS), "license": license_of(model, card_info)},
+                model_card={"tags": tags_of(card_info), "license": license_of(model, card_info)},
                 **save_arguments(card_info),
             )
             # timm writes its own card, and only into a repository that has none: replace it.

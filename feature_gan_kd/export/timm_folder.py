@@ -219,25 +219,25 @@ def pretrained_cfg(model: nn.Module, card_info: ModelCardInfo) -> dict[str, Any]
 
 
 def _check_rebuilt(twin: nn.Module, temporary: Path, folder: Path, card_info: ModelCardInfo) -> None:
-    """Compares the logits of the model that timm rebuilds from the folder with the model's own, bit for bit."""
-    name = card_info.architecture
-    own = _logits(twin, folder, card_info)
-    if own.shape[1] != card_info.num_classes:
+    """Compares the output of the model that timm rebuilds from the folder with the model's own, bit for bit."""
+    name, what = card_info.architecture, "logits" if card_info.num_classes else "features"
+    own = _output(twin, folder, card_info)
+    if card_info.num_classes and own.shape[1] != card_info.num_classes:
         raise UserError(f"{folder}: {name} gives {own.shape[1]} logits, expected {card_info.num_classes} classes")
     if not bool(own.isfinite().all()):
-        raise UserError(f"{folder}: {name} gives logits that are not finite: the model diverged and is not published")
+        raise UserError(f"{folder}: {name} gives {what} that are not finite: the model diverged and is not published")
     try:
         rebuilt, _ = load_published(temporary)
     except UserError as error:
         reason = str(error).removeprefix(f"{temporary}: ")
         raise RebuildError(f"{folder}: timm does not rebuild {name} ({reason}): {_REMEDY}") from None
-    other = _logits(rebuilt, folder, card_info)
+    other = _output(rebuilt, folder, card_info)
     if own.shape != other.shape or not torch.equal(own.view(torch.int32), other.view(torch.int32)):
-        raise RebuildError(f"{folder}: {name} gives other logits when timm rebuilds it: {_REMEDY}")
+        raise RebuildError(f"{folder}: {name} gives other {what} when timm rebuilds it: {_REMEDY}")
 
 
-def _logits(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> Tensor:
-    """Logits (2, classes), float32, of two fixed random images."""
+def _output(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> Tensor:
+    """Logits (2, classes), or features of a model without a classifier, float32, of two fixed random images."""
     shape = (2, card_info.in_chans, card_info.image_size, card_info.image_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
     try:
@@ -245,10 +245,8 @@ def _logits(model: nn.Module, folder: Path, card_info: ModelCardInfo) -> Tensor:
             output = model.float().eval()(images)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"{folder}: the model fails on images of shape {shape[1:]} ({error_line(error)})") from None
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise UserError(
-            f"{folder}: the model's output is not a tensor (batch, classes): only classifiers can be published"
-        )
+    if not isinstance(output, Tensor) or (card_info.num_classes and output.ndim != 2):
+        raise UserError(f"{folder}: the model's output is not a tensor (batch, classes), as that of a classifier is")
     return output
 
 

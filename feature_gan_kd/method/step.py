@@ -26,7 +26,6 @@ from feature_gan_kd.optim.gradients import OptimizerGroup, backward
 from feature_gan_kd.optim.nonfinite import BufferSnapshot, NonFiniteGuard
 from feature_gan_kd.utils.memory import BatchTooLargeError, is_out_of_memory
 
-
 Logits = list[Tensor]
 """(batch, classes) of every model; empty of one that does not classify."""
 
@@ -113,8 +112,8 @@ class AdversarialStep:
 
         Returns:
             Detached scalars on the device, means over the whole batch, the same on every process: per learner K
-            `cross_entropy/K` and `accuracy/K` (percent), which are means over the images with a label, `kl/K`, `l1/K`, `l2/K`, `aligned/K`, `statistics/K`,
-            `relation/K`, `adversarial/K` and `discriminator/K`;
+            `cross_entropy/K` and `accuracy/K` (percent), which are means over the images with a label, `kl/K`, `l1/K`,
+            `l2/K`, `aligned/K`, `statistics/K`, `relation/K`, `adversarial/K` and `discriminator/K`;
             per edge `real/S->K` and `fake/S->K`, the discriminator's mean answers. An update that is measured also
             has `right/S->K`, the percentage of right answers, and what `GradientStats` gives. `skipped` is 1 where a
             loss or a gradient was not finite: then nothing is changed, on any process.

@@ -241,7 +241,7 @@ class _ForwardPass:
         self.outputs: dict[str, list[Any]] = {}
 
     def run(self, images: Tensor) -> tuple[Tensor, dict[str, list[Any]]]:
-        """What images (batch, channels, height, width) give, and the outputs of tapped modules by the titles of the taps.
+        """What images (batch, channels, height, width) give, and outputs by the titles of the taps.
 
         The first is the logits (batch, classes) of a model that classifies, else the first tensor that it returns.
         """

@@ -39,9 +39,7 @@ class AveragedWeights(AveragedModel):
         kept = torch.ones((), device=next(model.module.parameters()).device)
         super().__init__(model.module, multi_avg_fn=functools.partial(_mix, decay, kept), use_buffers=True)
         self.requires_grad_(False).eval()
-        tapped = TappedModel(
-            self.module, model.taps, model.name, model.adapter, classifies=model.classifies
-        ).eval()
+        tapped = TappedModel(self.module, model.taps, model.name, model.adapter, classifies=model.classifies).eval()
         # In tuples, since modules would be registered, and their tensors written twice.
         self._live, self._tapped, self._kept = (model.module,), (tapped,), kept
 

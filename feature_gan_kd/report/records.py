@@ -64,7 +64,7 @@ class RecordedRun:
         """Positions of the models without a classifier of the learners' classes."""
         classes = [model.get("classes") for model in self.description.get("models", ())]
         known = max((own for k, own in enumerate(classes) if own and k not in self.frozen), default=0)
-        return [k for k, own in enumerate(classes) if own is not None and own != known or own == 0]
+        return [k for k, own in enumerate(classes) if (own is not None and own != known) or own == 0]
 
     @property
     def updates(self) -> int:
@@ -215,7 +215,10 @@ def _check_records(run: RecordedRun) -> None:
     evaluated = [ENSEMBLE, *(f"eval/{kind}/{k}" for kind in ("accuracy", "cross_entropy") for k in owners), EPOCH_SPEED]
     if any("epoch" not in record for record in run.epochs):
         raise KeyError("epoch")
-    for records, needed in ((run.steps, [UPDATE_SPEED]), (run.epochs, evaluated if run.is_evaluated else [EPOCH_SPEED])):
+    for records, needed in (
+        (run.steps, [UPDATE_SPEED]),
+        (run.epochs, evaluated if run.is_evaluated else [EPOCH_SPEED]),
+    ):
         missing = [name for record in records for name in needed if name not in record["metrics"]]
         if missing:
             raise KeyError(missing[0])

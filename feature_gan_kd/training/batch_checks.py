@@ -42,8 +42,8 @@ def check_batch(
     checked = check_labels(labels, len(images), classes).detach()  # labels teach, they do not learn
     if loss.smoothing and checked.is_floating_point():
         raise UserError(
-            f"smoothing: {loss.smoothing:g} would smooth labels that are probabilities already: set it to 0, or give class "
-            "indices"
+            f"smoothing: {loss.smoothing:g} would smooth labels that are probabilities already: set it to 0, or give "
+            "class indices"
         )
     # Tensors made in inference mode cannot be kept for a backward pass; copies can.
     images, checked = (one.clone() if one.is_inference() else one for one in (images, checked))

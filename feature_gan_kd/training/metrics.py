@@ -14,7 +14,6 @@ from torch import Tensor
 from feature_gan_kd.distributed.collectives import all_reduce_sum
 from feature_gan_kd.method.step import AdversarialStep
 
-
 _OF_LABELS = ("cross_entropy/", "accuracy/")
 """How the names of the metrics begin that are means over the images with a label."""
 

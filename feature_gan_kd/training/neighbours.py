@@ -68,7 +68,8 @@ def classify_among(features: Tensor, labels: Tensor, own: range, classes: int) -
     k = min(NEIGHBOURS, len(features) - 1)
     known = F.normalize(features, dim=1)
     found = []
-    for rows in torch.arange(own.start, own.stop, device=known.device).split(max(1, _CHUNK // len(known))):
+    positions = torch.arange(own.start, own.stop, device=known.device)
+    for rows in torch.split(positions, max(1, _CHUNK // len(known))):
         cosines = known[rows] @ known.T
         cosines[torch.arange(len(rows), device=rows.device), rows] = -torch.inf  # nobody votes for itself
         votes = _votes(cosines, labels, classes, k, TEMPERATURE)

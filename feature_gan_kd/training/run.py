@@ -26,6 +26,7 @@ from feature_gan_kd.training.class_names import align_class_names, common_class_
 from feature_gan_kd.training.describe_recipe import describe_recipe
 from feature_gan_kd.training.describe_run import describe_run
 from feature_gan_kd.training.history import History
+from feature_gan_kd.training.neighbours import NEIGHBOURS
 from feature_gan_kd.training.peer_group import PeerGroup
 from feature_gan_kd.training.provenance import title_of_data
 from feature_gan_kd.training.run_folder import check_run_folder, device_name, write_run_config
@@ -249,6 +250,12 @@ def _notes_on_models(group: PeerGroup, data: Data) -> list[str]:
     """Lines on models that teach noise or learn in part, maps that are a guess, a slow precision, and the recipe."""
     notes, bf16 = notes_on_frozen(group), group.config.mixed_precision == "bf16"
     notes += [note for model in group.tapped for note in model.notes()]
+    encoders = [str(k) for k in range(len(group.peers)) if k not in group.classifiers]
+    if encoders and data.evaluation is not None:
+        notes.append(
+            f"model{'s' * (len(encoders) > 1)} {' and '.join(encoders)}: no classifier of the learners' classes, so an "
+            f"image is classified by its {NEIGHBOURS} nearest neighbours among the evaluation images"
+        )
     if group.asked_precision == "auto":
         device = group.accelerator.device
         notes.append(f"mixed_precision auto: {group.config.mixed_precision} on {device_name(device)}")

@@ -26,8 +26,7 @@ def drawn(edges: tuple[Edge, ...], frozen: Collection[int] = (), **settings: Any
     names = ["narrow", "wide"]
     modules = [PeerModel(model(4, 1), "narrow", "n", image_size=8), PeerModel(model(12, 2), "wide", "w", image_size=8)]
     modules = build_modules(modules, edges, frozen, "0", DistillConfig(**settings), in_chans=3)
-    logits = settings.get("method") != "feature"
-    text = summarize(names, modules.tapped, modules.connections, edges, frozen, logits=logits)
+    text = summarize(names, modules, DistillConfig(**settings))
     assert all(line == line.rstrip() for line in text.splitlines())
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
 
@@ -36,14 +35,14 @@ def test_models_maps_and_connections() -> None:
     lines = drawn((Edge(0, 1), Edge(1, 0)))
     discriminators = [line.pop(3) for line in lines[5:]]
     assert lines == [
-        ["model", "parameters", "tapped layer", "map"],
-        ["0", "narrow", str(NARROW), "0", "4x8x8 at 8 px"],
-        ["1", "wide", str(WIDE), "0", "12x4x4 at 8 px"],
+        ["model", "parameters", "answers", "tapped layer", "map"],
+        ["0", "narrow", str(NARROW), "5 classes", "0", "4x8x8 at 8 px"],
+        ["1", "wide", str(WIDE), "5 classes", "0", "12x4x4 at 8 px"],
         [],
-        ["connection", "logits", "transfer", "discriminator", "compared maps"],
+        ["connection", "terms", "transfer", "discriminator", "compared maps"],
         # Discriminators compare in the source's channels, on the smaller grid.
-        ["narrow (0) -> wide (1)", "yes", "12 -> 4 channels", "4x4x4"],
-        ["wide (1) -> narrow (0)", "yes", "4 -> 12 channels", "12x4x4"],
+        ["narrow (0) -> wide (1)", "logits, adversarial", "12 -> 4 channels", "4x4x4"],
+        ["wide (1) -> narrow (0)", "logits, adversarial", "4 -> 12 channels", "12x4x4"],
     ]
     assert all(re.fullmatch(r"[1-9][\d,]* parameters", discriminator) for discriminator in discriminators)
 
@@ -52,7 +51,7 @@ def test_columns_stand_below_each_other() -> None:
     names = ["a", "a-much-longer-name"]
     modules = [PeerModel(model(4, 1), name, name, image_size=8) for name in names]
     modules = build_modules(modules, (Edge(0, 1), Edge(1, 0)), (), "0", DistillConfig(), in_chans=3)
-    text = summarize(names, modules.tapped, modules.connections, modules.edges, (), logits=True)
+    text = summarize(names, modules, DistillConfig())
     first, *rest = text.splitlines()[:3]
     at = first.index("parameters")
     assert all(line[at:].startswith(str(NARROW)) and line[at - 1] == " " for line in rest)
@@ -60,10 +59,10 @@ def test_columns_stand_below_each_other() -> None:
 
 def test_what_a_method_lacks_is_a_dash() -> None:
     lines = drawn((Edge(0, 1), Edge(1, 0)), method="logit")
-    assert lines[1] == ["0", "narrow", str(NARROW), "-", "-"]
-    assert lines[5] == ["narrow (0) -> wide (1)", "yes", "-", "-", "-"]
+    assert lines[1] == ["0", "narrow", str(NARROW), "5 classes", "-", "-"]
+    assert lines[5] == ["narrow (0) -> wide (1)", "logits", "-", "-", "-"]
     aligned = drawn((Edge(0, 1), Edge(1, 0)), method="l1")
-    assert aligned[5] == ["narrow (0) -> wide (1)", "yes", "12 -> 4 channels", "-", "4x4x4"]
+    assert aligned[5] == ["narrow (0) -> wide (1)", "logits, l1", "12 -> 4 channels", "-", "4x4x4"]
 
 
 def test_frozen_models_are_marked() -> None:
@@ -75,4 +74,4 @@ def test_frozen_models_are_marked() -> None:
 
 def test_methods_without_logits_are_told_apart() -> None:
     lines = drawn((Edge(0, 1), Edge(1, 0)), method="feature")
-    assert lines[5][:2] == ["narrow (0) -> wide (1)", "no"]
+    assert lines[5][:2] == ["narrow (0) -> wide (1)", "adversarial"]

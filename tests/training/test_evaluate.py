@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_gan_kd import UserError
-from feature_gan_kd.training.evaluate import evaluate
+from feature_gan_kd.training.evaluate import Processes, evaluate
 from feature_gan_kd.training.scores import Evaluation
 
 
@@ -101,10 +101,10 @@ def test_sums_not_means_are_added_over_processes() -> None:
     parts = list(split([20, 3]))
     for part in parts:
         own: list[Tensor] = []
-        evaluated(models(), [part], all_reduce=lambda sums, own=own: own.append(sums) or sums)
+        evaluated(models(), [part], processes=Processes(lambda sums, own=own: own.append(sums) or sums))
         shares.append(own)
     others = iter(shares[1])
-    both = evaluated(models(), [parts[0]], all_reduce=lambda sums: sums + next(others))
+    both = evaluated(models(), [parts[0]], processes=Processes(lambda sums: sums + next(others)))
     alone = evaluated(models(), split([23]))
     assert both.images == alone.images == 23
     assert both.class_images == alone.class_images

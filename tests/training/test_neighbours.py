@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from feature_gan_kd import UserError
-from feature_gan_kd.analysis import knn
+from feature_gan_kd.training import neighbours
 from feature_gan_kd.training.neighbours import knn_classify
 
 Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ def test_it_votes_as_the_formula_says(k: int, temperature: float, monkeypatch: p
     given = [torch.from_numpy(one) for one in (features, labels, queries)]
     assert knn_classify(*given, k=k, temperature=temperature).tolist() == expected
     assert len(set(expected)) > 1
-    monkeypatch.setattr(knn, "_CHUNK", 60 * 7)  # seven queries at a time, and five at last
+    monkeypatch.setattr(neighbours, "_CHUNK", 60 * 7)  # seven queries at a time, and five at last
     assert knn_classify(*given, k=k, temperature=temperature).tolist() == expected
 
 

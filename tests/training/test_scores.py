@@ -56,7 +56,8 @@ def test_they_are_what_counting_gives(classes: int, matrix: bool, monkeypatch: p
     labels[labels == 1] = 2
     counts = ScoreCounts(2, classes, None)
     for part in (slice(0, 30), slice(30, 41)):
-        counts.add(list(logits[:, part]), labels[part])
+        for owner, own in enumerate(logits[:, part]):
+            counts.add(owner, own, labels[part])
     found, class_images = counts.scores()
     assert class_images == [int((labels == k).sum()) for k in range(classes)]
     for own, expected in zip(found, (counted(one, labels) for one in logits), strict=True):
@@ -87,7 +88,9 @@ def test_teams_share_a_pass() -> None:
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
     a, b, c = Fixed(1.0), Fixed(-3.0), Fixed(0.5)
     seen: list[list[Tensor]] = []
-    first, second = evaluate([[a, b], [a, c]], [(images, labels)], 4, on_first_batch=lambda *batch: seen.append(batch[2]))
+    first, second = evaluate(
+        [[a, b], [a, c]], [(images, labels)], 4, on_first_batch=lambda *batch: seen.append(batch[2])
+    )
     assert a.calls == 1
     assert first.models[0] == second.models[0]
     assert first.ensemble.accuracy == counted(images.flatten(1) * -1, labels)["accuracy"]
