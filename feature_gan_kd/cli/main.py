@@ -164,5 +164,6 @@ def _as_option(message: str) -> str:
     """Replaces the setting's name at the start of a line by its option."""
     name, colon, rest = message.partition(":")
     known = {spec.name for cls in (DistillConfig, ModelOptions, Run) for spec in dataclasses.fields(cls)}
+    known.discard("labels")  # a line that begins so is about the labels of the images, not about the option
     name = OPTION_NAMES.get(name, name)
     return f"{option(name)}:{rest}" if colon and name in known else message

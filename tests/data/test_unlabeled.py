@@ -345,8 +345,8 @@ BAD: dict[str, tuple[Any, Any, Any, dict[str, Any], str]] = {
         {"labels": False},
         "eval_data: no image of",
     ),
-    "mixup": (plain(MIXED), None, None, {"mixup": 0.2}, "mixup: 12 training images have no label, and it mixes"),
-    "cutmix": (make(9), None, alone(2), {"cutmix": 1}, "cutmix: 2 training images have no label"),
+    "mixup": (plain(MIXED), None, None, {"mixup": 0.2}, "mixup: 12 of the 26 training images have no label, and"),
+    "cutmix": (make(9), None, alone(2), {"cutmix": 1}, "cutmix: 2 of the 9 training images have no label"),
     "balance": (
         plain(MIXED),
         None,
@@ -399,14 +399,14 @@ BAD: dict[str, tuple[Any, Any, Any, dict[str, Any], str]] = {
         None,
         alone(20),
         {"labeled_fraction": 0.001, "batch_size": 64},
-        "labeled_fraction: 0.001 of a batch of 64 leaves batches without labels alone: give at least 0.0156",
+        "labeled_fraction: 0.001 of a batch of 64 is no image: give at least 0.0156",
     ),
     "too large a share": (
         make(9),
         None,
         alone(20),
         {"labeled_fraction": 0.99, "batch_size": 8},
-        "labeled_fraction: 0.99 of a batch of 8 leaves batches with labels alone: give at most 0.875",
+        "labeled_fraction: 0.99 of a batch of 8 is all of it: give at most 0.875",
     ),
     "a share and balance": (
         make(9),
