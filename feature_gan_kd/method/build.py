@@ -134,6 +134,7 @@ def build_modules(
         tapped.append(one)
         extractors.append(found.extractor)
         classes.append(found.classes)
+    _tell_features(tapped, classes, frozen)
     learned = {own for k, own in enumerate(classes) if k not in frozen and (own or config.labels)}
     if len(learned) > 1:
         raise UserError(f"models: the models have {classes} classes: build all that learn with one num_classes")
@@ -146,6 +147,18 @@ def build_modules(
     modules = MethodModules(edges, tuple(frozen), tapped, extractors, connections, classes)
     _check_terms(modules, config)
     return modules
+
+
+def _tell_features(tapped: Sequence[TappedModel], classes: list[int], frozen: Collection[int]) -> None:
+    """Takes the vector of a frozen module that does not say how many classes it has for features.
+
+    Unless it has as many numbers as the learners have logits.
+    """
+    learned = {own for k, own in enumerate(classes) if k not in frozen}
+    for k in frozen:
+        if classes[k] not in learned and not hasattr(tapped[k].module, "num_classes"):
+            tapped[k].tell_features()
+            classes[k] = 0
 
 
 def _check_terms(modules: MethodModules, config: DistillConfig) -> None:
@@ -163,8 +176,7 @@ def _check_terms(modules: MethodModules, config: DistillConfig) -> None:
             source, learner = (modules.tapped[k].name for k in (edge.source, edge.learner))
             counts = " and ".join(f"{modules.classes[k] or 'no'} classes" for k in (edge.source, edge.learner))
             raise UserError(
-                f"method: {config.method} compares logits alone, and {source} (model {edge.source}) and {learner} "
-                f"(model {edge.learner}) have {counts}: choose a method that compares feature maps"
+                f"method: {config.method} compares logits alone, and {source} and {learner} have {counts}: choose a method that compares feature maps"
             )
     if not weights.labels and not modules.logit_edges and config.adversarial_interval > 1:
         raise UserError(

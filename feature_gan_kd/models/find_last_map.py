@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd.models.dataflow import ImageFlow, Node, upstream_nodes
 from feature_gan_kd.models.map_layout import Grid, MapLayout, RecordedOutputs, convolution_grids, map_layout, recording
-from feature_gan_kd.models.tapped_model import Layout, Tap, evaluating, logits_of, tensors_of
+from feature_gan_kd.models.tapped_model import Layout, Tap, evaluating, output_of, tensors_of
 from feature_gan_kd.utils.errors import UserError
 
 _REMEDY = "name a layer with feature_layers"
@@ -121,7 +121,7 @@ def _record_flow(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, l
     leaf = images.detach().clone().requires_grad_()
     try:
         with evaluating(model), torch.enable_grad():
-            logits = logits_of(model(leaf.clone()), name)  # a copy: the model may change its images in place
+            logits = output_of(model(leaf.clone()), name)  # a copy: the model may change its images in place
     finally:
         for handle in handles:
             handle.remove()

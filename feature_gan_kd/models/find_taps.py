@@ -33,10 +33,8 @@ from feature_gan_kd.models.tapped_model import (
     TapKind,
     TappedModel,
     evaluating,
-    first_tensor,
-    has_logits,
     hook_count_error,
-    logits_of,
+    output_of,
     tensors_of,
 )
 from feature_gan_kd.utils.errors import UserError, closest
@@ -88,7 +86,7 @@ def find_taps(
 
 def _record_forward(model: nn.Module, images: Tensor, name: str) -> RecordedOutputs:
     with evaluating(model), torch.no_grad(), recording(model) as recorded:
-        first_tensor(model(images.clone()), name)  # a copy: the model may change its images in place
+        output_of(model(images.clone()), name)  # a copy: the model may change its images in place
     return recorded
 
 
@@ -212,11 +210,9 @@ def _check_output(model: nn.Module, tap: Tap, images: Tensor, name: str) -> Tap:
     if tap.kind is TapKind.MODULE or images.is_meta:
         return tap
     with evaluating(model), torch.no_grad():
-        expected = model(images.clone())
-        tapped = TappedModel(model, [tap], name, classifies=has_logits(expected))
-        output = tapped(images.clone())[0] if tapped.classifies else tapped.features(images.clone())
-    wanted = logits_of(expected, name) if tapped.classifies else first_tensor(expected, name)
-    if wanted.ndim == 2 and not (output is not None and torch.equal(wanted, output)):
+        expected = output_of(model(images.clone()), name)
+        output = TappedModel(model, [tap], name, classifies=False).features(images.clone())
+    if expected.ndim == 2 and not torch.equal(expected, output):
         raise UserError(f"{name}: taking the map of {tap.title} changes the logits: name a layer with feature_layers")
     return tap
 

@@ -147,6 +147,10 @@ class TappedModel(nn.Module):
         output, maps = self._run(images)
         return output if self.classifies else None, maps
 
+    def tell_features(self) -> None:
+        """From now on, what the model returns counts as features, not as logits."""
+        self.classifies = self._pass.classifies = False
+
     def features(self, images: Tensor) -> Tensor:
         """One vector for each image: what a model without a classifier returns, else its last map.
 
@@ -260,7 +264,7 @@ class _ForwardPass:
             output = self.module(images)
         outputs, self.outputs = self.outputs, {}
         if not self.classifies:
-            return first_tensor(output, self.name), {**outputs, **others}
+            return output_of(output, self.name), {**outputs, **others}
         if isinstance(output, (tuple, list)):
             check_one_head(self.module, self.name)
         return logits_of(output, self.name), {**outputs, **others}
@@ -312,12 +316,14 @@ def _output_in_place_of_logits(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
-def first_tensor(output: Any, name: str) -> Tensor:
-    """Returns the first tensor in a model's output.
+def output_of(output: Any, name: str) -> Tensor:
+    """Returns the logits in a model's output, else the first tensor in it.
 
     Raises:
         UserError: where there is none.
     """
+    if has_logits(output):
+        return logits_of(output, name)
     found = tensors_of(output)
     if not found:
         raise UserError(f"{name}: returns {type(output).__name__}, expected a tensor")

@@ -8,7 +8,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from feature_gan_kd.models.dataflow import ImageFlow, Node
-from feature_gan_kd.models.tapped_model import evaluating, logits_of
+from feature_gan_kd.models.tapped_model import evaluating, output_of
 
 
 def tokens_from_images(model: nn.Module, images: Tensor, count: int, width: int, name: str) -> Tensor | None:
@@ -39,7 +39,7 @@ def tokens_from_images(model: nn.Module, images: Tensor, count: int, width: int,
     leaf = values.to(images.device, images.dtype).requires_grad_()
     # Of the kernels for attention, this one has second derivatives.
     with evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        flow = ImageFlow(leaf, logits_of(model(leaf.clone()), name))
+        flow = ImageFlow(leaf, output_of(model(leaf.clone()), name))
         node, axes = _first_with_tokens(flow, batch, count, width)
         masks = [_moved_by_images(node, leaf, axis) for axis in axes]
     # Of as many channels as tokens, the channels are all made of the images.

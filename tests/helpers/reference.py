@@ -114,11 +114,12 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch of -log p(label), or of -sum(label probabilities * log p)."""
+    """Mean over the batch of -log p(label), or of -sum(label probabilities * log p); 0 for the label -1."""
     log_p = log_softmax(logits)
     if labels.ndim == 2:
         return -(labels * log_p).sum() / len(logits)
-    return -sum(log_p[i, label] for i, label in enumerate(labels.tolist())) / len(logits)
+    terms = [log_p[i, label] for i, label in enumerate(labels.tolist()) if label >= 0]
+    return -sum(terms, 0 * logits.sum()) / len(logits)
 
 
 def divergence(learner: Tensor, source: Tensor, temperature: float) -> Tensor:
@@ -315,6 +316,7 @@ class Settings:
     single: bool = False
     loss: str = "paper"
     discriminator_interval: int = 1
+    labels: bool = True
 
 
 Key = tuple[str, int, str]
@@ -335,6 +337,7 @@ class Reference:
     frozen: Sequence[int] = ()
     state: dict[tuple[str, Key], Weights] = field(default_factory=dict)
     number: int = 0
+    per_label: float = 1.0  # images of the batch for each that has a label
 
     @property
     def learners(self) -> list[int]:
@@ -353,7 +356,7 @@ class Reference:
 
     def logit_loss(self, k: int, weights: Weights, images: Tensor, labels: Tensor) -> Tensor:
         logits = self.models[k].forward(images, weights).logits
-        loss = cross_entropy(logits, labels)
+        loss = cross_entropy(logits, labels) * self.per_label if self.settings.labels else 0 * logits.sum()
         if self.settings.logit:
             sources = [source for source, learner in self.edges if learner == k]
             for source in sources:
@@ -425,6 +428,8 @@ class Reference:
 
     def step(self, images: Tensor, labels: Tensor, parts: int = 1) -> None:
         """One update by a batch, in parts; each holds every `parts`-th image."""
+        if labels.ndim == 1:
+            self.per_label = len(labels) / max(int((labels >= 0).sum()), 1)
         total: Gradients = {"logit": {}, "feature": {}, "discriminator": {}}
         for begin in range(parts):
             part, part_labels = images[begin::parts], labels[begin::parts]

@@ -355,6 +355,63 @@ def test_soft_labels() -> None:
     assert_state(distiller, reference)
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("without", [[0], [0, 1, 2, 4], range(6)])
+def test_images_without_labels_take_part_in_all_but_cross_entropy(without: Sequence[int], parts: int) -> None:
+    """The mean is over the labels of the whole batch, whatever its parts hold; without any it is 0."""
+    case = CASES["pair, unequal channels"]
+    distiller = distiller_of(case, grad_accum_steps=parts)
+    reference = reference_of(case, distiller, with_rates(METHODS["afd"]))
+    for number in range(2):
+        images, labels = batch(number)
+        labels[list(without)] = -1
+        metrics = distiller.training_step(images, labels)
+        assert (metrics["cross_entropy/0"] == 0) == (len(without) == len(images))
+        assert metrics["skipped"] == 0
+        reference.step(images, labels, parts=parts)
+    assert_state(distiller, reference)
+
+
+def test_figures_of_labels_are_means_over_the_images_that_have_one() -> None:
+    images, labels = batch()
+    kept = labels.clone().index_fill_(0, torch.tensor([1, 4]), -1)
+    settings: dict[str, Any] = {"method": "vanilla", "grad_accum_steps": 4}
+    distiller = distiller_of(Case([PLAIN, PLAIN]), **settings)
+    with torch.no_grad():
+        logits = distiller.models[0](images)
+    known = kept >= 0
+    metrics = distiller.training_step(images, kept)
+    assert_equal(metrics["cross_entropy/0"], nn.functional.cross_entropy(logits[known], kept[known]), "cross-entropy")
+    right = (logits.argmax(1) == kept)[known].double().mean()
+    assert_equal(metrics["accuracy/0"], 100 * right, "accuracy")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_whole_updates_without_labels(together: bool) -> None:
+    """With known classes the logits of the source still teach; the labels given are not looked at."""
+    case = CASES["pair, one frozen"]
+    settings = replace(METHODS["aligned"], labels=False, single=together)
+    own: dict[str, Any] = {"labels": False, "num_classes": 5, "recipe": "paper", "method": "aligned"}
+    check_steps(case, settings, 3, **own, joint_backward=together)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("method", ["afd", "aligned", "statistics"])
+def test_whole_updates_of_models_without_classifiers(method: str, together: bool) -> None:
+    """Nothing reaches the layers behind the map, and they stay as they are, weight decay included."""
+    case = CASES["pair, one frozen"]
+    settings = replace(with_rates(METHODS[method]), labels=False, logit=0, single=together, decay=0)
+    own: dict[str, Any] = {"labels": False, "recipe": "paper", "weight_decay": 0.0, "method": method}
+    distiller = distiller_of(case, **own, joint_backward=together)
+    reference = reference_of(case, distiller, settings)
+    for number in range(3):
+        images, _ = batch(number)
+        metrics = distiller.training_step(images)
+        assert not [name for name in metrics if name.startswith(("cross_entropy", "accuracy", "kl"))]
+        reference.step(images, torch.zeros(len(images), dtype=torch.int64))
+    assert_state(distiller, reference)
+
+
 @pytest.mark.parametrize("limit", [0.05, 1000.0])
 def test_gradient_clipping(limit: float) -> None:
     # One norm per model, of its logit gradient alone.

@@ -31,9 +31,13 @@ REFUSED = {
     "no image": (IMAGES[:0], LABELS[:0], r"^images: the batch is empty"),
     "a sparse tensor": (IMAGES.to_sparse(), LABELS, r"^images: a sparse tensor is given"),
     "a list of labels": (IMAGES, LABELS.tolist(), r"^labels: list is given, expected class indices \(6,\)"),
-    "-1": (IMAGES, LABELS.clone().index_fill_(0, torch.tensor(2), -1), r"^labels: image 2 has the label -1"),
+    "-2": (
+        IMAGES,
+        LABELS.clone().index_fill_(0, torch.tensor(2), -2),
+        r"^labels: image 2 has the label -2.*-1 for none",
+    ),
     "-100": (IMAGES, LABELS.clone().index_fill_(0, torch.tensor(4), -100), r"^labels: image 4 has the label -100"),
-    "too large": (IMAGES, LABELS + CLASSES, r"^labels: image 0 has the label 5, expected 0 to 4$"),
+    "too large": (IMAGES, LABELS + CLASSES, r"^labels: image 0 has the label 5, expected 0 to 4, or -1 for none$"),
     "one-hot integers": (IMAGES, F.one_hot(LABELS, CLASSES), r"^labels: torch.int64 of shape \(6, 5\) is given"),
     "multi-hot": (IMAGES, MULTI_HOT, r"^labels: row 0 is no distribution \(its sum is 2\)"),
     "floats": (IMAGES, LABELS.float(), r"^labels: torch.float32 of shape \(6,\) is given, expected class indices"),
@@ -74,7 +78,7 @@ def test_other_forms_of_the_same_labels_are_the_same(labels: torch.Tensor) -> No
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("wrong", [-1, -100, 10])
+@pytest.mark.parametrize("wrong", [-2, -100, 10])
 def test_a_wrong_label_on_a_device_skips_the_update_and_is_counted(wrong: int, parts: int) -> None:
     """There the value cannot be read without waiting: the images of wrong labels become NaN."""
     distiller = build(grad_accum_steps=parts)

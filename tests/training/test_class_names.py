@@ -253,7 +253,7 @@ def test_a_frozen_model_that_teaches_noise_is_said(published: list[str], capsys:
     assert line in capsys.readouterr().err
     new_head = OnlineAdversarialDistiller([published[0], "test_vit"], **star)
     (note,) = notes_on_frozen(new_head.group)
-    assert "is frozen with a new classifier, since its weights know 3 classes: its logits are noise" in note
+    assert note == "model 0 (test_resnet) knows 3 other classes, so it teaches by its feature maps alone"
     module = timm.create_model("test_resnet", num_classes=2)
     assert notes_on_frozen(OnlineAdversarialDistiller([module, "test_vit"], **star).group) == []
     assert (
