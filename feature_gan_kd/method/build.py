@@ -176,7 +176,8 @@ def _check_terms(modules: MethodModules, config: DistillConfig) -> None:
             source, learner = (modules.tapped[k].name for k in (edge.source, edge.learner))
             counts = " and ".join(f"{modules.classes[k] or 'no'} classes" for k in (edge.source, edge.learner))
             raise UserError(
-                f"method: {config.method} compares logits alone, and {source} and {learner} have {counts}: choose a method that compares feature maps"
+                f"method: {config.method} compares logits alone, and {source} and {learner} have {counts}: choose a "
+                "method that compares feature maps"
             )
     if not weights.labels and not modules.logit_edges and config.adversarial_interval > 1:
         raise UserError(
