@@ -136,6 +136,8 @@ class DistillConfig(
                 "cuda_graphs: cannot be combined with mixed_precision fp16, whose loss scale changes between updates: "
                 "leave one of them out, or take bf16"
             )
+        if self.cache_sources is not None:
+            self._check_cache()
         if self.sync_batchnorm and self.compile:
             raise UserError("sync_batchnorm: cannot be combined with compile: leave one of them out")
         if self.class_weights and self.balanced_sampling:
@@ -144,6 +146,18 @@ class DistillConfig(
         if given is not None:
             raise UserError(f"{given}: has no effect without labels: leave it out, or set labels to true")
         check_augmentation(self)
+
+    def _check_cache(self) -> None:
+        """Raises UserError where kept outputs of sources would never be used again."""
+        changing = f"augmentation {self.augmentation}" if self.augmentation != "none" else ""
+        changing = changing or next((name for name in ("mixup", "cutmix") if getattr(self, name)), "")
+        if changing:
+            raise UserError(
+                f"cache_sources: the images change from epoch to epoch ({changing}), so what was kept would be that of "
+                "other images: set augmentation to none, or leave it out"
+            )
+        if self.cuda_graphs:
+            raise UserError("cache_sources: cannot be combined with cuda_graphs: leave one of them out")
 
     def is_given(self, name: str) -> bool:
         """Whether the user gave a setting; otherwise a preset or the default decides.

@@ -304,6 +304,10 @@ class RuntimeSettings:
     cuda_graphs: bool = False
     """Record whole updates as CUDA graphs and replay them: for small models on one GPU, where launching the kernels
     takes longer than running them."""
+    cache_sources: str | None = None
+    """Keep what the frozen sources give for each image, so that it is computed once: memory, or the name of a folder,
+    which later runs use, too. Only where images do not change from epoch to epoch, with augmentation none (default:
+    compute it in every update)."""
     num_workers: int | None = bounded(None, at_least=0)
     """Processes that decode images, where the data set is not held in memory (default: one for each core that this
     process may use, at most 8; 0 with a torch data set of your own)."""

@@ -18,6 +18,7 @@ from feature_gan_kd.method.discriminator import Discriminator
 from feature_gan_kd.method.step import AdversarialStep
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.build import safe_memory_format
+from feature_gan_kd.models.cached_outputs import CachedOutputs
 from feature_gan_kd.models.find_taps import DryRun, dry_run, find_taps, layers_of
 from feature_gan_kd.models.in_place import check_in_place
 from feature_gan_kd.models.input_adapter import InputAdapter
@@ -266,6 +267,7 @@ def build_step(
     autocast: Callable[[], contextlib.AbstractContextManager[None]],
     own: Sequence[DistillConfig] = (),
     averaged_sources: Mapping[int, TappedModel] | None = None,
+    cached_sources: Mapping[int, CachedOutputs] | None = None,
 ) -> AdversarialStep:
     """Builds the update of all modules, with an optimiser for each kind of gradient.
 
@@ -275,6 +277,7 @@ def build_step(
         autocast: makes the context in which forward passes run.
         own: for each model the settings in force for it; empty: `config` for all.
         averaged_sources: what teaches in place of a model, by its position.
+        cached_sources: what is asked in place of a frozen model, by its position.
 
     Raises:
         UserError: for a learner without a trainable parameter, or a method that compares maps of frozen layers only.
@@ -306,6 +309,7 @@ def build_step(
             config.adversarial_interval * config.discriminator_interval,
         ),
         averaged_sources=averaged_sources,
+        cached_sources=cached_sources,
     )
 
 

@@ -20,6 +20,7 @@ from feature_gan_kd.method.loss_sums import Losses, Metrics
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
 from feature_gan_kd.method.parameter_watch import ParameterWatch
 from feature_gan_kd.method.topology import Edge, sources_of
+from feature_gan_kd.models.cached_outputs import CachedOutputs
 from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup, backward
@@ -54,6 +55,7 @@ class AdversarialStep:
         autocast: makes the context in which forward passes run.
         gradient_stats: measures what moves the weights, in some updates; None measures in none.
         averaged_sources: what teaches in place of a model, by its position; empty where all teach as they are (ours).
+        cached_sources: what is asked in place of a frozen model, by its position; it gives the same (ours).
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class AdversarialStep:
         autocast: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         gradient_stats: GradientStats | None = None,
         averaged_sources: Mapping[int, TappedModel] | None = None,
+        cached_sources: Mapping[int, CachedOutputs] | None = None,
     ) -> None:
         self.models = list(models)
         self.frozen = frozenset(frozen)
@@ -97,6 +100,7 @@ class AdversarialStep:
         self.number = 0  # of updates done
         self.kl_start = 0  # the first update with the logit term
         self.averaged_sources = dict(averaged_sources or {})
+        self.cached_sources = dict(cached_sources or {})
         self._parameters = ParameterWatch(self._trained_modules())
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
         self.direct_terms = DirectTerms(loss_weights)
@@ -268,7 +272,7 @@ class AdversarialStep:
         logits, maps = [], []
         for k, model in enumerate(self.models):
             with torch.no_grad() if k in self.frozen else contextlib.nullcontext():
-                model_logits, model_maps = model(images)
+                model_logits, model_maps = self.cached_sources.get(k, model)(images)
             logits.append(_in_full_precision(model_logits))
             maps.append(model_maps)
         return logits, maps

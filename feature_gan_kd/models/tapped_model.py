@@ -174,10 +174,10 @@ class TappedModel(nn.Module):
 
     def _run(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         given = self.adapter(images)
-        version = _version(given)
+        version = version_of(given)
         with self._hooked():
             output, outputs = self._call(given)
-        if given is images and _version(given) != version:
+        if given is images and version_of(given) != version:
             raise UserError(f"{self.name}: it changes its images in place, which other models share: let it copy them")
         maps = []
         for tap in self.taps:
@@ -280,7 +280,7 @@ class _ForwardPass:
         return keep
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place; 0 for one of inference mode, which does not count that."""
     return 0 if tensor.is_inference() else tensor._version
 

@@ -20,6 +20,7 @@ from feature_gan_kd.method.build import MethodModules, build_modules, build_step
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models, move_to_device
+from feature_gan_kd.models.cached_outputs import CachedOutputs, open_store
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
 from feature_gan_kd.models.peer import Peer, PeerModel, recipe_settings, resolve_peers, resolve_recipe
@@ -163,9 +164,22 @@ class PeerGroup(Uncopyable):
             enabled=config.mixed_precision != "no",
         )
         own = [model.own_config(config) for model in self.peers]
-        self.step = build_step(self.modules, config, self.autocast, own, teachers)
+        self.step = build_step(self.modules, config, self.autocast, own, teachers, self._cached_sources())
         update = cuda_graphs.graphs_on_gpu(self.step, device) if config.cuda_graphs else self.step
         self.update = DividedUpdate(self.step, update, full_precision=config.mixed_precision == "no")
+
+    def _cached_sources(self) -> dict[int, CachedOutputs]:
+        """What is asked in place of the frozen sources, by position; nothing without `cache_sources`.
+
+        Raises:
+            UserError: where no model is frozen, or the store cannot be opened.
+        """
+        if self.config.cache_sources is None:
+            return {}
+        if not self.frozen:
+            raise UserError("cache_sources: no model is frozen, so what the sources give changes in every update")
+        store = open_store(self.config.cache_sources)
+        return {k: CachedOutputs(self.tapped[k], store, self.config.mixed_precision) for k in self.frozen}
 
     @property
     def models(self) -> list[nn.Module]:

@@ -102,6 +102,10 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
         check_plain_state(group.modules.trained_modules())
     check_trackers(trackers, folder)
     check_callbacks(options.callbacks)
+    if options.train_transform is not None and config.cache_sources is not None:
+        raise UserError(
+            "cache_sources: train_transform may change the images from epoch to epoch: leave one of them out"
+        )
     data = open_training_data(group, train_data, eval_data, options.train_transform, options.unlabeled_data)
     _check_normalisation(group, data, folder)
     check_batches(group, data.train)
