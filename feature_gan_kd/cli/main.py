@@ -24,7 +24,7 @@ from feature_gan_kd.cli.model_options import ModelOptions
 from feature_gan_kd.cli.predict import predict
 from feature_gan_kd.cli.probe import probe
 from feature_gan_kd.cli.report import report
-from feature_gan_kd.cli.run_file import add_run_file
+from feature_gan_kd.cli.run_file import OPTION_NAMES, add_run_file
 from feature_gan_kd.cli.schema import schema
 from feature_gan_kd.cli.train import DEMO, Run, train
 from feature_gan_kd.config.distill_config import DistillConfig
@@ -164,4 +164,6 @@ def _as_option(message: str) -> str:
     """Replaces the setting's name at the start of a line by its option."""
     name, colon, rest = message.partition(":")
     known = {spec.name for cls in (DistillConfig, ModelOptions, Run) for spec in dataclasses.fields(cls)}
+    known.discard("labels")  # a line that begins so is about the labels of the images, not about the option
+    name = OPTION_NAMES.get(name, name)
     return f"{option(name)}:{rest}" if colon and name in known else message

@@ -10,6 +10,9 @@ from feature_gan_kd.cli.arguments import Given, Own
 from feature_gan_kd.config.distill_config import setting_types
 from feature_gan_kd.utils.errors import UserError
 
+OPTION_NAMES = {"train_data": "data", "unlabeled_data": "unlabeled"}
+"""Arguments of `fit` whose options have other names."""
+
 
 def add_run_file(given: Given, own: Own) -> tuple[Given, Own]:
     """Adds what the run file says that `given` names; what was typed goes before it.
@@ -31,8 +34,7 @@ def add_run_file(given: Given, own: Own) -> tuple[Given, Own]:
     from feature_gan_kd.config.run_file import read_run_file
 
     file = read_run_file(Path(given["config"]))
-    options = {"train_data": "data", "unlabeled_data": "unlabeled"}
-    fit = {options.get(name, name): value for name, value in file.fit.items() if name != "progress"}
+    fit = {OPTION_NAMES.get(name, name): value for name, value in file.fit.items() if name != "progress"}
     file.check_data(["train_data"] if "data" in given else [])
     found: Given = {**file.arguments, **fit}
     if "output_dir" in found:

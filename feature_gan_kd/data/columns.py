@@ -114,7 +114,7 @@ def find_label_column(
     if not ranks:
         raise UserError(
             f"label_column: split {split!r} has no column of whole numbers or texts that looks like labels; its "
-            f"columns are {list_columns(features)}: name one, or change its type"
+            f"columns are {list_columns(features)}: name one, change its type, or set labels=False (--no-labels)"
         )
     chosen = min(ranks, key=ranks.__getitem__)
     return chosen, [name for name in ranks if name != chosen]

@@ -89,7 +89,7 @@ class SharedOrder:
     """Fills the same share of every batch with labelled images, and the rest with images without a label.
 
     An epoch shows every image at least once. Of the kind that is used up first all come again, in another order. The
-    labelled images of a batch lie at equal distances, so that the shares of all processes have as many.
+    labelled images of a batch lie at equal distances, so that every process gets its part of them.
 
     Attributes:
         labels: class indices, int64 `(N,)`, on the CPU; below 0 for images without a label.

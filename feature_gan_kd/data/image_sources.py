@@ -108,8 +108,8 @@ def refuse_mixing(train: Source, labels: Tensor | None, config: DistillConfig) -
     if name is None or not config.labels:
         return
     missing = 0 if labels is None else int((labels < 0).sum())
-    if missing:
-        raise refuse_unlabeled(name, f"{missing:,} training images have no label")
+    if labels is not None and missing:
+        raise refuse_unlabeled(name, f"{missing:,} of the {len(labels):,} training images have no label")
     if not isinstance(train, MemoryImages):
         train.unlabeled.refused_by = name
 
@@ -160,12 +160,10 @@ def _shared_order(labels: Tensor, fraction: float, batch_size: int, notes: list[
     own = order.labeled_per_batch(batch_size)
     rest = batch_size - own
     if not own or not rest:
-        kind, bound = ("without", "least") if not own else ("with", "most")
-        reached = 1 / batch_size if not own else 1 - 1 / batch_size
-        raise UserError(
-            f"labeled_fraction: {fraction:g} of a batch of {batch_size} leaves batches {kind} labels alone: give at "
-            f"{bound} {reached:.3g}"
+        found, bound = (
+            ("no image", f"least {1 / batch_size:.3g}") if rest else ("all of it", f"most {1 - 1 / batch_size:.3g}")
         )
+        raise UserError(f"labeled_fraction: {fraction:g} of a batch of {batch_size} is {found}: give at {bound}")
     updates = order.batches(batch_size)
     times = updates * own / (len(labels) - missing), updates * rest / missing
     notes.append(

@@ -80,8 +80,9 @@ def read_evaluation(
         if has_labels(evaluation):
             return keep_labelled(evaluation, notes)
         if one.named:
+            setting = one.setting if config.eval_split is None else "eval_split"
             raise UserError(
-                f"{one.setting}: no image of split {one.name!r} has a label, and images are evaluated by their labels: "
+                f"{setting}: no image of split {one.name!r} has a label, and images are evaluated by their labels: "
                 "give labelled ones"
             )
         notes.append(f"split {one.name!r}: no image has a label, so it is not evaluated on")

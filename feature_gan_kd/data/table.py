@@ -227,14 +227,15 @@ def join_unlabeled(train: Table, others: Sequence[Table]) -> Table:
     """
     from datasets import concatenate_datasets
 
-    rows = [train.rows, *(other.rows.rename_column(other.image, train.image) for other in others)]
+    parts = (train, *others)
+    named = [part.rows.rename_columns({part.image: train.image} if part is not train else {}) for part in parts]
     return replace(
         train,
-        rows=concatenate_datasets(rows),
-        labels=torch.cat([train.labels, *(other.labels for other in others)]),
-        positions=torch.cat([train.positions, *(other.positions for other in others)]),
+        rows=concatenate_datasets(named),
+        labels=torch.cat([part.labels for part in parts]),
+        positions=torch.cat([part.positions for part in parts]),
         joined=tuple(others),
-        origin=torch.cat([torch.full((len(part),), k) for k, part in enumerate((train, *others))]),
+        origin=torch.cat([torch.full((len(part),), k) for k, part in enumerate(parts)]),
     )
 
 

@@ -224,6 +224,7 @@ def test_fit_takes_the_file_only_where_it_is_given_nothing(here: Path, monkeypat
         **RUN,
         "train_data": "a",
         "eval_data": "b",
+        "unlabeled_data": "u",
         "license": "mit",
         "log_with": ["tensorboard"],
         "num_classes": 3,
@@ -232,9 +233,10 @@ def test_fit_takes_the_file_only_where_it_is_given_nothing(here: Path, monkeypat
     distiller = OnlineAdversarialDistiller.from_config("run.json")
     distiller.fit()
     distiller.fit("c", output_dir="x", license="cc0-1.0")
-    distiller.fit(eval_data="d")
+    distiller.fit(eval_data="d", unlabeled_data="v")
     assert [(train, evaluation) for train, evaluation, _ in taken] == [("a", "b"), ("c", None), ("a", "d")]
     assert [options.output_dir for *_, options in taken] == ["from-file", "x", "from-file"]
+    assert [options.unlabeled_data for *_, options in taken] == ["u", None, "v"]
     assert [options.license for *_, options in taken] == ["mit", "cc0-1.0", "mit"]
     assert all(options.log_with == ("tensorboard",) and not options.progress for *_, options in taken)
 

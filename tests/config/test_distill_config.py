@@ -135,6 +135,7 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "clip_grad": ([1e-3], [0, -1], "above 0"),
     "discriminator_width": ([1, 512], [0], "at least 1"),
     "image_size": ([8, 224], [7, 0], "at least 8"),
+    "labeled_fraction": ([None, 0.01, 0.99], [0, 1], "above 0 and below 1"),
     "max_train_samples": ([2], [1], "at least 2"),
     "max_eval_samples": ([1], [0], "at least 1"),
     "num_workers": ([0, 4], [-1], "at least 0"),

@@ -26,6 +26,7 @@ topology: [[0, 1], [2, 0]]
 feature_layers: {0: layer2}
 num_classes: 10
 train_data: data
+unlabeled_data: photos
 output_dir: runs/one
 log_with: [tensorboard]
 config:
@@ -51,7 +52,10 @@ def test_everything_that_it_may_say(tmp_path: Path) -> None:
         {"model": "local-dir:net", "frozen": True, "model_args": {"global_pool": "max"}},
     ]
     assert file.settings == {"lr": 1.0, "milestones": (0.5,)}
-    assert file.fit == {"train_data": "data", "output_dir": "runs/one", "log_with": ("tensorboard",)}
+    assert file.fit == {
+        **{"train_data": "data", "unlabeled_data": "photos"},
+        **{"output_dir": "runs/one", "log_with": ("tensorboard",)},
+    }
     assert not file.is_record
 
 

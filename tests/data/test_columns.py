@@ -71,7 +71,7 @@ def test_a_plain_column_is_found_by_its_name(columns: list[str], expected: tuple
         ),
         (
             lambda: find_label_column({"image": Image(), "id": Value("int64")}, None, "image", "s"),
-            r"that looks like labels; its columns are image \(Image\), id \(int64\): name one, or change its type",
+            r"that looks like labels; its columns are image \(Image\), id \(int64\): name one, change its type, or",
         ),
     ],
 )

@@ -51,3 +51,12 @@ def test_the_seed_decides_which_images_and_which_classes() -> None:
     extra = {tuple(torch.bincount(labels[list(draw)], minlength=4).tolist()) for draw in draws}
     assert len(extra) > 1
     assert all(set(counts) == {1, 2} for counts in extra)
+
+
+def test_images_without_a_label_keep_their_share() -> None:
+    labels = torch.cat([torch.arange(40) % 4, torch.full((60,), -1)])
+    found = draw_balanced(labels, 20, seed=1)
+    assert torch.equal(found, found.unique())
+    assert torch.bincount(labels[found] + 1).tolist() == [12, 2, 2, 2, 2]
+    for few in (torch.tensor([-1] * 99 + [0]), torch.tensor([0] * 99 + [-1])):
+        assert len(few[draw_balanced(few, 3, seed=0)].unique()) == 2

@@ -1,11 +1,12 @@
-"""Every class equally often, and weights by the frequency of the classes."""
+"""The order of an epoch: once each, every class equally often, a share with labels; and weights of the classes."""
 
 from __future__ import annotations
 
 import torch
 
+from feature_gan_kd.data.batches import rank_slice
 from feature_gan_kd.data.class_weights import class_weights
-from feature_gan_kd.data.epoch_order import BalancedOrder, OnceOrder
+from feature_gan_kd.data.epoch_order import BalancedOrder, OnceOrder, SharedOrder
 from feature_gan_kd.data.rng import permutation
 
 LABELS = torch.tensor([0] * 50 + [1] * 3 + [3] * 8)  # no image of class 2
@@ -53,3 +54,43 @@ def test_weights_are_the_inverse_frequency_with_a_mean_of_one() -> None:
     assert abs(float(weights[LABELS].mean()) - 1) < 1e-6
     shares = torch.zeros(5).index_add_(0, LABELS, weights[LABELS])
     torch.testing.assert_close(shares[[0, 1, 3]], torch.full((3,), 61 / 3))
+
+
+PARTLY = torch.tensor([0, -1, 1, -1, -1, 1, -1, -1, -1, -1, 0, -1, -1])  # 4 with a label, 9 without
+
+
+def test_a_shared_order_shows_every_image_and_every_batch_has_its_share() -> None:
+    order = SharedOrder(PARTLY, 0.5)
+    assert (order.labeled_per_batch(4), order.batches(4), order.length(4)) == (2, 5, 20)
+    for epoch in range(3):
+        keys = order.draw(0, epoch, 4)
+        assert len(keys) == len(keys.unique()) == 20
+        assert ((PARTLY[keys % 13] >= 0).view(5, 4).sum(1) == 2).all()
+        times = torch.bincount(keys % 13, minlength=13)
+        assert sorted(times[PARTLY >= 0].tolist()) == [2, 2, 3, 3]
+        assert sorted(times[PARTLY < 0].tolist()) == [1] * 8 + [2]
+        for image in range(13):
+            assert sorted((keys[keys % 13 == image] // 13).tolist()) == list(range(int(times[image])))
+    assert torch.equal(order.draw(1, 2, 4), order.draw(1, 2, 4))
+    assert not torch.equal(order.draw(1, 2, 4), order.draw(2, 2, 4))
+    assert not torch.equal(order.draw(1, 2, 4), order.draw(1, 3, 4))
+
+
+def test_the_labelled_images_of_a_batch_lie_at_equal_distances() -> None:
+    for fraction, size in ((0.25, 16), (0.5, 6), (0.8, 10), (1 / 3, 9)):
+        order = SharedOrder(PARTLY, fraction)
+        labelled = (PARTLY[order.draw(0, 0, size) % 13] >= 0).view(-1, size)
+        for share in (labelled[:, rank_slice(size, rank, world)] for world in (2, 3) for rank in range(world)):
+            assert (share.sum(1) - fraction * share.shape[1]).abs().max() < 1
+
+
+def test_a_batch_that_is_larger_than_the_data() -> None:
+    order = SharedOrder(PARTLY, 0.25)
+    keys = order.draw(0, 0, 100)
+    assert (order.length(100), len(keys.unique())) == (100, 100)
+    assert (PARTLY[keys % 13] >= 0).sum() == 25
+
+
+def test_images_without_a_label_do_not_weigh() -> None:
+    labelled = PARTLY[PARTLY >= 0]
+    assert torch.equal(class_weights(PARTLY, 3), class_weights(labelled, 3))

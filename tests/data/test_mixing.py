@@ -98,3 +98,11 @@ def test_soft_labels_in_the_metrics() -> None:
     torch.testing.assert_close(losses.label_loss(logits, soft), expected)
     dominant = labels if ratio > 0.5 else partners
     assert losses.accuracy(10 * torch.nn.functional.one_hot(dominant, CLASSES).float(), soft) == 100
+
+
+def test_without_labels_images_are_mixed_alike_and_have_no_label() -> None:
+    images, labels = batch(6)
+    for alphas in ((1.0, 0.0), (0.0, 1.0)):
+        mixed, without = MixupCutmix(*alphas, None, seed=0)(images, torch.full_like(labels, -1), step=3)
+        assert torch.equal(mixed, MixupCutmix(*alphas, CLASSES, seed=0)(images, labels, step=3)[0])
+        assert without.tolist() == [-1] * 6

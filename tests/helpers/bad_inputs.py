@@ -332,14 +332,19 @@ CASES = {
     # Labels.
     "label: fractions": train(change=labels(*[0.0, 1.0] * 4)),
     "label: fractions, in a column that is named": train("--label-column label", labels(*[0.0, 1.0] * 4)),
-    "label: missing": train(change=labels(0, 1, None, *[1] * 5)),
-    "label: missing, among texts": train(change=labels("cat", "dog", None, *["dog"] * 5)),
     "label: missing in every row": train(change=one_split(table(labels=[None] * 8))),
-    "label: negative": train(change=labels(0, 1, -1, *[1] * 5)),
+    "label: -1 in every row": train(change=labels(*[-1] * 8)),
+    "label: -1 in every row that is evaluated on": train("--eval-split test", splits(test=table(labels=[-1] * 8))),
+    "label: missing where labels are mixed": train("--mixup 0.2", labels(0, 1, None, *[1] * 5)),
+    "label: missing where classes are balanced": train("--balanced-sampling", labels("a", "b", None, *["b"] * 5)),
+    "label: a share of a batch where none is missing": train("--labeled-fraction 0.5"),
+    "label: a share that is less than one image": train("--labeled-fraction 0.01", labels(0, 1, -1, *[1] * 5)),
+    "label: negative": train(change=labels(0, 1, -2, *[1] * 5)),
     "label: outside the classes": train("--num-classes 2", labels(0, 1, 5, *[1] * 5)),
     "label: an identifier in place of a class": train(change=labels(0, 1, 4_000_000_000, *[1] * 5)),
     "label: several to an image": train("--label-column label", one_split(table(labels=[[0, 1], [1]] * 4))),
     "label: one class only": train(change=splits(train=table(labels=[1] * 8), test=table(labels=[1] * 8))),
+    "label: one class beside -1": train(change=labels(*[-1, 1] * 4)),
     "label: an empty text": train(change=labels("cat", "dog", "", *["dog"] * 5)),
     "label: texts that differ in letter case": train(change=labels("cat", "dog", "Dog ", *["dog"] * 5)),
     "label: a text that training does not have": train(
@@ -404,6 +409,7 @@ CASES = {
     "setting: an empty value": Case("train --output-dir="),
     # Paths.
     "path: no such data": train("--data nowhere/to/be/found"),
+    "path: no such images without labels": train("--unlabeled nowhere/to/be/found"),
     "path: another folder of that name was read before": train("--data Data"),
     "path: a link in a circle": train("--data circle", connection("circle", "circle")),
     "path: a folder without data": train("--data empty", lambda here: (here / "empty").mkdir()),
@@ -417,6 +423,9 @@ CASES = {
         change=folder_of("train/1.png", "test/1.png", metadata="file_name,label\ntrain/1.png,0\n")
     ),
     "stream: of unknown length": train("--streaming"),
+    "stream: images without labels beside it": train(
+        "--streaming --max-train-samples 8 --num-classes 2 --unlabeled data"
+    ),
     "stream: nothing to evaluate on": train("--streaming --max-train-samples 8 --num-classes 2", one_split(table())),
     "stream: classes of equal size": train(
         "--streaming --max-train-samples 8 --max-eval-samples 8 --balanced-sampling"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from feature_gan_kd import OnlineAdversarialDistiller, UserError
+from feature_gan_kd.data.sources import BUNDLED_DIGITS
 from feature_gan_kd.distributed.collectives import rank, world_size
 from feature_gan_kd.training.checkpoint_files import list_checkpoints
 from tests.helpers import norm_worker, stopping
@@ -115,6 +117,11 @@ def turned(image: Any) -> Tensor:
     return pil_to_tensor(image.rotate(angle).resize((8, 8)))
 
 
+def unlabeled_digits() -> datasets.Dataset:
+    """The bundled digits without labels."""
+    return datasets.Dataset.from_parquet(str(BUNDLED_DIGITS)).remove_columns("label")
+
+
 # 38 images in batches of 12: the last batch has 2, so that one of three processes has none.
 SETTINGS: dict[str, Any] = {
     "image_size": 8,
@@ -173,6 +180,11 @@ CASES: dict[str, Mapping[str, Any]] = {
         "grad_accum_steps": 2,
     },
     "weighted classes, a transform of its own": {"class_weights": True, "smoothing": 0.1, "transform": turned},
+    "a share of each batch with labels": {
+        "unlabeled": unlabeled_digits,
+        "labeled_fraction": 0.25,
+        "grad_accum_steps": 2,
+    },
     "data set of torch": {"data": lambda: (images(38), images(50)), "max_train_samples": None},
     "loader": {
         "data": lambda: (DataLoader(images(38), 12, shuffle=True), DataLoader(images(50), 12)),
@@ -194,6 +206,7 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     models = changes.pop("models", lambda: plain(4, 6))
     data = changes.pop("data", lambda: (None, None))
     fault, transform = changes.pop("fault", 0), changes.pop("transform", None)
+    unlabeled = changes.pop("unlabeled", lambda: None)
     if fault and rank() == world_size() - 1:
         # Several processes rehearse the first two updates: each has a forward pass more.
         number, act = fault + 2 * (world_size() > 1), poison
@@ -203,7 +216,8 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
         lambda model, _: act(model) and None if model.training and next(numbers) == number else None
     )
     stated: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)} if "data" in CASES[case] else {}
-    distiller.fit(*data(), train_transform=transform, output_dir=folder, resume=folder.exists(), **stated)
+    own: dict[str, Any] = {"train_transform": transform, "unlabeled_data": unlabeled(), **stated}
+    distiller.fit(*data(), output_dir=folder, resume=folder.exists(), **own)
 
 
 def poison(model: nn.Module) -> None:
