@@ -13,6 +13,7 @@ from feature_gan_kd.cli.model_options import ModelOptions, build
 from feature_gan_kd.config.distill_config import DistillConfig
 
 if TYPE_CHECKING:
+    from feature_gan_kd.report import RecordedRun
     from feature_gan_kd.training.history import History
 
 # What `train` runs when neither models nor data are named: a CNN and a transformer of timm's own on the bundled
@@ -95,7 +96,7 @@ def _finish(folder: Path, history: History, output: Output, *, licensed: bool) -
 
     finished, curves = read_run(folder), folder / "curves.png"
     write_curves(finished, curves)
-    commands = _next_commands(folder, licensed)
+    commands = _next_commands(finished, licensed)
     if output.json:
         last = history.last
         results = {"accuracy": history.accuracy, "ensemble": history.ensemble, "best": history.best}
@@ -106,12 +107,15 @@ def _finish(folder: Path, history: History, output: Output, *, licensed: bool) -
         print(*(f"{name + ':':<9} {command}" for name, command in commands.items()), sep="\n")
 
 
-def _next_commands(folder: Path, licensed: bool) -> dict[str, str]:
+def _next_commands(run: RecordedRun, licensed: bool) -> dict[str, str]:
     """What to do with a finished run, by the name of the command; words in capitals are the user's to fill in."""
-    name = str(folder)
+    name = str(run.folder)
     unsaid = [] if licensed else ["--license", "LICENCE"]
+    learner = next(k for k in range(len(run.names)) if k not in run.frozen)
+    measure = own_command("probe", f"{name}/networks/{learner}-{run.names[learner]}", "--data", "LABELLED")
+    best = ["--which", "best"] if run.is_evaluated else []
     return {
         "report": own_command("report", name),
-        "evaluate": own_command("evaluate", name),
-        "export": own_command("export", name, "FOLDER", "--which", "best", *unsaid),
+        **({"evaluate": own_command("evaluate", name)} if run.is_evaluated else {"probe": measure}),
+        "export": own_command("export", name, "FOLDER", *best, *unsaid),
     }

@@ -10,6 +10,9 @@ from feature_gan_kd.config.settings import LossSettings
 from feature_gan_kd.distributed.whole_batch import channel_statistics, gather_rows
 from feature_gan_kd.method import losses
 
+_EPSILON = 1e-5
+"""Added to a variance that is divided by, as in batch normalisation."""
+
 
 class DirectTerms:
     """The direct terms of a learner's and a source's map.
@@ -22,7 +25,7 @@ class DirectTerms:
         paired = (
             ("l1", weights.l1_weight, losses.l1),
             ("l2", weights.l2_weight, losses.l2),
-            ("aligned", weights.aligned_weight, losses.aligned),
+            ("aligned", weights.aligned_weight, aligned_of_maps),
             ("statistics", weights.statistics_weight, statistics_of_maps),
         )
         self._paired = [term for term in paired if term[1]]
@@ -46,6 +49,20 @@ class DirectTerms:
             yield name, compare(fake, real), weight
         if self._relation_weight:
             yield "relation", relation_of_maps(learner_map, source_map), self._relation_weight
+
+
+def aligned_of_maps(fake: Tensor, real: Tensor) -> Tensor:
+    """`losses.aligned` of two maps (batch, channels, height, width), each standardised over the images of all processes.
+
+    Behind a ReLU all vectors point into one corner of the space. Without standardisation a constant map would be well
+    aligned, and the bias of the transfer layer could learn it alone.
+    """
+    standardised = []
+    for one in (fake, real.detach()):
+        maps = losses.at_least_float32(one)
+        mean, variance = (value.view(1, -1, 1, 1) for value in channel_statistics(maps))
+        standardised.append((maps - mean) * (variance + _EPSILON).rsqrt())
+    return losses.aligned(*standardised)
 
 
 def statistics_of_maps(fake: Tensor, real: Tensor) -> Tensor:

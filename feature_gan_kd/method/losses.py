@@ -113,7 +113,7 @@ def l2(learner_map: Tensor, source_map: Tensor) -> Tensor:
 def aligned(learner_map: Tensor, source_map: Tensor) -> Tensor:
     """Mean over images and positions of 1 - cosine between the channels of two maps; the source's is detached (ours).
 
-    Unlike `l1` and `l2` it does not depend on the scale of the maps.
+    Unlike `l1` and `l2` it does not depend on the scale of the maps. Both are standardised before.
 
     Args:
         learner_map: (batch, channels, height, width), projected into the source's space.

@@ -254,7 +254,13 @@ def length(vector: Tensor) -> Tensor:
 
 
 def misalignment(fake: Tensor, real: Tensor) -> Tensor:
-    """1 - cosine of the channels, position by position."""
+    """1 - cosine of the channels, position by position, each channel with mean 0 and variance 1."""
+
+    def standardised(maps: Tensor) -> Tensor:
+        channels = [maps[:, c] - maps[:, c].mean() for c in range(maps.shape[1])]
+        return torch.stack([one / ((one * one).mean() + 1e-5) ** 0.5 for one in channels], dim=1)
+
+    fake, real = standardised(fake), standardised(real)
     cosines = [
         (fake[i, :, y, x] @ real[i, :, y, x]) / (length(fake[i, :, y, x]) * length(real[i, :, y, x]))
         for i in range(len(fake))
