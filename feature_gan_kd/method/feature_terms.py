@@ -52,7 +52,7 @@ class DirectTerms:
 
 
 def aligned_of_maps(fake: Tensor, real: Tensor) -> Tensor:
-    """`losses.aligned` of two maps (batch, channels, height, width), each standardised over the images of all processes.
+    """`losses.aligned` of two maps (batch, channels, height, width), standardised over the images of all processes.
 
     Behind a ReLU all vectors point into one corner of the space. Without standardisation a constant map would be well
     aligned, and the bias of the transfer layer could learn it alone.

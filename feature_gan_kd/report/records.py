@@ -60,11 +60,16 @@ class RecordedRun:
         return self.data.get("evaluation_images") != 0
 
     @property
+    def classes(self) -> list[int]:
+        """For each model the size of its logits, 0 where it does not classify; empty where that is not recorded."""
+        found = [model.get("classes") for model in self.description.get("models", ())]
+        return [] if None in found else found
+
+    @property
     def answers_by_neighbours(self) -> list[int]:
         """Positions of the models without a classifier of the learners' classes."""
-        classes = [model.get("classes") for model in self.description.get("models", ())]
-        known = max((own for k, own in enumerate(classes) if own and k not in self.frozen), default=0)
-        return [k for k, own in enumerate(classes) if (own is not None and own != known) or own == 0]
+        known = max((own for k, own in enumerate(self.classes) if k not in self.frozen), default=0)
+        return [k for k, own in enumerate(self.classes) if own == 0 or own != known]
 
     @property
     def updates(self) -> int:

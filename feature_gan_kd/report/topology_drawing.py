@@ -108,8 +108,12 @@ def describe_edges(run: RecordedRun) -> list[str]:
 def describe_loss_terms(run: RecordedRun) -> list[str]:
     """What passes along every arrow, a line for each term of the losses; empty where no model teaches another."""
     weights = run.config.loss_weights
+    classes = run.classes
+    shared = [(s, k) for s, k in run.edges if not classes or (classes[s] == classes[k] and classes[s] != 0)]
+    alone = ", ".join(f"{source}→{learner}" for source, learner in shared)
+    where = "" if len(shared) == len(run.edges) else f" ({alone}, which know the same classes)"
     terms = [
-        (weights.kl_weight, f"logits: T² KL(source ‖ learner), T = {weights.temperature:g}"),
+        (weights.kl_weight if shared else 0, f"logits{where}: T² KL(source ‖ learner), T = {weights.temperature:g}"),
         (weights.adversarial_weight, "feature maps: the discriminator D must not tell the learner's from the source's"),
         (weights.l1_weight, "feature maps: mean absolute difference"),
         (weights.l2_weight, "feature maps: mean squared difference"),

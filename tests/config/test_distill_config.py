@@ -54,7 +54,7 @@ def test_a_preset_replaces_defaults_and_nothing_that_was_given(kind: str, preset
     assert all(getattr(config, name) == getattr(DistillConfig(), name) for name in FIELDS.keys() - {*values, kind})
     for name in (name for own, name in OF_PRESETS if own == kind):
         others = {"scheduler": "tanh", "decay_only_update": False, "decay_norms": True, "epochs": 7, "aa": "v0"}
-        others |= {"joint_backward": False, "optimizer": "lamb"}
+        others |= {"joint_backward": False, "optimizer": "lamb", "adversarial_milestones": (0.9,)}
         own = others.get(name, 0.25)
         given = DistillConfig(**{name: own})
         assert getattr(given.replace(**{kind: preset}), name) == own
