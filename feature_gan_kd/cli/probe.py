@@ -37,36 +37,14 @@ def probe(
             stage (default: the vector before the classifier).
         json: Print one line of JSON.
     """
-    from feature_gan_kd.analysis.features import FeatureExtractor
-    from feature_gan_kd.analysis.probe import measure_features
-    from feature_gan_kd.data import open_data
-    from feature_gan_kd.distributed.launch import usable_accelerator
-    from feature_gan_kd.export.open_model import open_model
-    from feature_gan_kd.export.preprocessing import data_form
-    from feature_gan_kd.training.neighbours import check_neighbours
+    from feature_gan_kd.distributed.collectives import rank
+    from feature_gan_kd.export.probe_model import probe_model
 
-    found = open_model(model, graphs=False)
-    form = data_form(found)
-    accelerator = usable_accelerator()
-    module, size = found.module.to(accelerator.device), (form.channels, form.size, form.size)
-    extractor = FeatureExtractor(module, model, size, None if layer is None else layer_of(layer))
-    opened = open_data(
-        data,
-        None,
-        config.replace(**form.settings),
-        image_size=form.size,
-        in_chans=form.channels,
-        stated=form.normalisation,
-        for_training=False,
-    )
-    assert opened.evaluation is not None  # the config has labels
-    check_neighbours(k, temperature, len(opened.train))
-    result = measure_features(
-        extractor, opened.train, opened.evaluation, k=k, temperature=temperature, device=accelerator.device
-    )
-    if not accelerator.is_main_process:
+    chosen = None if layer is None else layer_of(layer)
+    result, notes = probe_model(model, data, config, k=k, temperature=temperature, layer=chosen)
+    if rank():
         return
-    print(*opened.notes, sep="\n", file=sys.stderr)
+    print(*notes, sep="\n", file=sys.stderr)
     about = {"model": model, "layer": layer, "data": data}
     print(dumps({**about, **result}) if json else _table(result))
 

@@ -52,6 +52,9 @@ RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
         "warmup_fraction": 0.05,
         "decay_norms": False,
         "joint_backward": True,
+        # Of the transfer layers, which have an optimiser of their own and learn from nothing.
+        "adversarial_lr": 1e-3,
+        "adversarial_milestones": (1.0,),
         "adversarial_weight_decay": 0.0,
     },
 }

@@ -1,0 +1,182 @@
+"""Measures learning without labels: a frozen source without its classifier teaches a small network from scratch.
+
+    python -m benchmarks.unlabeled --data ../shared/data/clothing --source weights/tf_efficientnet_lite0 \
+        --output-dir runs/unlabeled/clothing
+    python -m benchmarks.unlabeled --tabulate runs/unlabeled/clothing
+
+Each run trains by one arm and one seed, and is then measured on labelled images by nearest neighbours and by a linear
+probe, as `feature-gan-kd probe` does. Finished runs are not repeated: the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from benchmarks.compare.differences import estimate
+from feature_gan_kd import OnlineAdversarialDistiller, Peer
+from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.data import count_classes
+from feature_gan_kd.export.probe_model import probe_model
+from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.files import atomic_file
+from feature_gan_kd.utils.processor import processor_name
+
+SOURCE, UNTRAINED, CONTROL = "source", "untrained", "aligned"
+# The settings of every run.
+COMMON: dict[str, Any] = {"image_size": 64, "epochs": 12, "batch_size": 32, "evaluate_every_epochs": 12}
+COMMON |= {"discriminator_lr": 2e-4, "label_column": None}
+# Of each arm its settings; two runs of one seed differ in these alone. All but `supervised` see no labels.
+ARMS: dict[str, dict[str, Any]] = {
+    SOURCE: {},
+    UNTRAINED: {},
+    "supervised": {
+        **{"labels": True, "method": "vanilla", "recipe": "scratch", "optimizer": "momentum", "lr": 0.1},
+        **{"weight_decay": 5e-4, "smoothing": 0.0, "model_ema": None, "aa": None},
+    },
+    "aligned": {"method": "aligned"},
+    "relation": {"method": "relation"},
+    "statistics": {"method": "statistics"},
+    # The mean squared difference of pooled features, as timm's FeatureDistillationTask has it.
+    "pooled-l2": {"method": "l2-only", "vectors_as_maps": True},
+    "adversarial": {"method": "feature"},
+    "aligned-relation": {"method": "aligned", "relation_weight": 1.0},
+    "aligned-adversarial": {"method": "aligned", "adversarial_weight": 1.0},
+    "all": {"method": "aligned", "relation_weight": 1.0, "statistics_weight": 1.0, "adversarial_weight": 1.0},
+}
+FIGURES = {"knn_accuracy": "k-NN", "linear_accuracy": "linear probe"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs all arms and seeds, or tabulates them.
+
+    Returns:
+        The exit status: 0, or 2 for a mistake in the arguments.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.unlabeled", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="labelled images; their labels serve to measure, and to the arm supervised")
+    parser.add_argument("--source", help="folder of a trained model of timm")
+    parser.add_argument("--network", default="cifar_resnet8", help="that learns from scratch [%(default)s]")
+    parser.add_argument("--images", type=int, default=1500, help="to train on [%(default)s]")
+    parser.add_argument("--label-column", help="of the data [found by its type]")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="[all]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="[0 1 2]")
+    parser.add_argument("--output-dir", type=Path, help="of results and runs")
+    parser.add_argument("--tabulate", type=Path, metavar="DIR", help="print the table of an --output-dir")
+    options = parser.parse_args(arguments)
+    try:
+        if options.tabulate is not None:
+            print(table(read_results(options.tabulate)))
+            return 0
+        if not (options.data and options.source and options.output_dir):
+            raise UserError("--data, --source and --output-dir are needed, or --tabulate DIR")
+        for seed in options.seeds:
+            for arm in options.arms:
+                run(arm, seed, options)
+    except UserError as error:
+        print(f"benchmarks.unlabeled: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(arm: str, seed: int, options: argparse.Namespace) -> None:
+    """Trains and measures one arm with one seed, unless its result is there.
+
+    Raises:
+        UserError: for models or data that cannot be used.
+    """
+    result = options.output_dir / f"{arm}-{seed}.json"
+    if result.exists():
+        return
+    began = time.perf_counter()
+    settings = {**COMMON, "labels": False, **ARMS[arm], "seed": seed, "max_train_samples": options.images}
+    settings["label_column"] = options.label_column
+    layers = "global_pool" if settings.get("vectors_as_maps") else None
+    classes = None
+    if settings["labels"]:
+        classes = count_classes(options.data, DistillConfig(label_column=options.label_column))
+    distiller = OnlineAdversarialDistiller(
+        [Peer(f"local-dir:{options.source}", frozen=True), options.network],
+        num_classes=classes,
+        feature_layers=layers,
+        **settings,
+    )
+    folder = options.output_dir / "runs" / f"{arm}-{seed}"
+    if arm in (SOURCE, UNTRAINED):
+        source = timm.create_model(f"local-dir:{options.source}", pretrained=True).pretrained_cfg
+        distiller.save_pretrained(folder / "networks", mean=source["mean"], std=source["std"])
+        record: dict[str, Any] = {}
+    else:
+        record = distiller.fit(options.data, output_dir=folder, resume=True, progress=False).last["metrics"]
+    trained = time.perf_counter() - began
+    index = 0 if arm == SOURCE else 1
+    limits = {"max_train_samples": options.images, "max_eval_samples": 2000, "label_column": options.label_column}
+    measured, _ = probe_model(
+        str(folder / "networks" / f"{index}-{distiller.names[index]}"), options.data, DistillConfig(**limits)
+    )
+    about = {"arm": arm, "seed": seed, "data": Path(options.data).name, "source": Path(options.source).name}
+    about |= {"network": options.network, "images": options.images, "settings": settings, "seconds": trained}
+    about |= {"processor": processor_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(result) as temporary:
+        temporary.write_text(json.dumps({**about, "measured": measured, "last": record}, indent=1, default=str))
+    print(
+        f"{arm} {seed}: k-NN {measured['knn_accuracy']:.1f}, probe {measured['linear_accuracy']:.1f}, {trained:.0f} s"
+    )
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Reads all results of a folder.
+
+    Raises:
+        UserError: where there is none, or they are of other data, networks or settings.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not found:
+        raise UserError(f"--tabulate: {folder} holds no results")
+    for name in ("data", "source", "network", "images"):
+        if len({one[name] for one in found}) > 1:
+            raise UserError(
+                f"--tabulate: {folder} holds results of different {name}: keep them in folders of their own"
+            )
+    return found
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The means of every arm, and its paired differences to the untrained network and to `aligned`, in Markdown."""
+    rows = [
+        "| arm | seeds | k-NN % | linear probe % | probe against untrained | probe against aligned |",
+        "|---|---|---|---|---|---|",
+    ]
+    by_arm = {arm: {one["seed"]: one["measured"] for one in results if one["arm"] == arm} for arm in ARMS}
+    for arm, measured in by_arm.items():
+        if not measured:
+            continue
+        means = [statistics.mean(one[name] for one in measured.values()) for name in FIGURES]
+        against = [_difference(measured, by_arm[other]) if other != arm else "" for other in (UNTRAINED, CONTROL)]
+        rows.append(f"| {arm} | {len(measured)} | {means[0]:.1f} | {means[1]:.1f} | {' | '.join(against)} |")
+    return "\n".join(rows)
+
+
+def _difference(own: dict[int, Any], other: dict[int, Any]) -> str:
+    seeds = sorted(own.keys() & other.keys())
+    if len(seeds) < 2:
+        return ""
+    found = estimate([own[seed]["linear_accuracy"] - other[seed]["linear_accuracy"] for seed in seeds])
+    half = found.half_width or 0.0
+    return f"{found.mean:+.1f} [{found.mean - half:+.1f}, {found.mean + half:+.1f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
