@@ -336,7 +336,7 @@ CASES = {
     "label: -1 in every row": train(change=labels(*[-1] * 8)),
     "label: -1 in every row that is evaluated on": train("--eval-split test", splits(test=table(labels=[-1] * 8))),
     "label: missing where labels are mixed": train("--mixup 0.2", labels(0, 1, None, *[1] * 5)),
-    "label: missing where classes are balanced": train("--balanced-sampling", labels("a", "b", None, *["b"] * 5)),
+    "label: missing where classes are balanced": train("--balanced-sampling", labels(0, 1, None, *[1] * 5)),
     "label: a share of a batch where none is missing": train("--labeled-fraction 0.5"),
     "label: a share that is less than one image": train("--labeled-fraction 0.01", labels(0, 1, -1, *[1] * 5)),
     "label: negative": train(change=labels(0, 1, -2, *[1] * 5)),
