@@ -72,6 +72,7 @@ def render_page(runs: Sequence[RecordedRun]) -> str:
         title=run_title(runs[0]) if len(runs) == 1 else f"{len(runs)} runs: {', '.join(labels)}",
         runs=[_run_context(run, label, k) for k, (run, label) in enumerate(zip(runs, labels, strict=True))],
         results={"": accuracy_rows(runs[0])} if len(runs) == 1 else compare_accuracies(runs, labels),
+        evaluated=any(run.is_evaluated for run in runs),
         differing=differing_settings(runs),
         panels=panels,
         charts=[chart.to_json() for _, charts in panels for chart in charts],
