@@ -3,6 +3,7 @@
     python -m benchmarks.unlabeled --data ../shared/data/clothing --source weights/tf_efficientnet_lite0 \
         --output-dir runs/unlabeled/clothing
     python -m benchmarks.unlabeled --tabulate runs/unlabeled/clothing
+    python -m benchmarks.unlabeled --price --source weights/tf_efficientnet_lite0 --output-dir runs/unlabeled
 
 Each run trains by one arm and one seed, and is then measured on labelled images by nearest neighbours and by a linear
 probe, as `feature-gan-kd probe` does. Finished runs are not repeated: the same command resumes.
@@ -11,22 +12,25 @@ probe, as `feature-gan-kd probe` does. Finished runs are not repeated: the same 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
 from benchmarks.compare.differences import estimate
 from feature_gan_kd import OnlineAdversarialDistiller, Peer
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import count_classes
 from feature_gan_kd.export.probe_model import probe_model
+from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.files import atomic_file
 from feature_gan_kd.utils.processor import processor_name
@@ -73,12 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="[all]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="[0 1 2]")
     parser.add_argument("--output-dir", type=Path, help="of results and runs")
+    parser.add_argument("--price", action="store_true", help="time updates beside the source's forward pass alone")
     parser.add_argument("--tabulate", type=Path, metavar="DIR", help="print the table of an --output-dir")
     options = parser.parse_args(arguments)
     try:
         if options.tabulate is not None:
             print(table(read_results(options.tabulate)))
             return 0
+        if options.price and options.source and options.output_dir:
+            return measure_price(options)
         if not (options.data and options.source and options.output_dir):
             raise UserError("--data, --source and --output-dir are needed, or --tabulate DIR")
         for seed in options.seeds:
@@ -102,16 +109,10 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> None:
     began = time.perf_counter()
     settings = {**COMMON, "labels": False, **ARMS[arm], "seed": seed, "max_train_samples": options.images}
     settings["label_column"] = options.label_column
-    layers = "global_pool" if settings.get("vectors_as_maps") else None
     classes = None
     if settings["labels"]:
         classes = count_classes(options.data, DistillConfig(label_column=options.label_column))
-    distiller = OnlineAdversarialDistiller(
-        [Peer(f"local-dir:{options.source}", frozen=True), options.network],
-        num_classes=classes,
-        feature_layers=layers,
-        **settings,
-    )
+    distiller = _distiller(settings, options, classes)
     folder = options.output_dir / "runs" / f"{arm}-{seed}"
     if arm in (SOURCE, UNTRAINED):
         source = timm.create_model(f"local-dir:{options.source}", pretrained=True).pretrained_cfg
@@ -133,6 +134,55 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> None:
         temporary.write_text(json.dumps({**about, "measured": measured, "last": record}, indent=1, default=str))
     print(
         f"{arm} {seed}: k-NN {measured['knn_accuracy']:.1f}, probe {measured['linear_accuracy']:.1f}, {trained:.0f} s"
+    )
+
+
+def measure_price(options: argparse.Namespace, rounds: int = 7, updates: int = 4) -> int:
+    """Times an update of each kind, side by side, and writes the medians in milliseconds; returns 0."""
+    images = torch.randn(COMMON["batch_size"], 3, COMMON["image_size"], COMMON["image_size"])
+    labels = torch.arange(len(images)) % 10
+    timed: dict[str, Callable[[], object]] = {}
+    for arm in ("supervised", "aligned", "relation", "adversarial", "all", "aligned, outputs kept"):
+        settings = {**COMMON, "labels": False, **ARMS.get(arm, ARMS["aligned"])}
+        if arm not in ARMS:
+            settings |= {"cache_sources": "memory", "augmentation": "none"}
+        distiller = _distiller(settings, options, 10 if settings["labels"] else None)
+        if arm == "supervised":  # the network alone: the frozen source is not asked
+            distiller.step.cached_sources[0] = lambda images: (None, ())  # type: ignore[assignment]
+        timed[arm] = functools.partial(distiller.training_step, images, labels)
+    source = distiller.group.tapped[0]
+    timed["forward pass of the source"] = functools.partial(_without_gradient, source, images)
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for number in range(rounds + 1):
+        for name, work in timed.items():
+            began = time.perf_counter()
+            for _ in range(updates):
+                work()
+            if number:  # the first round warms up
+                seconds[name].append((time.perf_counter() - began) / updates)
+    medians = {name: round(1000 * statistics.median(own), 1) for name, own in seconds.items()}
+    about = {"milliseconds": medians, "batch_size": len(images), "rounds": rounds, "network": options.network}
+    about |= {"processor": processor_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    with atomic_file(options.output_dir / "price.json") as temporary:
+        temporary.write_text(json.dumps(about, indent=1))
+    print(json.dumps(about, indent=1))
+    return 0
+
+
+@torch.no_grad()
+def _without_gradient(model: TappedModel, images: Tensor) -> None:
+    model(images)
+
+
+def _distiller(
+    settings: dict[str, Any], options: argparse.Namespace, classes: int | None
+) -> OnlineAdversarialDistiller:
+    layers = "global_pool" if settings.get("vectors_as_maps") else None
+    return OnlineAdversarialDistiller(
+        [Peer(f"local-dir:{options.source}", frozen=True), options.network],
+        num_classes=classes,
+        feature_layers=layers,
+        **settings,
     )
 
 

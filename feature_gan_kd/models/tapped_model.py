@@ -152,7 +152,7 @@ class TappedModel(nn.Module):
         self.classifies = self._pass.classifies = False
 
     def features(self, images: Tensor) -> Tensor:
-        """One vector for each image: what a model without a classifier returns, else its last map.
+        """One vector for each image: what a model without a classifier returns, else its last map, else its logits.
 
         A map is averaged over its positions.
 
@@ -166,7 +166,7 @@ class TappedModel(nn.Module):
             UserError: as `forward`, and for a model that returns no vector and has no tapped map.
         """
         output, maps = self._run(images)
-        if not self.classifies and output.ndim == 2:
+        if output.ndim == 2 and not (self.classifies and maps):
             return output
         if not maps:
             raise UserError(f"{self.name}: returns no vector for an image, and no map of it is taken")
