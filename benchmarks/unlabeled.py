@@ -37,7 +37,7 @@ from feature_gan_kd.utils.processor import processor_name
 
 SOURCE, UNTRAINED, CONTROL = "source", "untrained", "aligned"
 # The settings of every run.
-COMMON: dict[str, Any] = {"image_size": 64, "epochs": 12, "batch_size": 32, "evaluate_every_epochs": 12}
+COMMON: dict[str, Any] = {"image_size": 64, "epochs": 10, "batch_size": 32, "evaluate_every_epochs": 10}
 COMMON |= {"discriminator_lr": 2e-4, "label_column": None}
 # Of each arm its settings; two runs of one seed differ in these alone. All but `supervised` see no labels.
 ARMS: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="labelled images; their labels serve to measure, and to the arm supervised")
     parser.add_argument("--source", help="folder of a trained model of timm")
     parser.add_argument("--network", default="cifar_resnet8", help="that learns from scratch [%(default)s]")
-    parser.add_argument("--images", type=int, default=1500, help="to train on [%(default)s]")
+    parser.add_argument("--images", type=int, default=1200, help="to train on [%(default)s]")
     parser.add_argument("--label-column", help="of the data [found by its type]")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="[all]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="[0 1 2]")
