@@ -74,16 +74,16 @@ class DistillConfig(
             value = check_value(spec.name, getattr(self, spec.name), expected[spec.name], spec.metadata)
             object.__setattr__(self, spec.name, value)
         for name, value in {**METHODS[self.method], **RECIPES[self.recipe]}.items():
-            if not (self.is_given(name) or name in self._without_effect()):
+            if not (self.is_given(name) or name in self.presets_left_out()):
                 object.__setattr__(self, name, value)
         self._convert_warmup()
         self._check_combinations()
 
-    def _without_effect(self) -> tuple[str, ...]:
-        """Settings that no preset turns on, because the user's own keep them from acting."""
+    def presets_left_out(self) -> dict[str, str]:
+        """Settings that no preset turns on, each with the setting of the user's own that would keep it from acting."""
         if self.augmentation == "none":
-            return (*IMAGE_SETTINGS, "reprob")
-        return ("aa",) if self.color_jitter else ()
+            return dict.fromkeys((*IMAGE_SETTINGS, "reprob"), "augmentation none")
+        return {"aa": f"color_jitter {self.color_jitter:g}"} if self.color_jitter else {}
 
     def _convert_warmup(self) -> None:
         """Keeps a warm-up in epochs as the fraction of the run that it is: all times are fractions."""

@@ -127,6 +127,7 @@ class TorchDatasetImages:
         split: name of the split, for messages.
         setting: that named the data, for messages.
         positions: int64 `(N,)`, indices into `data`.
+        places: the class that each label means; None where it is the label itself.
     """
 
     data: Any
@@ -137,6 +138,7 @@ class TorchDatasetImages:
     split: str
     setting: str
     positions: Tensor
+    places: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -194,7 +196,8 @@ class TorchDatasetImages:
                     image = self.transform(image, train=seed is not None, where=where)
                 else:
                     image = check_tensor(image, self.transform.channels, where)
-            return image, _check_label(label, self.label_limit, where)
+            index = _check_label(label, self.label_limit, where)
+            return image, index if self.places is None else self.places[index]
         except UserError as error:
             return error
 

@@ -94,7 +94,14 @@ def first_difference(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def encode_labels(
-    values: Sequence[Any], column: str, split: str, names: list[str] | None, classes: int | None, *, begin: int = 0
+    values: Sequence[Any],
+    column: str,
+    split: str,
+    names: list[str] | None,
+    classes: int | None,
+    places: list[int] | None = None,
+    *,
+    begin: int = 0,
 ) -> Tensor:
     """Turns a column of labels into class indices, int64 `(N,)`.
 
@@ -104,6 +111,7 @@ def encode_labels(
         split: for errors.
         names: class names; None where there are none.
         classes: number of classes; None allows every index below `MAX_CLASSES`.
+        places: the class that each number means; None where it is the number itself.
         begin: index of the first row, for errors.
 
     Raises:
@@ -111,7 +119,7 @@ def encode_labels(
             such row is named.
     """
     index_of = {name: index for index, name in enumerate(names or [])}
-    limit = len(names) if names is not None else classes or MAX_CLASSES
+    limit = len(places or names or ()) or classes or MAX_CLASSES
     indices = []
     for row, given in enumerate(values, begin):
         value = plain_label(given)
@@ -124,5 +132,5 @@ def encode_labels(
             raise UserError(
                 f"labels: image {row} of split {split!r} has {shown} in column {column!r}, expected {wanted}: {remedy}"
             )
-        indices.append(int(index))
+        indices.append(int(index) if places is None else places[index])
     return torch.tensor(indices, dtype=torch.int64)

@@ -207,7 +207,7 @@ def _read_both(
     notes: list[str],
     classes: ModelClasses,
 ) -> tuple[LabelledSplit, LabelledSplit]:
-    """Reads the labels of the training and the evaluation images, which must have the same classes."""
+    """Reads the labels of the training and the evaluation images, the latter of classes of the former."""
     train_split, eval_split = choose_splits(train_data, eval_data, config, notes)
     if eval_data is None and eval_split is not None and eval_split.name == train_split.name:
         raise UserError(f"eval_split: {eval_split.name!r} is the split that is trained on: name another")
@@ -262,7 +262,7 @@ def open_evaluation(
         The images, and lines that tell the user what was chosen.
 
     Raises:
-        UserError: as `open_data`; also for classes other than the models'.
+        UserError: as `open_data`; also for a class that the models do not have.
     """
     notes: list[str] = []
     options = image_options(config, image_size, in_chans, flip=False)

@@ -15,7 +15,6 @@ from feature_gan_kd.data.labels import (
     are_numbers,
     class_names_of,
     encode_labels,
-    first_difference,
     numbers_as_names,
 )
 from feature_gan_kd.data.sources import Split
@@ -39,17 +38,22 @@ class Classes:
     owner: str
     order_declared: bool = True
 
-    def resolve_names(self, names: list[str] | None, split: str, *, order_declared: bool = True) -> list[str] | None:
+    def resolve_names(
+        self, names: list[str] | None, split: str, notes: list[str], *, order_declared: bool = True
+    ) -> list[str] | None:
         """Returns the class names of another split, which itself has `names` (None: has none).
+
+        Its classes may be some of these, or in another order: see `places`.
 
         Args:
             names: of the split.
             split: its name.
+            notes: gets a line where its classes are some of these, or in another order.
             order_declared: whether it declares their order, see the attribute.
 
         Raises:
-            UserError: where the split has other classes, the same in another order, or numbers of which it is not
-                known which of these names they mean.
+            UserError: where the split has a class that is none of these, or numbers of which it is not known which of
+                these names they mean.
         """
         if names is None and self.names is not None and not self.order_declared:
             raise UserError(
@@ -59,25 +63,50 @@ class Classes:
             )
         if names is None:
             return self.names
-        if self.names is None and not (self.order_declared or order_declared):
+        if self.names is not None:
+            self._match(self.names, names, split, notes)
+            return self.names
+        if not (self.order_declared or order_declared):
             raise UserError(
                 f"labels: split {split!r} has texts, {self.owner} has plain numbers, and it is not known which number "
                 "each text means: give both the same, or cast the label columns of both to "
                 "datasets.ClassLabel(names=[...])"
             )
-        count = len(self.names) if self.names is not None else self.count
-        if count is not None and len(names) != count:
+        if self.count is not None and len(names) != self.count:
             raise UserError(
-                f"labels: split {split!r} has {len(names)} classes, expected {count} as in {self.owner}: give both "
-                "the same"
-            )
-        if self.names is not None and names != self.names:
-            at = first_difference(names, self.names)
-            raise UserError(
-                f"labels: class {at} is {names[at]!r} in split {split!r} and {self.names[at]!r} in {self.owner}: "
-                "give both the same names in the same order"
+                f"labels: split {split!r} has {len(names)} classes, expected {self.count} as in {self.owner}: give "
+                "both the same"
             )
         return names
+
+    def _match(self, known: list[str], names: list[str], split: str, notes: list[str]) -> None:
+        """Notes how the names of a split are matched with those known. Raises UserError where one cannot be."""
+        if names == known:
+            return
+        for name in names:
+            if known.count(name) != 1:
+                problem = "is not among" if name not in known else "stands for several of"
+                shown = ", ".join(map(repr, known[:5])) + ", ..." * (len(known) > 5)
+                raise UserError(
+                    f"labels: class {name!r} of split {split!r} {problem} the {len(known)} classes of {self.owner} "
+                    f"({shown}): leave its images out, or name the classes as there"
+                )
+        lacking = [repr(name) for name in known if name not in set(names)]
+        shown = ", ".join(lacking[:5]) + ", ..." * (len(lacking) > 5)
+        how = f"it has no {shown}" if lacking else "they are in another order"
+        notes.append(
+            f"split {split!r}: {len(names)} of the {len(known)} classes of {self.owner}, matched by name; {how}"
+        )
+
+    def places(self, names: list[str] | None) -> list[int] | None:
+        """Returns for each class of a split its index among these; None where labels are these indices already.
+
+        Args:
+            names: of the split, as `resolve_names` has checked them.
+        """
+        if names is None or self.names is None or names == self.names:
+            return None
+        return [self.names.index(name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -157,9 +186,11 @@ def read_table(
     image, other_images = find_image_column(dataset.features, config.image_column, split.name)
     label, other_labels = find_label_column(dataset.features, config.label_column, image, split.name)
     values = dataset.select_columns([label]).with_format("arrow")[:].column(label).to_pylist()
-    values, names = _read_names(dataset.features[label], values, label, split.name, num_classes, known, notes)
+    feature = dataset.features[label]
+    values, names = _read_names(feature, values, label, split.name, num_classes, known, notes)
+    places = known.places(getattr(feature, "names", None)) if known is not None else None
     limit = known.count if known is not None and known.count is not None else len(names) if names else num_classes
-    labels = encode_labels(values, label, split.name, names, limit)
+    labels = encode_labels(values, label, split.name, names, limit, places)
     count = limit or int(labels.max()) + 1
     notes.append(
         f"split {split.name!r}: {len(dataset)} images of {count} classes in column {image!r}"
@@ -174,7 +205,7 @@ def read_table(
         num_classes=count,
         positions=torch.arange(len(dataset)),
         split=split.name,
-        order_declared=type(dataset.features[label]).__name__ == "ClassLabel",
+        order_declared=type(feature).__name__ == "ClassLabel",
         mode=getattr(dataset.features[image], "mode", None),
     )
 
@@ -197,9 +228,9 @@ def _read_names(
             return texts, known.names
     names = class_names_of(feature, values, f"column {column!r} of split {split!r}", None if known else num_classes)
     if names is None or declared or any(isinstance(value, str) for value in values):
-        return values, names if known is None else known.resolve_names(names, split, order_declared=declared)
+        return values, names if known is None else known.resolve_names(names, split, notes, order_declared=declared)
     if known is not None:
-        return values, known.resolve_names(None, split)
+        return values, known.resolve_names(None, split, notes)
     notes.append(
         f"split {split!r}: the labels are not 0 to {len(names) - 1}, so each number is the name of a class; with "
         "num_classes they are class indices"

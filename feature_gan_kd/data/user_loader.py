@@ -47,6 +47,7 @@ class UserLoader:
         label_limit: labels must be below it; None for no limit.
         split: its name, for errors.
         setting: that named the data, for errors.
+        places: the class that each label means; None where it is the label itself.
 
     Raises:
         UserError: for a loader without a length, or one that gives each process only a part of the images.
@@ -61,6 +62,7 @@ class UserLoader:
         label_limit: int | None,
         split: str,
         setting: str = "data",
+        places: list[int] | None = None,
     ) -> None:
         check_gives_all_images(loader, split, setting)
         try:
@@ -76,6 +78,7 @@ class UserLoader:
         self.label_limit = label_limit
         self.split = split
         self.setting = setting
+        self.places = None if places is None else torch.tensor(places)
         self.normalise = PixelNormaliser.identity(channels)
         self._gives_floats: bool | None = None  # as the first batch that was read
         self._more_reported = False
@@ -259,4 +262,4 @@ class UserLoader:
             row = int(bad[0])
             expected = "a whole number from 0" if self.label_limit is None else f"0 to {limit - 1}"
             raise UserError(f"labels: image {row} of {where} has the label {int(labels[row])}, expected {expected}")
-        return images, labels.long()
+        return images, labels.long() if self.places is None else self.places[labels.long().cpu()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.training.peer_group import PeerGroup
 
@@ -32,7 +33,13 @@ def describe_recipe(group: PeerGroup, idle_settings: Collection[str] = ()) -> li
             text += _what_stands_still(model, own)
             lines.setdefault(text, []).append(k)
     models = [f"model{'s' * (len(own) > 1)} {' and '.join(map(str, own))}: {text}" for text, own in lines.items()]
-    return [f"recipe {config.recipe}: {schedule}", *models, *describe_labels_and_images(config, idle_settings)]
+    left_out = [
+        f"the recipe's {name} {RECIPES[config.recipe][name]} is left out: {instead} takes its place"
+        for name, instead in config.presets_left_out().items()
+        if name in RECIPES[config.recipe] and not config.is_given(name)
+    ]
+    images = describe_labels_and_images(config, idle_settings)
+    return [f"recipe {config.recipe}: {schedule}", *models, *images, *left_out]
 
 
 def describe_labels_and_images(config: DistillConfig, idle_settings: Collection[str] = ()) -> list[str]:

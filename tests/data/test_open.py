@@ -280,6 +280,32 @@ def test_a_torch_data_set_of_pictures() -> None:
     assert all_of(mixed.evaluation)[1].tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize("kind", ["table", "stream", "torch data set", "loader of it"])
+def test_data_of_some_of_the_classes_in_another_order(kind: str) -> None:
+    """The models' rows are those of the names, whatever number the data give them; also with a given num_classes."""
+    table = make(10, names=("dog", "cat"))
+    tensors = TensorDataset(torch.rand(10, 3, 8, 8), torch.arange(10) % 2)
+    tensors.classes = ["dog", "cat"]
+    data = {
+        "table": table,
+        "stream": table.to_iterable_dataset(),
+        "torch data set": tensors,
+        "loader of it": DataLoader(tensors, batch_size=5),
+    }[kind]
+    source, notes = open_evaluation(
+        data,
+        DistillConfig(max_eval_samples=10 if kind == "stream" else None),
+        normalisation=Normalisation((0.0,) * 3, (1.0,) * 3),
+        image_size=8,
+        in_chans=3,
+        class_names=["bee", "cat", "dog"],
+        num_classes=3,
+        num_classes_given=True,
+    )
+    assert all_of(source)[1].tolist() == [2, 1] * 5
+    assert any("2 of the 3 classes of the models, matched by name; it has no 'bee'" in note for note in notes)
+
+
 TENSORS = TensorDataset(torch.randn(10, 3, 8, 8), torch.arange(10) % 2)
 
 
@@ -410,13 +436,13 @@ BAD = {
         make(4),
         make(4, names="abc"),
         {},
-        "^labels: split 'evaluation' has 3 classes, expected 2 as in split 'train'",
+        r"^labels: class 'a' of split 'evaluation' is not among the 2 classes of split 'train' \('cat', 'dog'\): leave",
     ),
     "torch classes": (
         make(4, names="abc"),
         Pictures(),
         {},
-        "^labels: split 'evaluation' has 2 classes, expected 3 as in split 'train'",
+        "^labels: class 'cat' of split 'evaluation' is not among the 3 classes of split 'train'",
     ),
     "loader": (
         DataLoader(TENSORS),

@@ -352,6 +352,17 @@ def test_the_recipe_is_said() -> None:
     ]
 
 
+@pytest.mark.parametrize("instead", [{"color_jitter": 0.4}, {"augmentation": "none"}], ids=str)
+def test_a_preset_that_gives_way_is_said(instead: dict[str, Any]) -> None:
+    built = distiller("test_resnet", "test_vit", recipe="scratch", **instead)
+    ((name, value),) = instead.items()
+    line = f"the recipe's aa rand-m9-mstd0.5 is left out: {name} {value} takes its place"
+    assert line in describe_recipe(built.group)
+    assert built.config.aa is None
+    given = distiller("test_resnet", "test_vit", recipe="scratch", aa=None, **instead)
+    assert line not in describe_recipe(given.group)
+
+
 RUN = "train --models test_resnet test_vit --image-size 32 --epochs 1 --batch-size 64 --max-train-samples 128"
 
 
