@@ -112,8 +112,8 @@ def _read_torch_dataset(
 
 def _channels_error(split: Split, transform: ImageTransform) -> UserError:
     return UserError(
-        f"in_chans: the images of split {split.name!r} are decoded to 1 or 3 channels, the models take "
-        f"{transform.channels}: give a torch Dataset or DataLoader of tensors"
+        f"{split.setting}: the images of split {split.name!r} are decoded to 1 or 3 channels, the models take "
+        f"{transform.channels} (in_chans): give a torch Dataset or DataLoader of tensors"
     )
 
 

@@ -196,7 +196,7 @@ def test_tensors_may_have_any_number_of_channels(channels: int, dtype: torch.dty
         images, _ = all_of(opened(data, data, channels=channels).evaluation)
         assert images.shape == (8, channels, 8, 8)
     with pytest.raises(
-        UserError, match=r"^in_chans: .* are decoded to 1 or 3 channels, the models take 4: give a torch"
+        UserError, match=r"^data: .* are decoded to 1 or 3 channels, the models take 4 \(in_chans\): give a torch"
     ):
         opened(Lying(), Lying(), channels=4)
 
@@ -402,7 +402,7 @@ BAD = {
         make(4),
         None,
         {"channels": 4},
-        "^in_chans: the images of split 'train' are decoded to 1 or 3 channels, the models take 4: give",
+        r"^data: the images of split 'train' are decoded to 1 or 3 channels, the models take 4 \(in_chans\): give",
     ),
     "one class": (plain([3] * 10), None, {}, "^labels: all 8 images to train on are of class 3, at least 2 classes"),
     "one image": (plain([0]), plain([0]), {}, "^data: split 'train' has 1 image to train on, at least 2 are needed"),
