@@ -118,13 +118,9 @@ def load_folder_of_files(path: Path, setting: str, *, streaming: bool) -> dict[s
     files = builder.config.data_files
     metadata = {name: [file for file in own if os.path.basename(file) in _METADATA] for name, own in files.items()}
     named = [file for own in metadata.values() for file in own]
+    of_csv = bool(named) and all(extension(file) == ".csv" for file in named)
     is_plain = isinstance(builder, ImageFolder) and not builder.config.drop_metadata
-    if (
-        is_plain
-        and not _card_states(path, "dataset_info")
-        and named
-        and all(extension(file) == ".csv" for file in named)
-    ):
+    if of_csv and is_plain and not _card_states(path, "dataset_info"):
         return _as_streams(read_metadata(path, metadata, setting), streaming=streaming)
     # Without its files, `datasets` takes images that it cached of another folder of this name, or of earlier files.
     return dict(datasets.load_dataset(str(path), data_files=files, streaming=streaming))

@@ -13,6 +13,7 @@ from feature_gan_kd.data.augmentation import (
     MAX_CROP_FLIP_SIZE,
     ImageOptions,
     check_training,
+    idle_settings,
     image_options,
     note_idle_preset,
 )
@@ -55,7 +56,7 @@ class Data:
         evaluation_fingerprint: of those to evaluate on alone.
         crop_pct: share of each side of the images to evaluate on that was kept. Of tensors and of a `DataLoader` it is
             what the user states, else all.
-        idle_settings: what the recipe presets and these training images cannot follow.
+        idle_settings: those of the augmentation that do not act on these training images.
         train_labels: class indices of the training images, int64 `(N,)`; None where they are not known beforehand.
     """
 
@@ -153,7 +154,7 @@ def open_data(
         fingerprint=_fingerprint(train_source, evaluated, train_transform),
         evaluation_fingerprint=evaluated,
         crop_pct=options.transform.evaluation_crop_pct if _given_as(evaluation) is None else config.crop_pct or 1.0,
-        idle_settings=["aa"] if idle else [],
+        idle_settings=idle_settings(config, own=train_transform, given_as=given_as),
         train_labels=labels,
     )
 

@@ -131,8 +131,8 @@ def model_card(
         f"# {card_info.architecture}",
         f"A classifier of images of {card_info.image_size} x {card_info.image_size} pixels and "
         f"{card_info.in_chans} channel{'s' * (card_info.in_chans > 1)} into {card_info.num_classes} classes"
-        f"{_class_list(card_info.class_names)}: model {card_info.index + 1} of the {len(card_info.peers) + 1} in "
-        f"its run, {_which_weights(card_info)}.",
+        f"{_class_list(card_info.class_names)}: model {card_info.index}, counted from 0, of the "
+        f"{len(card_info.peers) + 1} in its run, {_which_weights(card_info)}.",
         _results_section(card_info),
         _method_section(card_info),
         _usage_section(model, card_info, format, rebuildable),
