@@ -122,8 +122,9 @@ def load_folder_of_files(path: Path, setting: str, *, streaming: bool) -> dict[s
     is_plain = isinstance(builder, ImageFolder) and not builder.config.drop_metadata
     if of_csv and is_plain and not _card_states(path, "dataset_info"):
         return _as_streams(read_metadata(path, metadata, setting), streaming=streaming)
-    # Without its files, `datasets` takes images that it cached of another folder of this name, or of earlier files.
-    return dict(datasets.load_dataset(str(path), data_files=files, streaming=streaming))
+    # Of a card that names files, `datasets` takes what it cached of another folder of this name, or of earlier files.
+    stated = files if _card_states(path, "configs") else None
+    return dict(datasets.load_dataset(str(path), data_files=stated, streaming=streaming))
 
 
 def _card_states(path: Path, what: str) -> bool:
