@@ -168,7 +168,7 @@ class OnlineAdversarialDistiller:
         """Measures each model, its averaged weights, and the ensemble (mean of the logits).
 
         Args:
-            data: as `eval_data` of `fit` (its evaluation split is taken); None takes that of the last training.
+            data: as `eval_data` of `fit`, also of some classes alone; None takes that of the last training.
 
         Returns:
             By model `accuracy`, `top5`, `macro_f1`, `class_accuracy` (percent), `cross_entropy` (nats) and `confusions`

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -304,19 +305,21 @@ class Parser:
         return parser
 
 
-def _convert(expected: ValueType, word: str) -> Any:
+def _convert(expected: ValueType, word: str, whom: str = "") -> Any:
     try:
         value = expected.scalar(word)
     except ValueError:
         value = None
     if not expected.accepts_item(value):
-        raise argparse.ArgumentTypeError(f"{word!r} is not allowed, expected {expected.describe_item()}")
+        raise argparse.ArgumentTypeError(f"{word!r} is not allowed{whom}, expected {expected.describe_item()}")
     return value
 
 
 def _convert_of_peer(expected: ValueType, word: str) -> Any:
     found = re.fullmatch(r"(\d+):(.*)", word)
-    return _convert(expected, word) if found is None else _OfPeer(int(found[1]), _convert(expected, found[2]))
+    if found is None:
+        return _convert(expected, word)
+    return _OfPeer(int(found[1]), _convert(expected, found[2], f" for model {found[1]}"))
 
 
 def _split_by_peer(arguments: Sequence[Argument], known: dict[str, Any]) -> tuple[Given, Own]:
@@ -337,6 +340,13 @@ def _split_by_peer(arguments: Sequence[Argument], known: dict[str, Any]) -> tupl
             given[one.name] = tuple(value) if isinstance(value, list) else value
             continue
         for occurrence in value:
+            for before, word in itertools.pairwise(occurrence if one.type.is_list else []):
+                if isinstance(before, _OfPeer) and not isinstance(word, _OfPeer):
+                    raise UserError(
+                        f"{one.label}: {_show(word)} is for all models, behind {before.peer}:{_show(before.value)} for "
+                        f"model {before.peer}: write {before.peer}: before each number of this model, and its numbers "
+                        "behind those for all"
+                    )
             for peer, items in _by_peer(occurrence).items():
                 if len(items) > 1 and not one.type.is_list:
                     whom = "all models" if peer is None else f"model {peer}"

@@ -87,19 +87,21 @@ class DistillConfig(
         if not (self.labels or self.is_given("method")):
             object.__setattr__(self, "method", METHOD_WITHOUT_LABELS)
         for name, value in {**METHODS[self.method], **RECIPES[self.recipe]}.items():
-            if not (self.is_given(name) or name in self._without_effect()):
+            if not (self.is_given(name) or name in self.presets_left_out()):
                 object.__setattr__(self, name, value)
         self._convert_warmup()
         self._check_combinations()
 
-    def _without_effect(self) -> tuple[str, ...]:
-        """Settings that no preset turns on, because the user's own keep them from acting."""
-        names: tuple[str, ...] = () if self.labels else LABEL_SETTINGS
-        if METHODS[self.method].get("decay_only_update"):
-            names = (*names, "joint_backward")
+    def presets_left_out(self) -> dict[str, str]:
+        """Settings that no preset turns on, each with why it would not act beside the user's own settings."""
+        found = {} if self.labels else dict.fromkeys(LABEL_SETTINGS, "the models learn without labels")
+        if self.decay_only_update:
+            found["joint_backward"] = "decay_only_update needs a second optimiser"
         if self.augmentation == "none":
-            return (*names, *IMAGE_SETTINGS, "reprob")
-        return (*names, "aa") if self.color_jitter else names
+            found |= dict.fromkeys((*IMAGE_SETTINGS, "reprob"), "augmentation none takes its place")
+        elif self.color_jitter:
+            found["aa"] = f"color_jitter {self.color_jitter:g} takes its place"
+        return found
 
     def _convert_warmup(self) -> None:
         """Keeps a warm-up in epochs as the fraction of the run that it is: all times are fractions."""

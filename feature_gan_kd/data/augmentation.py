@@ -134,6 +134,14 @@ def note_idle_preset(config: DistillConfig, *, own: OwnTransform | None, given_a
     return [f"the recipe's {config.aa} does not act: {instead}"]
 
 
+def idle_settings(config: DistillConfig, *, own: OwnTransform | None, given_as: str | None) -> list[str]:
+    """Returns the settings of the augmentation that do not act on the training images, see above."""
+    idle = [] if own is None and given_as is None else ["augmentation", *IMAGE_SETTINGS]
+    if given_as == "a DataLoader":
+        idle.append("reprob")
+    return idle + ["remode", "recount"] * (not config.reprob)
+
+
 def _is_asked(config: DistillConfig, name: str) -> bool:
     """Whether the user, and not the recipe, asks for a change of images by this setting."""
     if name == "augmentation":

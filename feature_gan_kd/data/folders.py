@@ -74,7 +74,7 @@ def load_image_folder(
     Raises:
         UserError: where the split or the class of an image is not known.
     """
-    if _states_its_files(path):
+    if _card_states(path, "configs"):
         return None
     listing = _list_files(path)
     if not listing.is_image_folder():
@@ -102,15 +102,45 @@ def load_image_folder(
     return _as_streams({name: _dataset(path, files[name], class_names[name]) for name in files}, streaming=streaming)
 
 
-def _states_its_files(path: Path) -> bool:
-    """Whether the folder's card says which files make up which split, as those of the hub may."""
+def load_folder_of_files(path: Path, setting: str, *, streaming: bool) -> dict[str, Any]:
+    """Reads a folder of another kind by `datasets`, as one whose card says which files make up which split.
+
+    Args:
+        path: of the folder.
+        setting: that named it, for errors.
+        streaming: read from front to back.
+
+    Returns:
+        As `load_image_folder`; the splits have the names that the card gives them.
+
+    Raises:
+        UserError: for a metadata.csv that cannot be understood.
+    """
+    import datasets
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    builder = datasets.load_dataset_builder(str(path))
+    files = builder.config.data_files
+    metadata = {name: [file for file in own if os.path.basename(file) in _METADATA] for name, own in files.items()}
+    named = [file for own in metadata.values() for file in own]
+    of_csv = bool(named) and all(extension(file) == ".csv" for file in named)
+    is_plain = isinstance(builder, ImageFolder) and not builder.config.drop_metadata
+    if of_csv and is_plain and not _card_states(path, "dataset_info"):
+        return _as_streams(read_metadata(path, metadata, setting), streaming=streaming)
+    # Of a card that names files, `datasets` takes what it cached of another folder of this name, or of earlier files.
+    stated = files if _card_states(path, "configs") else None
+    return dict(datasets.load_dataset(str(path), data_files=stated, streaming=streaming))
+
+
+def _card_states(path: Path, what: str) -> bool:
+    """Whether the folder has a card, as those of the hub, that states this: `configs` are the files of its splits."""
     try:
         lines = (path / "README.md").read_text(errors="replace").splitlines()
     except OSError:
         return False
     if lines[:1] != ["---"] or "---" not in lines[1:]:
         return False
-    return any(line.startswith("configs:") for line in lines[: lines.index("---", 1)])
+    return any(line.startswith(f"{what}:") for line in lines[: lines.index("---", 1)])
 
 
 def _list_files(path: Path) -> _Listing:

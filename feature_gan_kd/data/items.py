@@ -129,6 +129,7 @@ class TorchDatasetImages:
         setting: that named the data, for messages.
         positions: int64 `(N,)`, indices into `data`.
         labels: whether each item must be a pair of an image and a label, and not an image alone.
+        places: the class that each label means; None where it is the label itself.
     """
 
     data: Any
@@ -140,6 +141,7 @@ class TorchDatasetImages:
     setting: str
     positions: Tensor
     labels: bool = True
+    places: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -222,7 +224,8 @@ class TorchDatasetImages:
                     image = self.transform(image, train=seed is not None, where=where)
                 else:
                     image = check_tensor(image, self.transform.channels, where)
-            return image, _check_label(label, self.label_limit, where)
+            known = _check_label(label, self.label_limit, where)
+            return image, known if self.places is None or known == NO_LABEL else self.places[known]
         except UserError as error:
             return error
 

@@ -65,24 +65,37 @@ def read_split(
         read = read_stream if is_stream(split.data) else read_table
         return read(split, config, notes, classes.count, known)
     names = declared_names(split, notes)
-    if names is not None and classes.given and len(names) != classes.count:
+    by_name = known is not None and known.names is not None and set(names or ()) <= set(known.names)
+    if names is not None and classes.given and len(names) != classes.count and not by_name:
         notes.append(
             f"split {split.name!r}: its {len(names)} class names are not used, since num_classes is {classes.count}"
         )
         names = None
+    own, places = names, None
     if known is not None:
-        names = known.resolve_names(names, split.name)
+        names = known.resolve_names(own, split.name, notes)
+        places = known.places(own)
     count = known.count if known is not None and known.count is not None else len(names) if names else None
-    limit = count if count is not None else classes.count
+    limit = len(places) if places is not None else count if count is not None else classes.count
     if isinstance(split.data, DataLoader):
         if config.skip_bad_images:
             raise UserError("skip_bad_images: a DataLoader is used as it is: skip them in its data set instead")
         notes.append(f"split {split.name!r}: batches as the DataLoader gives them; batch_size is not used")
-        channels = transform.channels
-        loader = UserLoader(split.data, channels, names, count, limit, split.name, split.setting, labels=config.labels)
+        loader = UserLoader(
+            split.data,
+            transform.channels,
+            names,
+            count,
+            limit,
+            split.name,
+            split.setting,
+            places,
+            labels=config.labels,
+        )
         check_length(split.data, split.name, split.setting, evaluation=known is not None)
         return loader
-    return _read_torch_dataset(split, config, transform, notes, names, count, limit)
+    images = _read_torch_dataset(split, config, transform, notes, names, count, limit)
+    return replace(images, places=places)
 
 
 def _read_torch_dataset(
@@ -112,8 +125,8 @@ def _read_torch_dataset(
 
 def _channels_error(split: Split, transform: ImageTransform) -> UserError:
     return UserError(
-        f"in_chans: the images of split {split.name!r} are decoded to 1 or 3 channels, the models take "
-        f"{transform.channels}: give a torch Dataset or DataLoader of tensors"
+        f"{split.setting}: the images of split {split.name!r} are decoded to 1 or 3 channels, the models take "
+        f"{transform.channels} (in_chans): give a torch Dataset or DataLoader of tensors"
     )
 
 

@@ -103,7 +103,14 @@ def first_difference(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def encode_labels(
-    values: Sequence[Any], column: str, split: str, names: list[str] | None, classes: int | None, *, begin: int = 0
+    values: Sequence[Any],
+    column: str,
+    split: str,
+    names: list[str] | None,
+    classes: int | None,
+    places: list[int] | None = None,
+    *,
+    begin: int = 0,
 ) -> Tensor:
     """Turns a column of labels into class indices, int64 `(N,)`; `NO_LABEL` where there is none, see `is_missing`.
 
@@ -113,6 +120,7 @@ def encode_labels(
         split: for errors.
         names: class names; None where there are none.
         classes: number of classes; None allows every index below `MAX_CLASSES`.
+        places: the class that each number means; None where it is the number itself.
         begin: index of the first row, for errors.
 
     Raises:
@@ -120,7 +128,7 @@ def encode_labels(
             named.
     """
     index_of = {name: index for index, name in enumerate(names or [])}
-    limit = len(names) if names is not None else classes or MAX_CLASSES
+    limit = len(places or names or ()) or classes or MAX_CLASSES
     indices = []
     for row, given in enumerate(values, begin):
         value = plain_label(given)
@@ -136,5 +144,5 @@ def encode_labels(
                 f"labels: image {row} of split {split!r} has the label {reprlib.repr(value)} in column {column!r}, "
                 f"expected {wanted}: {remedy}"
             )
-        indices.append(int(index))
+        indices.append(int(index) if places is None else places[index])
     return torch.tensor(indices, dtype=torch.int64)

@@ -12,6 +12,7 @@ from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.augmentation import (
     MAX_CROP_FLIP_SIZE,
     check_training,
+    idle_settings,
     image_options,
     note_idle_preset,
 )
@@ -53,7 +54,7 @@ class Data:
         evaluation_fingerprint: of those to evaluate on alone; empty where there are none.
         crop_pct: share of each side of the images to evaluate on that was kept. Of tensors and of a `DataLoader` it is
             what the user states, else all.
-        idle_settings: what the recipe presets and these training images cannot follow.
+        idle_settings: those of the augmentation that do not act on these training images.
         train_labels: class indices of the training images, int64 `(N,)`, -1 for no label; None where they are not known
             beforehand.
         unlabeled_images: number of training images without a label; None where it is not known beforehand.
@@ -134,8 +135,7 @@ def open_data(
     train, evaluation = read_both(train_data, eval_data, unlabeled_data, config, options, notes, classes)
     given_as = _given_as(train)
     check_training(config, image_size, own=train_transform, given_as=given_as)
-    idle = note_idle_preset(config, own=train_transform, given_as=given_as)
-    notes += idle
+    notes += note_idle_preset(config, own=train_transform, given_as=given_as)
     train_source = build_source(train, options, notes, training=for_training)
     eval_source = None if evaluation is None else build_source(evaluation, options, notes)
     labels = known_labels(train_source)
@@ -169,7 +169,7 @@ def open_data(
         fingerprint=_fingerprint(train_source, evaluated, train_transform),
         evaluation_fingerprint=evaluated,
         crop_pct=options.transform.evaluation_crop_pct if given is None else config.crop_pct or 1.0,
-        idle_settings=["aa"] if idle else [],
+        idle_settings=idle_settings(config, own=train_transform, given_as=given_as),
         train_labels=labels,
         unlabeled_images=missing,
     )

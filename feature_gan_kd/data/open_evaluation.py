@@ -56,7 +56,7 @@ def open_evaluation(
         The images, and lines that tell the user what was chosen.
 
     Raises:
-        UserError: as `open_data`; also for classes other than the models'.
+        UserError: as `open_data`; also for a class that the models do not have.
     """
     notes: list[str] = []
     options = image_options(config, image_size, in_chans, flip=False)

@@ -35,7 +35,7 @@ def read_both(
     notes: list[str],
     classes: ModelClasses,
 ) -> tuple[LabelledSplit, LabelledSplit | None]:
-    """Reads the labels of the training and the evaluation images, which must have the same classes."""
+    """Reads the labels of the training and the evaluation images, the latter of classes of the former."""
     train_split, eval_split = choose_splits(train_data, eval_data, config, notes)
     if eval_data is None and eval_split is not None and eval_split.name == train_split.name:
         raise UserError(f"eval_split: {eval_split.name!r} is the split that is trained on: name another")

@@ -14,7 +14,7 @@ from typing import Any
 import torch.utils.data
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.data.folders import load_image_folder
+from feature_gan_kd.data.folders import load_folder_of_files, load_image_folder
 from feature_gan_kd.utils.errors import UserError, reason
 from feature_gan_kd.utils.offline import offline_without_internet
 
@@ -230,7 +230,7 @@ def _load_path(path: Path, streaming: bool, setting: str, notes: list[str], *, l
             raise UserError(f"streaming: {path} is read as it is needed in any case: leave it out")
         return datasets.load_from_disk(str(path))
     folder = load_image_folder(path, setting, notes, streaming=streaming, labels=labels)
-    return datasets.load_dataset(str(path), streaming=streaming) if folder is None else folder
+    return load_folder_of_files(path, setting, streaming=streaming) if folder is None else folder
 
 
 def _load_from_hub(name: str, streaming: bool, setting: str) -> Any:

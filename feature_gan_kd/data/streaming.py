@@ -53,6 +53,7 @@ class Stream:
         class_names: by class index; None where the data have none.
         num_classes: number of classes; None where they are not known.
         numbers_are_names: whether a label that is a number is the name of a class, not its index.
+        places: see `encode_labels`.
         length: number of images in one epoch.
         split: its name.
         mode: see `Table`.
@@ -67,6 +68,7 @@ class Stream:
     length: int
     split: str
     mode: str | None = None
+    places: list[int] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -90,7 +92,9 @@ class Stream:
         return Table(
             rows=rows,
             image=self.image,
-            labels=encode_labels(values, str(self.label), self.split, self.class_names, self.num_classes, begin=begin),
+            labels=encode_labels(
+                values, str(self.label), self.split, self.class_names, self.num_classes, self.places, begin=begin
+            ),
             class_names=self.class_names,
             num_classes=self.num_classes,
             positions=torch.arange(begin, begin + len(rows)),
@@ -127,8 +131,8 @@ def read_stream(
     label, other_labels = find_label_column(features, config.label_column, image, split.name, required=config.labels)
     declared = names = None
     if label is not None:
-        declared = class_names_of(features[label], [], label, num_classes)
-        names = _stream_class_names(declared, str(getattr(features[label], "dtype", "")), label, split.name, known)
+        declared, dtype = class_names_of(features[label], [], label, num_classes), getattr(features[label], "dtype", "")
+        names = _stream_class_names(declared, str(dtype), label, split.name, known, notes)
     count = known.count if known is not None and known.count is not None else len(names) if names else num_classes
     length = _length(stream, split.name, config, training=known is None)
     notes.append(
@@ -147,6 +151,7 @@ def read_stream(
         length=length,
         split=split.name,
         mode=getattr(features[image], "mode", None),
+        places=known.places(declared) if known is not None else None,
     )
 
 
@@ -182,7 +187,7 @@ def _undecoded(stream: Any, image: str) -> Any:
 
 
 def _stream_class_names(
-    declared: list[str] | None, dtype: str, column: str, split: str, known: Classes | None
+    declared: list[str] | None, dtype: str, column: str, split: str, known: Classes | None, notes: list[str]
 ) -> list[str] | None:
     """Returns the names of the classes of a stream, those that it declares or those `known`.
 
@@ -192,7 +197,7 @@ def _stream_class_names(
     texts = "string" in dtype
     if declared is None and known is not None and known.names is not None and (texts or are_numbers(known.names)):
         return known.names  # a text is a name, and so is a number where all names are numbers
-    names = declared if known is None else known.resolve_names(declared, split)
+    names = declared if known is None else known.resolve_names(declared, split, notes)
     if names is None and texts:
         raise UserError(
             f"labels: column {column!r} of the streamed split {split!r} holds texts, so its classes are not known "

@@ -16,7 +16,7 @@ from feature_gan_kd.data.labels import (
     are_numbers,
     class_names_of,
     encode_labels,
-    first_difference,
+    is_missing,
     numbers_as_names,
 )
 from feature_gan_kd.data.sources import Split
@@ -40,17 +40,22 @@ class Classes:
     owner: str
     order_declared: bool = True
 
-    def resolve_names(self, names: list[str] | None, split: str, *, order_declared: bool = True) -> list[str] | None:
+    def resolve_names(
+        self, names: list[str] | None, split: str, notes: list[str], *, order_declared: bool = True
+    ) -> list[str] | None:
         """Returns the class names of another split, which itself has `names` (None: has none).
+
+        Its classes may be some of these, or in another order: see `places`.
 
         Args:
             names: of the split.
             split: its name.
+            notes: gets a line where its classes are some of these, or in another order.
             order_declared: whether it declares their order, see the attribute.
 
         Raises:
-            UserError: where the split has other classes, the same in another order, or numbers of which it is not
-                known which of these names they mean.
+            UserError: where the split has a class that is none of these, or numbers of which it is not known which of
+                these names they mean.
         """
         if names is None and self.names is not None and not self.order_declared:
             raise UserError(
@@ -60,25 +65,50 @@ class Classes:
             )
         if names is None:
             return self.names
-        if self.names is None and not (self.order_declared or order_declared):
+        if self.names is not None:
+            self._match(self.names, names, split, notes)
+            return self.names
+        if not (self.order_declared or order_declared):
             raise UserError(
                 f"labels: split {split!r} has texts, {self.owner} has plain numbers, and it is not known which number "
                 "each text means: give both the same, or cast the label columns of both to "
                 "datasets.ClassLabel(names=[...])"
             )
-        count = len(self.names) if self.names is not None else self.count
-        if count is not None and len(names) != count:
+        if self.count is not None and len(names) != self.count:
             raise UserError(
-                f"labels: split {split!r} has {len(names)} classes, expected {count} as in {self.owner}: give both "
-                "the same"
-            )
-        if self.names is not None and names != self.names:
-            at = first_difference(names, self.names)
-            raise UserError(
-                f"labels: class {at} is {names[at]!r} in split {split!r} and {self.names[at]!r} in {self.owner}: "
-                "give both the same names in the same order"
+                f"labels: split {split!r} has {len(names)} classes, expected {self.count} as in {self.owner}: give "
+                "both the same"
             )
         return names
+
+    def _match(self, known: list[str], names: list[str], split: str, notes: list[str]) -> None:
+        """Notes how the names of a split are matched with those known. Raises UserError where one cannot be."""
+        if names == known:
+            return
+        for name in names:
+            if known.count(name) != 1:
+                problem = "is not among" if name not in known else "stands for several of"
+                shown = ", ".join(map(repr, known[:5])) + ", ..." * (len(known) > 5)
+                raise UserError(
+                    f"labels: class {name!r} of split {split!r} {problem} the {len(known)} classes of {self.owner} "
+                    f"({shown}): leave its images out, or name the classes as there"
+                )
+        lacking = [repr(name) for name in known if name not in set(names)]
+        shown = ", ".join(lacking[:5]) + ", ..." * (len(lacking) > 5)
+        how = f"it has no {shown}" if lacking else "they are in another order"
+        notes.append(
+            f"split {split!r}: {len(names)} of the {len(known)} classes of {self.owner}, matched by name; {how}"
+        )
+
+    def places(self, names: list[str] | None) -> list[int] | None:
+        """Returns for each class of a split its index among these; None where labels are these indices already.
+
+        Args:
+            names: of the split, as `resolve_names` has checked them.
+        """
+        if names is None or self.names is None or names == self.names:
+            return None
+        return [self.names.index(name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -177,9 +207,10 @@ def read_table(
         )
         return _unlabeled_table(dataset, image, split.name)
     values = dataset.select_columns([label]).with_format("arrow")[:].column(label).to_pylist()
-    values, names = _read_names(dataset.features[label], values, label, split.name, num_classes, known, notes)
+    feature = dataset.features[label]
+    values, names, places = _read_names(feature, values, label, split.name, num_classes, known, notes)
     limit = known.count if known is not None and known.count is not None else len(names) if names else num_classes
-    labels = encode_labels(values, label, split.name, names, limit)
+    labels = encode_labels(values, label, split.name, names, limit, places)
     count = limit or int(labels.max()) + 1 or None
     notes.append(
         f"split {split.name!r}: {len(dataset)} images{f' of {count} classes' if count else ''} in column {image!r}"
@@ -191,7 +222,7 @@ def read_table(
         labels=labels,
         class_names=names,
         num_classes=count,
-        order_declared=type(dataset.features[label]).__name__ == "ClassLabel",
+        order_declared=type(feature).__name__ == "ClassLabel",
     )
 
 
@@ -269,21 +300,28 @@ def _read_names(
     num_classes: int | None,
     known: Classes | None,
     notes: list[str],
-) -> tuple[list[Any], list[str] | None]:
-    """Returns the labels as texts where these name the classes, else as they are, and the names of the classes."""
+) -> tuple[list[Any], list[str] | None, list[int] | None]:
+    """Returns the labels, the names of the classes and the class that each number means, see `encode_labels`.
+
+    The labels are texts where these name the classes, else as they are.
+    """
     declared = type(feature).__name__ == "ClassLabel"
+    if known is not None and all(map(is_missing, values)):
+        return values, known.names, None  # such a split is passed over, whatever classes it declares
     if known is not None and known.names and not declared:
         # Texts and numbers become names by themselves. A split in which some class has no image would have others.
         texts = numbers_as_names(values) if are_numbers(known.names) else values
         if any(isinstance(value, str) for value in texts):
-            return texts, known.names
+            return texts, known.names, None
     names = class_names_of(feature, values, f"column {column!r} of split {split!r}", None if known else num_classes)
     if names is None or declared or any(isinstance(value, str) for value in values):
-        return values, names if known is None else known.resolve_names(names, split, order_declared=declared)
+        if known is None:
+            return values, names, None
+        return values, known.resolve_names(names, split, notes, order_declared=declared), known.places(names)
     if known is not None:
-        return values, known.resolve_names(None, split)
+        return values, known.resolve_names(None, split, notes), None
     notes.append(
         f"split {split!r}: the labels are not 0 to {len(names) - 1}, so each number is the name of a class; with "
         "num_classes they are class indices"
     )
-    return numbers_as_names(values), names
+    return numbers_as_names(values), names, None

@@ -49,6 +49,7 @@ class UserLoader:
         label_limit: labels must be below it; None for no limit.
         split: its name, for errors.
         setting: that named the data, for errors.
+        places: the class that each label means; None where it is the label itself.
         labels: whether each batch must be a pair of images and labels, and not images alone.
 
     Attributes:
@@ -67,6 +68,7 @@ class UserLoader:
         label_limit: int | None,
         split: str,
         setting: str = "data",
+        places: list[int] | None = None,
         *,
         labels: bool = True,
     ) -> None:
@@ -84,6 +86,7 @@ class UserLoader:
         self.label_limit = label_limit
         self.split = split
         self.setting = setting
+        self.places = None if places is None else torch.tensor(places)
         self.labels = labels
         self.unlabeled = UnlabeledRule(split)
         self.normalise = PixelNormaliser.identity(channels)
@@ -289,4 +292,7 @@ class UserLoader:
             row = int(bad[0])
             expected = "a whole number from 0" if self.label_limit is None else f"0 to {limit - 1}"
             raise UserError(f"labels: image {row} of {where} has the label {int(labels[row])}, expected {expected}")
+        if self.places is not None:
+            labels = labels.long().cpu()
+            labels = torch.where(labels == NO_LABEL, labels, self.places[labels.clamp(min=0)])
         return images, labels.long()

@@ -138,7 +138,7 @@ def model_card(
     sections = [
         f"---\n{front.to_yaml()}\n---",
         f"# {card_info.architecture}",
-        f"{_what_it_is(card_info)}: model {card_info.index + 1} of the {len(card_info.peers) + 1} in "
+        f"{_what_it_is(card_info)}: model {card_info.index}, counted from 0, of the {len(card_info.peers) + 1} in "
         f"its run, {_which_weights(card_info)}.",
         _results_section(card_info),
         _method_section(card_info),

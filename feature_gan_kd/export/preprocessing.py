@@ -84,13 +84,19 @@ class Preprocessing:
         input_size: channels, height and width of the images that the model takes.
 
     Raises:
-        UserError: where it does not state that.
+        UserError: where it does not state that, or takes images of other channels than image files have.
     """
 
     def __init__(self, found: OpenedModel) -> None:
         with stated_form(found):
             channels, height, width = map(int, found.cfg["input_size"])
             self.input_size = (channels, height, width)
+        if channels not in (1, 3):
+            raise UserError(
+                f"{found.name}: takes images of {channels} channels, image files are decoded to 3 (RGB) or 1 (grey): "
+                "load the model with timm and give it tensors"
+            )
+        with stated_form(found):
             self.transform: Any = create_transform(
                 **resolve_data_config({}, pretrained_cfg=dict(found.cfg)), is_training=False
             )

@@ -287,6 +287,12 @@ def build_step(
     scalers = _scalers(modules, config)
     has_extractor = any(modules.extractors[k] for k in range(len(modules.tapped)) if k not in modules.frozen)
     if weights.updates_extractors and not has_extractor:
+        learners = [k for k in range(len(modules.tapped)) if k not in modules.frozen]
+        if any((own[k] if own else config).freeze_backbone for k in learners):
+            raise UserError(
+                "freeze_backbone: it freezes every layer before the maps of all models that learn, which method "
+                f"{config.method} trains: leave one of them out of it, or choose method logit"
+            )
         raise UserError("models: every layer before the tapped maps is frozen: unfreeze one, or choose method logit")
     return AdversarialStep(
         modules.tapped,

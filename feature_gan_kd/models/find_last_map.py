@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.models.dataflow import ImageFlow, Node, upstream_nodes
-from feature_gan_kd.models.map_layout import Grid, MapLayout, RecordedOutputs, convolution_grids, map_layout, recording
+from feature_gan_kd.models.map_layout import Grid, MapLayout, RecordedOutputs, map_layout, recording
 from feature_gan_kd.models.tapped_model import Layout, Tap, evaluating, output_of, tensors_of
 from feature_gan_kd.utils.errors import UserError
 
@@ -37,7 +37,7 @@ class OutputTensor:
     is_pooled: bool
 
 
-def find_last_map(model: nn.Module, images: Tensor, recorded: RecordedOutputs, name: str) -> Tap:
+def find_last_map(model: nn.Module, images: Tensor, recorded: RecordedOutputs, grids: Sequence[Grid], name: str) -> Tap:
     """Finds the last map through which everything passes that the logits get from the images.
 
     It is tapped at the outermost module that outputs it. A map of one position counts if it grows with the images, as
@@ -47,6 +47,7 @@ def find_last_map(model: nn.Module, images: Tensor, recorded: RecordedOutputs, n
         model: any module that maps images to logits.
         images: (batch, channels, height, width); on the meta device nothing is computed.
         recorded: the outputs of its modules in a forward pass without gradients.
+        grids: of its convolutions or patches, see `map_layout`.
         name: of the model, for error lines.
 
     Raises:
@@ -57,7 +58,6 @@ def find_last_map(model: nn.Module, images: Tensor, recorded: RecordedOutputs, n
     flow = ImageFlow(leaf, logits)
     if not flow.nodes:
         raise UserError(f"{name}: its logits do not follow from the images by gradients: {_REMEDY}")
-    grids = convolution_grids(model, recorded)
     layouts = _main_maps(model, outputs, recorded, flow, grids)
     last = _last(layouts, flow)
     found = _last_of_one_position(model, images, layouts, flow, last, name) or last
@@ -129,7 +129,7 @@ def _record_flow(model: nn.Module, images: Tensor, name: str) -> tuple[Tensor, l
 
 
 def _main_maps(
-    model: nn.Module, outputs: list[OutputTensor], recorded: RecordedOutputs, flow: ImageFlow, grids: list[Grid]
+    model: nn.Module, outputs: list[OutputTensor], recorded: RecordedOutputs, flow: ImageFlow, grids: Sequence[Grid]
 ) -> dict[OutputTensor, MapLayout]:
     """Returns the outputs that are maps and that everything passes through, of modules that are called once."""
     calls: dict[tuple[str, int], int] = {}

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from feature_gan_kd.models.dataflow import upstream_parameters
 from feature_gan_kd.models.find_last_map import find_last_map, main_element
 from feature_gan_kd.models.map_layout import (
+    Grid,
     RecordedOutputs,
     convolution_grids,
     map_layout,
     recording,
     without_attention,
 )
+from feature_gan_kd.models.patch_grid import patch_grids
 from feature_gan_kd.models.settle_layout import settle_layout
 from feature_gan_kd.models.tapped_model import (
     Layer,
@@ -67,20 +69,21 @@ def find_taps(
     """
     recorded = _record_forward(model, images, name)
     stages = _stage_shapes(model, images)
+    grids = convolution_grids(model, recorded) + ([] if stages else patch_grids(model, images, recorded, name))
     if layers:
         return [
             _tap_stage(model, layer, images, recorded, stages, name)
             if isinstance(layer, int)
-            else _tap_named(model, layer, images, recorded, stages, name, vectors)
+            else _tap_named(model, layer, images, recorded, stages, grids, name, vectors)
             for layer in layers
         ]
     if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
-        tap = _tap_last_of_timm(model, images, recorded, stages)
+        tap = _tap_last_of_timm(model, images, recorded, stages, grids)
     else:
-        tap = find_last_map(model, images, recorded, name)
+        tap = find_last_map(model, images, recorded, grids, name)
     if tap is None:
         raise UserError(f"{name}: no module outputs a map: name a layer with feature_layers")
-    tap = settle_layout(model, tap, images, stages, convolution_grids(model, recorded), name)
+    tap = settle_layout(model, tap, images, stages, grids, name)
     return [_check_output(model, tap, images, name)]
 
 
@@ -114,7 +117,11 @@ def _intermediates(model: Any, images: Tensor, layout: str) -> list[Any]:
 
 
 def _tap_last_of_timm(
-    model: nn.Module, images: Tensor, recorded: RecordedOutputs, stages: Sequence[MapShape]
+    model: nn.Module,
+    images: Tensor,
+    recorded: RecordedOutputs,
+    stages: Sequence[MapShape],
+    grids: Sequence[Grid],
 ) -> Tap | None:
     """Taps the output of `forward_features`; see `find_taps` for the order of the fallbacks."""
     with evaluating(model), torch.no_grad(), recording(model) as inside:
@@ -122,8 +129,7 @@ def _tap_last_of_timm(
         features = forward_features(images)
     tensors = tensors_of(features)
     element = without_attention(tensors)[-1]
-    grids = [] if stages else convolution_grids(model, recorded)
-    layout = map_layout(model, tensors[element], stages[-1:], grids)
+    layout = map_layout(model, tensors[element], stages[-1:], [] if stages else grids)
     if layout is None:
         return _tap_last_of_shape(model, recorded, stages[-1]) if stages else None
     # Compare tensors by identity: others may hold equal values, as the input and the output of dropout do in evaluation
@@ -176,6 +182,7 @@ def _tap_named(
     images: Tensor,
     recorded: RecordedOutputs,
     stages: Sequence[MapShape],
+    grids: Sequence[Grid],
     name: str,
     vectors: bool,
 ) -> Tap:
@@ -187,7 +194,7 @@ def _tap_named(
     outputs = recorded.get(layer, [])
     if len(outputs) != 1:
         raise UserError(hook_count_error(name, layer, len(outputs)))
-    tensors, grids = tensors_of(outputs[0]), convolution_grids(model, recorded)
+    tensors = tensors_of(outputs[0])
     layouts = {k: map_layout(model, tensors[k], stages, [] if stages else grids) for k in without_attention(tensors)}
     maps = {element: layout for element, layout in layouts.items() if layout is not None}
     if maps:

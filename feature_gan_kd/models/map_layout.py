@@ -64,7 +64,7 @@ def map_layout(
         model: whose output it is; models may state their layout and their number of prefix tokens.
         tensor: any output.
         known: shapes of the model's maps, as timm gives them; empty where they are not known.
-        grids: of the model's convolutions; they count where `known` is empty.
+        grids: of the model's convolutions or patches; they count where `known` is empty.
         token_counts: numbers of tokens before this tensor; tokens are added in front of a grid, a grid never grows.
     """
     if tensor.ndim == 4:

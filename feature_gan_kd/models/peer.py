@@ -256,25 +256,30 @@ class PeerModel:
         return model
 
 
-def recipe_settings(config: DistillConfig, model: PeerModel, given: Mapping[str, Any]) -> dict[str, Any]:
+def recipe_settings(
+    config: DistillConfig, model: PeerModel, given: Mapping[str, Any], *, fine_tuned: bool = False
+) -> dict[str, Any]:
     """What the recipe gives to one model for itself, besides what it gives to all.
 
     Args:
         config: of the run; what the user gave to all models counts more than the recipe.
         model: that learns.
         given: what the user gave to this model, which counts most.
+        fine_tuned: whether it gets the optimiser of finetune, whatever the recipe of the run.
     """
     named = given.get("optimizer") or (config.optimizer if "optimizer" in config.given else None)
     is_sgd = named is not None and ("sgd" in named or named in ("momentum", "nesterov"))
     kind: ModelKind = model.kind if named is None else "batch-norm" if is_sgd else "other"
-    own = RECIPES_BY_KIND.get(config.recipe, {}).get(kind, {})
+    recipe = "finetune" if fine_tuned else config.recipe
+    own = RECIPES_BY_KIND.get(recipe, {}).get(kind, {})
     return {name: value for name, value in own.items() if name not in config.given}
 
 
 def resolve_recipe(config: DistillConfig, learners: Iterable[PeerModel]) -> DistillConfig:
     """The settings with the recipe that `auto` means: finetune where all learners start from trained weights.
 
-    Without labels it is the one for that.
+    Without labels it is unlabeled. Of a mix it is paper, and those with trained weights get the optimiser of finetune,
+    see `recipe_settings`.
 
     Args:
         config: of the run.

@@ -39,7 +39,7 @@ def settle_layout(
         tap: as its shape suggests it.
         images: (batch, channels, height, width); on the meta device no tokens are checked.
         known: shapes of the model's maps, as timm gives them; empty where they are not known.
-        grids: of the model's convolutions.
+        grids: of the model's convolutions or patches.
         name: of the model, for error lines.
 
     Returns:
@@ -51,7 +51,7 @@ def settle_layout(
     tensor = _output_of(model, tap, images)
     if tensor is None or tap.kind is TapKind.STAGE or tap.shape in known or (known and tensor.ndim == 3):
         return tap
-    tap = _settle_axes(model, tap, tensor, images, grids)
+    tap = _settle_axes(model, tap, tensor, images, grids, name)
     return _settle_tokens(model, tap, tensor, images, grids, name) if tensor.ndim == 3 else tap
 
 
@@ -66,7 +66,7 @@ def _output_of(model: nn.Module, tap: Tap, images: Tensor) -> Tensor | None:
     return outputs[tap.element] if tap.element < len(outputs) else None
 
 
-def _settle_axes(model: nn.Module, tap: Tap, tensor: Tensor, images: Tensor, grids: Sequence[Grid]) -> Tap:
+def _settle_axes(model: nn.Module, tap: Tap, tensor: Tensor, images: Tensor, grids: Sequence[Grid], name: str) -> Tap:
     """Finds which dimensions are positions, where several may be."""
     sizes, stated = tensor.shape[1:], stated_layout(model)
     if tensor.ndim == 3:
@@ -81,9 +81,21 @@ def _settle_axes(model: nn.Module, tap: Tap, tensor: Tensor, images: Tensor, gri
     changed = () if grown is None else tuple(k for k in range(1, grown.ndim) if grown.shape[k] != tensor.shape[k])
     possible = {dims: layout for dims, layout in _LAYOUTS.items() if len(layout.name) == tensor.ndim}
     layout = possible.get(changed) or next((one for one in possible.values() if is_open and one.name == stated), None)
+    if layout is None and is_open and tensor.ndim == 3:
+        layout = _where_others_are(model, tensor, images, name)
     if layout is None:
         return dataclasses.replace(tap, is_guess=is_open)
     return _with_layout(tap, layout, tensor, grids, stated_prefix(model)) or tap
+
+
+def _where_others_are(model: nn.Module, tensor: Tensor, images: Tensor, name: str) -> Layout | None:
+    """The layout in which some tokens are not made of the images, as all channels are; None where there is none."""
+    _, a, b = tensor.shape
+    for layout, count, width in ((Layout.NLC, a, b), (Layout.NCL, b, a)):
+        made = None if a == b else tokens_from_images(model, images, count, width, name)
+        if made is not None and not made.all():
+            return layout
+    return None
 
 
 def _may_be_reversed(tokens: int, channels: int, grids: Sequence[Grid], stated: int | None) -> bool:
@@ -122,8 +134,9 @@ def _settle_tokens(model: nn.Module, tap: Tap, tensor: Tensor, images: Tensor, g
         found = token_grid(count, grids, [], first)
         if found is not None and found[0] == first:
             return dataclasses.replace(tap, prefix_tokens=first, shape=(width, *found[1]))
-        if first <= tap.prefix_tokens:
-            return tap  # as a class token that is the mean of all patches
+        # As a class token that is the mean of all patches. Several are none, unless the grid behind them is known.
+        if first <= tap.prefix_tokens and (tap.prefix_tokens - first <= 1 or tap.shape[1:] in grids):
+            return tap
     where = "behind" if made[: int(made.sum())].all() else "among"
     others = f"tokens {where} those of the image, not in front"
     if made[first:].all():

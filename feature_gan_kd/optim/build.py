@@ -76,9 +76,13 @@ def _own_options(name: str, settings: DistillConfig) -> dict[str, Any]:
     info = get_optimizer_info(name)
     options: dict[str, Any] = {"momentum": settings.momentum} if info.has_momentum else {}
     if settings.betas is not None:
-        if not info.has_betas or len(settings.betas) != 2:
-            expected = "expected 2 numbers" if info.has_betas else f"{name} has none: leave them out"
-            raise UserError(f"betas: {show(settings.betas)} is not allowed, {expected}")
+        if not info.has_betas:
+            raise UserError(f"betas: {show(settings.betas)} is not allowed, {name} has none: leave them out")
+        if len(settings.betas) != 2:
+            raise UserError(
+                f"betas: {show(settings.betas)} is not allowed, expected 2 numbers: 0.9 0.999, or of model 1 alone "
+                "1:0.9 1:0.999"
+            )
         options["betas"] = settings.betas
     if settings.eps is not None:
         if not info.has_eps:

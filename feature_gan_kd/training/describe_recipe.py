@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.training.peer_group import PeerGroup
 
@@ -30,9 +31,16 @@ def describe_recipe(group: PeerGroup, idle_settings: Collection[str] = ()) -> li
             own = model.own_config(config)
             text = describe_optimizer(own, has_new_classifier=model.has_new_classifier)
             text += _what_stands_still(model, own)
+            text += ", as recipe finetune for trained weights" if k in group.fine_tuned else ""
             lines.setdefault(text, []).append(k)
     models = [f"model{'s' * (len(own) > 1)} {' and '.join(map(str, own))}: {text}" for text, own in lines.items()]
-    return [f"recipe {config.recipe}: {schedule}", *models, *describe_labels_and_images(config, idle_settings)]
+    left_out = [
+        f"the recipe's {name} {RECIPES[config.recipe][name]} is left out: {why}"
+        for name, why in config.presets_left_out().items()
+        if name in RECIPES[config.recipe] and not config.is_given(name)
+    ]
+    images = describe_labels_and_images(config, idle_settings)
+    return [f"recipe {config.recipe}: {schedule}", *models, *images, *left_out]
 
 
 def describe_labels_and_images(config: DistillConfig, idle_settings: Collection[str] = ()) -> list[str]:
@@ -88,5 +96,8 @@ def describe_optimizer(settings: DistillConfig, *, has_new_classifier: bool) -> 
     rates = {"dropout": settings.drop_rate, "drop path": settings.drop_path_rate}
     parts += [f"{name} {rate:g}" for name, rate in rates.items() if rate is not None]
     parts += [] if settings.model_ema is None else [f"weights averaged by {settings.model_ema:g}"]
-    parts += ["backbone frozen"] * settings.freeze_backbone + ["gradient checkpointing"] * settings.grad_checkpointing
+    parts += ["gradient checkpointing"] * settings.grad_checkpointing
+    if settings.freeze_backbone:
+        compares = settings.updates_extractors
+        parts.append("backbone frozen" + ", so its map teaches and does not learn" * compares)
     return ", ".join(parts)

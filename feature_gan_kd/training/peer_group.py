@@ -98,6 +98,9 @@ class PeerGroup(Uncopyable):
         self.accelerator = usable_accelerator(accelerator)
         learners = [model for k, model in enumerate(self.peers) if k not in self.frozen]
         self.config = resolve_recipe(config, learners)
+        is_mix = (config.recipe, self.config.recipe) == ("auto", "paper")
+        trained = {k for k, model in enumerate(self.peers) if model.pretrained}
+        self.fine_tuned = trained.difference(self.frozen) if is_mix else set()
         self.asked_precision = self.config.mixed_precision
         self.config = self.config.replace(mixed_precision=precision_in_force(self.asked_precision, self.accelerator))
         self.provenance: RunProvenance | None = None
@@ -131,7 +134,8 @@ class PeerGroup(Uncopyable):
             if k in self.frozen:
                 model.module.eval()
             else:
-                model.settings = {**recipe_settings(self.config, model, own), **own}
+                preset = recipe_settings(self.config, model, own, fine_tuned=k in self.fine_tuned)
+                model.settings = {**preset, **own}
                 prepare(model, model.own_config(self.config), f"model {k} ({model.name})")
         learners = {k: model for k, model in enumerate(self.peers) if k not in self.frozen}
         named = {f"model {k} ({model.name})": model.module for k, model in learners.items()}

@@ -226,7 +226,7 @@ def open_evaluation_images(group: PeerGroup, data: Any = None) -> ImageSource:
     )
     if reopened and provenance is not None:
         provenance.check_evaluated(source.fingerprint(), group.config.data_settings())
-    if group.config.skip_bad_images and group.accelerator.is_main_process:
+    if (not reopened or group.config.skip_bad_images) and group.accelerator.is_main_process:
         print(*notes, sep="\n", file=sys.stderr)
     return source
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,10 +49,10 @@ def published(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run / "networks" / "0-test_resnet"
 
 
-def evaluated(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, list[float]]:
+def evaluated(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     capsys.readouterr()
     main(["evaluate", *map(str, words), "--json"])
-    found: dict[str, list[float]] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
@@ -84,6 +86,25 @@ def test_best_of_a_run(published: Path, capsys: pytest.CaptureFixture[str]) -> N
     run = published.parents[1]
     recorded = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["metrics"]
     assert evaluated(capsys, run, "--which", "best")["accuracy"][0] == pytest.approx(recorded["eval/accuracy/0"])
+
+
+@pytest.mark.parametrize("whole_run", [False, True])
+def test_a_folder_without_one_of_the_classes(
+    published: Path, data: Path, whole_run: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its one class is "dark", class 1 of the models; a folder of another name is refused."""
+    shutil.copytree(data / "test" / "dark", tmp_path / "dark")
+    of = published.parents[1] if whole_run else published
+    both, one = evaluated(capsys, of, "--data", data), evaluated(capsys, of, "--data", tmp_path)
+    assert one["images"] == 7
+    assert [own[0] for own in one["class_accuracy"]] == [None] * len(one["class_accuracy"])
+    assert [own[1] for own in one["class_accuracy"]] == [own[1] for own in both["class_accuracy"]]
+    main(["evaluate", str(of), "--data", str(tmp_path)])
+    assert "1 of the 2 classes of the models, matched by name; it has no 'bright'" in capsys.readouterr().err
+    (tmp_path / "dark").rename(tmp_path / "dim")
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(of), "--data", str(tmp_path)])
+    assert "labels: class 'dim' of split 'train' is not among the 2 classes of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,29 @@ def test_batches_keep_the_order(
         assert [guess["index"] for guess in part["classes"]] == [guess["index"] for guess in one["classes"]]
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_files_for_a_model_of_other_channels(
+    command: str, channels: int, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also a file that has four: alpha is no channel of the image."""
+    net = timm.create_model("test_resnet", num_classes=3, in_chans=channels)
+    net.pretrained_cfg = {
+        **net.pretrained_cfg,
+        "input_size": (channels, 32, 32),
+        "mean": (0.5,) * channels,
+        "std": (0.2,) * channels,
+    }
+    save_for_hf(net, "net", safe_serialization=True)
+    Image.new("RGBA", (32, 32)).save("four.png")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "net", "four.png", *(["-o", "out.npy"] if command == "embed" else [])])
+    assert stop.value.code == 2
+    expected = f"net: takes images of {channels} channels, image files are decoded to 3 (RGB) or 1 (grey): load"
+    assert expected in capsys.readouterr().err
+    assert not Path("out.npy").exists()
+
+
 def imported_by(model: str, image: str, here: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     """`predict` in a process of its own, since this one has imported everything; and the modules that it imported."""
     code = (

@@ -276,6 +276,11 @@ def test_a_preset_gives_way_to_what_it_cannot_be_combined_with() -> None:
     assert DistillConfig(recipe="scratch").aa == "rand-m9-mstd0.5"
     assert DistillConfig(recipe="scratch", augmentation="none").aa is None
     assert DistillConfig(recipe="scratch", color_jitter=0.4).aa is None
+    assert DistillConfig(recipe="scratch", labels=False).smoothing == 0
+    assert DistillConfig(recipe="unlabeled").joint_backward
+    for own in ({"method": "zero-gradient"}, {"decay_only_update": True}):
+        assert not DistillConfig(recipe="unlabeled", **own).joint_backward
+    assert DistillConfig(recipe="unlabeled", method="zero-gradient", decay_only_update=False).joint_backward
 
 
 def test_a_warm_up_in_epochs_is_kept_as_a_fraction_of_the_run() -> None:

@@ -339,6 +339,15 @@ def test_a_preset_that_does_not_act_is_said() -> None:
     assert "does not act" not in " ".join(opened(recipe="scratch").notes)
 
 
+def test_settings_that_do_not_act_on_the_images_are_told_for_the_card() -> None:
+    erasing, whole = ["remode", "recount"], ["augmentation", "scale", "ratio", "vflip", "color_jitter", "aa"]
+    assert opened().idle_settings == erasing
+    assert opened(reprob=0.5).idle_settings == []
+    assert opened(TENSORS, reprob=0.5).idle_settings == whole
+    assert opened(own=noisy).idle_settings == [*whole, *erasing]
+    assert opened(DataLoader(TENSORS, 4)).idle_settings == [*whole, "reprob", *erasing]
+
+
 def test_erasing_acts_on_tensors_too() -> None:
     images, _ = joined(epoch_of(opened(TENSORS, reprob=1.0, remode="const")))
     assert ((images == 0).all(1).flatten(1).sum(1) > 0).all()

@@ -139,6 +139,35 @@ def test_a_card_that_names_the_files_of_the_splits_is_followed(tmp_path: Path) -
     assert {name: len(rows) for name, rows in read(tmp_path).items()} == {"train": 2, "test": 1}
 
 
+def card_of(*splits: str) -> str:
+    """A card that gives each split the files of the folder of its name."""
+    files = [line for name in splits for line in (f"  - split: {name}", f"    path: {name}/**")]
+    return "\n".join(["---", "configs:", "- config_name: default", "  data_files:", *files, "---"])
+
+
+def test_folders_of_one_name_with_cards_are_told_apart(tmp_path: Path) -> None:
+    """Also a folder from itself after its files have changed: `datasets` caches both by the name alone."""
+    for parent, count in (("one", 2), ("two", 3), ("one", 4)):
+        path = folder(tmp_path / parent / "same", *(f"train/{k}.png" for k in range(count)))
+        metadata(path / "train", **{str(k): "cat" for k in range(count)})
+        (path / "README.md").write_text(card_of("train"))
+        assert len(choose_splits(path, None, CONFIG, [])[0].data) == count
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_metadata_csv_behind_a_card_is_read_as_without(streaming: bool, tmp_path: Path) -> None:
+    """Of the columns that could be labels the same is taken, and 007 stays 007."""
+    folder(tmp_path, *(f"{split}/{k}.png" for split in ("train", "test") for k in range(2)))
+    for split in ("train", "test"):
+        lines = ["file_name,class_id,label_quality,label", "0.png,1,5,007", "1.png,2,6,7"]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(lines))
+    (tmp_path / "README.md").write_text(card_of("train", "test"))
+    split, _ = choose_splits(tmp_path, None, DistillConfig(streaming=streaming), [])
+    assert sorted(row["label"] for row in split.data) == ["007", "7"]
+    if not streaming:
+        assert open_data(tmp_path, None, CONFIG, image_size=8, in_chans=3).class_names == ["007", "7"]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -196,7 +196,7 @@ def test_tensors_may_have_any_number_of_channels(channels: int, dtype: torch.dty
         images, _ = all_of(opened(data, data, channels=channels).evaluation)
         assert images.shape == (8, channels, 8, 8)
     with pytest.raises(
-        UserError, match=r"^in_chans: .* are decoded to 1 or 3 channels, the models take 4: give a torch"
+        UserError, match=r"^data: .* are decoded to 1 or 3 channels, the models take 4 \(in_chans\): give a torch"
     ):
         opened(Lying(), Lying(), channels=4)
 
@@ -278,6 +278,32 @@ def test_a_torch_data_set_of_pictures() -> None:
     assert opened(Subset(Pictures(), range(5))).class_names == ["cat", "dog"]
     mixed = opened(Pictures(), make(4))
     assert all_of(mixed.evaluation)[1].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["table", "stream", "torch data set", "loader of it"])
+def test_data_of_some_of_the_classes_in_another_order(kind: str) -> None:
+    """The models' rows are those of the names, whatever number the data give them; also with a given num_classes."""
+    table = make(10, names=("dog", "cat"))
+    tensors = TensorDataset(torch.rand(10, 3, 8, 8), torch.arange(10) % 2)
+    tensors.classes = ["dog", "cat"]
+    data = {
+        "table": table,
+        "stream": table.to_iterable_dataset(),
+        "torch data set": tensors,
+        "loader of it": DataLoader(tensors, batch_size=5),
+    }[kind]
+    source, notes = open_evaluation(
+        data,
+        DistillConfig(max_eval_samples=10 if kind == "stream" else None),
+        normalisation=Normalisation((0.0,) * 3, (1.0,) * 3),
+        image_size=8,
+        in_chans=3,
+        class_names=["bee", "cat", "dog"],
+        num_classes=3,
+        num_classes_given=True,
+    )
+    assert all_of(source)[1].tolist() == [2, 1] * 5
+    assert any("2 of the 3 classes of the models, matched by name; it has no 'bee'" in note for note in notes)
 
 
 TENSORS = TensorDataset(torch.randn(10, 3, 8, 8), torch.arange(10) % 2)
@@ -376,7 +402,7 @@ BAD = {
         make(4),
         None,
         {"channels": 4},
-        "^in_chans: the images of split 'train' are decoded to 1 or 3 channels, the models take 4: give",
+        r"^data: the images of split 'train' are decoded to 1 or 3 channels, the models take 4 \(in_chans\): give",
     ),
     "one class": (plain([3] * 10), None, {}, "^labels: all 8 images to train on are of class 3, at least 2 classes"),
     "one image": (plain([0]), plain([0]), {}, "^data: split 'train' has 1 image to train on, at least 2 are needed"),
@@ -410,13 +436,13 @@ BAD = {
         make(4),
         make(4, names="abc"),
         {},
-        "^labels: split 'evaluation' has 3 classes, expected 2 as in split 'train'",
+        r"^labels: class 'a' of split 'evaluation' is not among the 2 classes of split 'train' \('cat', 'dog'\): leave",
     ),
     "torch classes": (
         make(4, names="abc"),
         Pictures(),
         {},
-        "^labels: split 'evaluation' has 2 classes, expected 3 as in split 'train'",
+        "^labels: class 'cat' of split 'evaluation' is not among the 3 classes of split 'train'",
     ),
     "loader": (
         DataLoader(TENSORS),

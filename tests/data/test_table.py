@@ -86,16 +86,43 @@ def test_an_evaluation_part_takes_the_training_classes() -> None:
     assert table(plain(["dog", "dog"]), Classes(None, None, "split 'train'")).class_names == ["dog"]
 
 
+WIDE = Classes(["bee", "cat", "dog", "eel"], 4, "the models")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "how"),
+    [
+        (("cat", "dog"), [1, 2, 1], "2 of the 4 classes of the models, matched by name; it has no 'bee', 'eel'"),
+        (("dog", "cat"), [2, 1, 2], "2 of the 4 classes of the models, matched by name; it has no 'bee', 'eel'"),
+        (
+            ("eel", "dog", "cat", "bee"),
+            [3, 2, 1],
+            "4 of the 4 classes of the models, matched by name; they are in an",
+        ),
+    ],
+)
+def test_some_of_the_classes_or_another_order(names: tuple[str, ...], labels: list[int], how: str) -> None:
+    notes: list[str] = []
+    part = read_table(Split(make(3, names=names), "s"), DistillConfig(), notes, None, WIDE)
+    assert (part.labels.tolist(), part.class_names, part.num_classes) == (labels, WIDE.names, 4)
+    assert notes[0].startswith(f"split 's': {how}")
+
+
 @pytest.mark.parametrize(
     ("data", "train", "message"),
     [
         (make(4).select([]), None, "^data: split 's' is empty"),
         (
-            make(4, names=("dog", "cat")),
+            make(4, names=("cat", "dog", "eel")),
             NAMED,
-            "class 0 is 'dog' in split 's' and 'cat' in split 'train': give both the same",
+            r"^labels: class 'eel' of split 's' is not among the 2 classes of split 'train' \('cat', 'dog'\): leave",
         ),
-        (make(4, names=("cat", "dog", "eel")), NAMED, "split 's' has 3 classes, expected 2 as in split 'train'"),
+        (make(4, names=("cat", "eel")), NAMED, r"^labels: class 'eel' of split 's' is not among the 2 classes of"),
+        (
+            make(4, names=("cat",)),
+            Classes(["cat", "cat"], 2, "the models"),
+            r"^labels: class 'cat' of split 's' stands for several of the 2 classes of the models",
+        ),
         (make(4, names=("cat", "dog", "eel")), COUNTED, "split 's' has 3 classes, expected 2 as in split 'train'"),
         (plain(["a", "b", "c"]), COUNTED, "split 's' has 3 classes, expected 2 as in split 'train'"),
         (

@@ -199,6 +199,39 @@ def test_images_without_a_label_are_left_out_of_an_evaluation() -> None:
     assert labels_of(opened(stream, stream).evaluation) == [0, 1]
 
 
+@pytest.mark.parametrize("kind", ["table", "stream", "torch data set", "loader of it", "texts", "numbers"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_some_of_the_classes_by_name_beside_missing_labels(labels: bool, kind: str) -> None:
+    """A missing label stays one: it is not the last of the classes, which -1 would be in a list."""
+    train, table = make(9, names=("bee", "cat", "dog")), make(4, names=("dog", "cat"), labels=[0, -1, 1, None])
+    tensors = TensorDataset(torch.rand(4, 3, 8, 8), torch.tensor([0, -1, 1, -1]))
+    tensors.classes = ["dog", "cat"]  # type: ignore[attr-defined]
+    evaluation = {
+        "table": table,
+        "stream": table.to_iterable_dataset(),
+        "torch data set": tensors,
+        "loader of it": DataLoader(tensors, 2),
+        "texts": plain(["dog", None, "cat"]),
+        "numbers": plain([40, None, 20, -1]),
+    }[kind]
+    if kind in ("torch data set", "loader of it"):
+        train = TensorDataset(torch.rand(9, 3, 8, 8), torch.arange(9) % 3)
+        train.classes = ["bee", "cat", "dog"]  # type: ignore[attr-defined]
+    elif kind in ("texts", "numbers"):
+        train = plain({"texts": ["bee", "cat", "dog"], "numbers": [10, 20, 40]}[kind] * 3)
+    data = opened(train, evaluation, labels=labels, max_eval_samples=4 if kind == "stream" else None)
+    assert labels_of(data.evaluation) == [2, 1]
+    assert any("matched by name; it has no 'bee'" in note for note in data.notes) == (kind not in ("texts", "numbers"))
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_split_without_labels_is_passed_over_whatever_its_classes(labels: bool) -> None:
+    found = datasets.DatasetDict(train=make(8), test=make(4, names=["none"], labels=[-1] * 4), validation=make(2))
+    assert labels_of(opened(found, labels=labels).evaluation) == [0, 1]
+    found = datasets.DatasetDict(train=plain(["cat", "dog"] * 4), test=plain([-1, -1]), validation=plain(["dog"]))
+    assert labels_of(opened(found, labels=labels).evaluation) == [1]
+
+
 def test_a_stream_in_part_without_labels() -> None:
     data = opened(plain([0, None, 1, -1] * 3).to_iterable_dataset(), plain([0, 1]))
     assert sorted(labels_of(data.train, train=True)) == [-1] * 6 + [0] * 3 + [1] * 3

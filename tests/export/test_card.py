@@ -115,7 +115,7 @@ def test_a_folder_of_this_machine_is_shown_by_its_name_alone(
 def test_numbers_peers_and_settings(model: nn.Module, describe: Describe) -> None:
     text = model_card(model, describe("test_resnet", index=1))
     assert "| this model | 71.23 | 70.50 | 1.2500 |\n| ensemble (mean of all logits) | 73.50 | 72.25 | 1.1250 |" in text
-    assert "model 2 of the 3 in its run, with the weights of its last epoch (3 of 300)." in text
+    assert "model 1, counted from 0, of the 3 in its run, with the weights of its last epoch (3 of 300)." in text
     assert "`resnet18`, `test_vit`" in text
     assert "| lr | 0.1 |\n| milestones | 0.5, 0.75 |\n| epochs | 300 |" in text
     assert "clip_grad" not in text
@@ -132,7 +132,7 @@ def test_what_is_not_known_and_what_was_chosen(model: nn.Module, describe: Descr
 def test_a_card_of_ones_own_loop_claims_only_what_was_seen(model: nn.Module, describe: Describe) -> None:
     nothing: dict[str, Any] = {"data": None, "scores": {}, "ensemble": {}, "epochs": None}
     text = model_card(model, describe("test_resnet", **nothing, recipe={"lr": 0.1}))
-    assert "model 1 of the 3 in its run, after 40 updates." in text
+    assert "model 0, counted from 0, of the 3 in its run, after 40 updates." in text
     assert "- Data: given by a training loop of the publisher's own" in text
     text = model_card(model, describe("test_resnet", **nothing, recipe={}, updates=0))
     assert "before any training in it." in text
@@ -152,7 +152,7 @@ def test_a_method_is_explained_and_cited(model: nn.Module, describe: Describe, m
 
 def test_classes_are_named_where_they_can_be_read(model: nn.Module, describe: Describe) -> None:
     text = model_card(model, describe("test_resnet", num_classes=2, class_names=["tri`angle", "W|ürfel"]))
-    assert "3 channels into 2 classes (`triangle`, `W\\|ürfel`): model 1 of" in text
+    assert "3 channels into 2 classes (`triangle`, `W\\|ürfel`): model 0, counted" in text
     many = describe("test_resnet", num_classes=21, class_names=[f"class {k}" for k in range(21)])
     assert "3 channels into 21 classes: model" in model_card(model, many)
     bare = describe("test_resnet", class_names=None, in_chans=1, mean=(0.5,), std=(0.2,))

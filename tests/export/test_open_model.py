@@ -24,14 +24,20 @@ from feature_gan_kd.utils.errors import UserError
 from tests.export.hub_stand_in import Hub, Repository, running, typed
 
 PREDICTS = """
-import contextlib, io, sys
+import contextlib, io
 from feature_gan_kd.cli import main
-with contextlib.redirect_stderr(io.StringIO()) as err:
-    try:
-        main(["predict", {name!r}, "one.png", "--json", *{options!r}])
-    except SystemExit:
-        print(err.getvalue(), end="")
+for words in {calls!r}:
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main(["predict", words[0], "one.png", "--json", *words[1:]])
+        except SystemExit:
+            print(err.getvalue(), end="")
 """
+
+
+def lines_of(folder: Path, endpoint: str, *calls: tuple[str, ...]) -> list[str]:
+    """What `predict` prints for names and their options, a line each; all in one process, whose start takes longest."""
+    return typed(PREDICTS.format(calls=calls), folder, endpoint).splitlines()
 
 
 @pytest.fixture
@@ -57,32 +63,35 @@ def test_timm_and_hub_names(hub: Hub, tmp_path: Path) -> None:
     own = published(tmp_path / "own", num_classes=2, label_names=["cat", "dog"])
     hub.repositories["me/pets"] = Repository(False, own, ["first"])
 
-    def predicted(name: str, *options: str) -> list[dict[str, Any]]:
-        printed = typed(PREDICTS.format(name=name, options=options), tmp_path, hub.endpoint)
-        return json.loads(printed)["classes"]  # type: ignore[no-any-return]
-
-    guesses = predicted("test_resnet", "--top", "1000")
+    of_timm, of_hub, of_pets, wrong = lines_of(
+        tmp_path,
+        hub.endpoint,
+        ("test_resnet", "--top", "1000"),
+        ("hf-hub:timm/test_resnet.r160_in1k", "--top", "1000"),
+        ("hf-hub:me/pets",),
+        ("hf-hub:me/none",),
+    )
+    guesses, again, pets = (json.loads(line)["classes"] for line in (of_timm, of_hub, of_pets))
     names = ImageNetInfo().label_descriptions()
     assert names[0] == "tench, Tinca tinca"
     assert [guess["label"] for guess in guesses] == [names[guess["index"]] for guess in guesses]
     assert sum(guess["probability"] for guess in guesses) == pytest.approx(1, abs=1e-4)
-    assert predicted("hf-hub:timm/test_resnet.r160_in1k", "--top", "1000") == guesses
-    assert sorted((guess["index"], guess["label"]) for guess in predicted("hf-hub:me/pets")) == [(0, "cat"), (1, "dog")]
+    assert again == guesses
+    assert sorted((guess["index"], guess["label"]) for guess in pets) == [(0, "cat"), (1, "dog")]
     # A copy of the same repository on this machine.
     (folder,) = Predictor(str(tmp_path / "in1k"))([Image.open(tmp_path / "one.png")], top=1000)
     assert [guess.label for guess in folder] == [guess["label"] for guess in guesses]
-    wrong = typed(PREDICTS.format(name="hf-hub:me/none", options=()), tmp_path, hub.endpoint)
-    assert re.fullmatch(r"feature-gan-kd: error: hf-hub:me/none: could not be loaded \(.+\): check the name\n", wrong)
+    assert re.fullmatch(r"feature-gan-kd: error: hf-hub:me/none: could not be loaded \(.+\): check the name", wrong)
 
 
 def test_without_internet_access(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
-    for name in ("test_resnet", "hf-hub:me/pets"):
-        printed = typed(PREDICTS.format(name=name, options=()), tmp_path, "http://127.0.0.1:1")
-        assert printed == (
-            f"feature-gan-kd: error: {name}: there is no internet access, and the model is not in the hub's cache: "
-            "connect, or name a folder\n"
-        )
+    names = ("test_resnet", "hf-hub:me/pets")
+    assert lines_of(tmp_path, "http://127.0.0.1:1", *((name,) for name in names)) == [
+        f"feature-gan-kd: error: {name}: there is no internet access, and the model is not in the hub's cache: "
+        "connect, or name a folder"
+        for name in names
+    ]
 
 
 @pytest.mark.parametrize(

@@ -318,11 +318,30 @@ def test_a_deep_classifier_that_starts_at_zero_learns() -> None:
 
 
 def test_maps_of_frozen_backbones_cannot_be_taught() -> None:
-    with pytest.raises(UserError, match=r"^models: every layer before the tapped maps is frozen"):
+    with pytest.raises(
+        UserError, match=r"^freeze_backbone: it freezes every layer before the maps of all models that "
+    ):
         distiller("test_resnet", "test_vit", freeze_backbone=True)  # also where a transfer layer could learn
+    with pytest.raises(
+        UserError, match=r"^freeze_backbone: it freezes every layer before the maps of all models that "
+    ):
+        distiller(Peer("test_resnet", freeze_backbone=True), Peer("test_vit", freeze_backbone=True))
     built = distiller(Peer("test_resnet", freeze_backbone=True), "test_vit")
     metrics = built.training_step(*batch())
     assert "adversarial/1" in metrics
+    said = "backbone frozen, so its map teaches and does not learn"
+    assert [said in line for line in describe_recipe(built.group)[1:3]] == [True, False]
+    logit = distiller(Peer("test_resnet", freeze_backbone=True), "test_vit", method="logit")
+    assert not any(said in line for line in describe_recipe(logit.group))
+
+
+def test_modules_whose_maps_are_frozen() -> None:
+    models = [timm.create_model("test_resnet", num_classes=4) for _ in range(2)]
+    for model in models:
+        model.requires_grad_(False)
+        model.get_classifier().requires_grad_(True)
+    with pytest.raises(UserError, match=r"^models: every layer before the tapped maps is frozen: unfreeze one, or"):
+        distiller(*models)
 
 
 def test_rates_of_dropout_are_not_published(tmp_path: Path) -> None:
@@ -350,6 +369,34 @@ def test_the_recipe_is_said() -> None:
         f"{scaled}, drop path 0.1",
         f"model 2: momentum, lr 0.1, weight decay 0.0001, {scaled}",
     ]
+
+
+@pytest.mark.parametrize("instead", [{"color_jitter": 0.4}, {"augmentation": "none"}], ids=str)
+def test_a_preset_that_gives_way_is_said(instead: dict[str, Any]) -> None:
+    built = distiller("test_resnet", "test_vit", recipe="scratch", **instead)
+    ((name, value),) = instead.items()
+    line = f"the recipe's aa rand-m9-mstd0.5 is left out: {name} {value} takes its place"
+    assert line in describe_recipe(built.group)
+    assert built.config.aa is None
+    given = distiller("test_resnet", "test_vit", recipe="scratch", aa=None, **instead)
+    assert line not in describe_recipe(given.group)
+
+
+def test_auto_gives_trained_weights_beside_new_ones_the_rate_for_them(tmp_path: Path) -> None:
+    """In a mix the run is of recipe paper; what the user gives still counts more."""
+    first = distiller("test_resnet", "test_vit", mean=[0.5] * 3, std=[0.2] * 3)
+    trained = [f"local-dir:{folder}" for folder in first.save_pretrained(tmp_path)]
+    built = distiller(*trained, "test_resnet")
+    assert built.config.recipe == "paper"
+    found = [model.own_config(built.config) for model in built.group.peers]
+    rates = [(own.optimizer, own.lr, own.weight_decay) for own in found]
+    assert rates == [("momentum", 0.01, 1e-4), ("adamw", 1e-4, 0.05), ("momentum", 0.1, 1e-4)]
+    said = ["as recipe finetune for trained weights" in line for line in describe_recipe(built.group)[1:4]]
+    assert said == [True, True, False]
+    given = distiller(*trained, "test_resnet", lr=0.05, recipe="auto")
+    assert {model.own_config(given.config).lr for model in given.group.peers} == {0.05}
+    named = distiller(*trained, "test_resnet", recipe="paper")
+    assert {model.own_config(named.config).lr for model in named.group.peers} == {0.1}
 
 
 RUN = "train --models test_resnet test_vit --image-size 32 --epochs 1 --batch-size 64 --max-train-samples 128"
@@ -393,7 +440,13 @@ def test_the_command_line_gives_each_its_own(here: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--lr 0:x", "--lr: 'x' is not allowed, expected a number"),
+        ("--lr 0:x", "--lr: 'x' is not allowed for model 0, expected a number"),
+        ("--lr 5:True", "--lr: 'True' is not allowed for model 5, expected a number"),
+        (
+            "--betas 1:0.9 0.95",
+            "--betas: 0.95 is for all models, behind 1:0.9 for model 1: write 1: before",
+        ),
+        ("--optimizer adamw --betas 1:0.9", "--betas: (0.9,) is not allowed, expected 2 numbers: 0.9 0.999, or of"),
         ("--lr 0:0.1 0:0.2", "--lr: 0.1 and 0.2 are given for model 0: give one"),
         ("--lr 0.1 0.2", "--lr: 0.1 and 0.2 are given for all models: give one"),
         ("--lr 0:0.1 --lr 5:0.1", "--lr: 5:0.1 is for model 5, there are 0 to 1"),

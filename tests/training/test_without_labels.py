@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
 from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.training import checkpoint_files
+from feature_gan_kd.training.describe_recipe import describe_recipe
 from feature_gan_kd.training.evaluate import Processes, evaluate
 
 SMALL: dict[str, Any] = {"image_size": 32, "batch_size": 8, "max_train_samples": 32, "max_eval_samples": 24, "seed": 1}
@@ -153,6 +154,27 @@ def test_sources_without_a_classifier_and_logits_alone_are_refused() -> None:
 def test_settings_that_act_on_labels_are_refused_without_them(setting: str) -> None:
     with pytest.raises(UserError, match=f"^{setting}: has no effect without labels"):
         DistillConfig(labels=False, **{setting: 0.5})
+
+
+def left_out(**settings: Any) -> list[str]:
+    """What the first lines of a run say about presets that give way."""
+    built = OnlineAdversarialDistiller(["test_vit", "cifar_resnet8"], **{**HEADLESS, **settings})
+    return [line for line in describe_recipe(built.group) if "left out" in line]
+
+
+def test_presets_that_give_way_are_said_if_the_recipe_has_them() -> None:
+    assert left_out() == []
+    assert left_out(augmentation="none") == []
+    assert left_out(color_jitter=0.4) == []
+    why = "is left out: the models learn without labels"
+    assert left_out(recipe="scratch") == [f"the recipe's smoothing 0.1 {why}"]
+    assert left_out(recipe="finetune") == [f"the recipe's kl_start_fraction 0.1 {why}"]
+    assert left_out(recipe="scratch", color_jitter=0.4, smoothing=0.0) == [
+        "the recipe's aa rand-m9-mstd0.5 is left out: color_jitter 0.4 takes its place"
+    ]
+    assert left_out(decay_only_update=True) == [
+        "the recipe's joint_backward True is left out: decay_only_update needs a second optimiser"
+    ]
 
 
 def test_known_classes_let_logits_teach_without_labels() -> None:
