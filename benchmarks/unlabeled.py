@@ -52,6 +52,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "statistics": {"method": "statistics"},
     # The mean squared difference of pooled features, as timm's FeatureDistillationTask has it.
     "pooled-l2": {"method": "l2-only", "vectors_as_maps": True},
+    "pooled-aligned": {"method": "aligned", "vectors_as_maps": True},
+    "l2": {"method": "l2-only"},
     "adversarial": {"method": "feature"},
     "aligned-relation": {"method": "aligned", "relation_weight": 1.0},
     "aligned-adversarial": {"method": "aligned", "adversarial_weight": 1.0},

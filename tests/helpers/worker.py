@@ -180,6 +180,15 @@ CASES: dict[str, Mapping[str, Any]] = {
         "grad_accum_steps": 2,
     },
     "weighted classes, a transform of its own": {"class_weights": True, "smoothing": 0.1, "transform": turned},
+    "a frozen encoder without labels": {
+        "models": lambda: plain(4, 6),
+        "labels": False,
+        "frozen": [0],
+        "relation_weight": 1.0,
+        "adversarial_weight": 0.5,
+        "mean": (0.5,),
+        "std": (0.25,),
+    },
     "a share of each batch with labels": {
         "unlabeled": unlabeled_digits,
         "labeled_fraction": 0.25,
