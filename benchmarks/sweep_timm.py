@@ -41,7 +41,8 @@ from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
 from feature_gan_kd.method.build import build_modules
 from feature_gan_kd.method.topology import build_edges
 from feature_gan_kd.models.build import build_models
-from feature_gan_kd.models.tapped_model import TappedModel, logits_of
+from feature_gan_kd.models.outputs import logits_of
+from feature_gan_kd.models.tapped_model import TappedModel
 
 CLASSES = 7
 RESULTS = Path(__file__).parent / "results"

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from feature_gan_kd.models.tapped_model import Layout, Tap, TapKind, TappedModel, evaluating, logits_of
+from feature_gan_kd.models.outputs import logits_of
+from feature_gan_kd.models.tapped_model import Layout, Tap, TapKind, TappedModel, evaluating
 from feature_gan_kd.utils.errors import UserError, not_installed
 
 RGBImage = NDArray[np.uint8]

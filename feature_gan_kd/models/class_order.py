@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.models.tapped_model import evaluating, logits_of
+from feature_gan_kd.models.outputs import logits_of
+from feature_gan_kd.models.tapped_model import evaluating
 
 _TOLERANCE = 1e-3  # of the largest logit: a product of matrices rounds otherwise where its rows are in another order
 

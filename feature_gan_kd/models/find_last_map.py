@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from feature_gan_kd.models.dataflow import ImageFlow, Node, upstream_nodes
 from feature_gan_kd.models.map_layout import Grid, MapLayout, RecordedOutputs, map_layout, recording
-from feature_gan_kd.models.tapped_model import Layout, Tap, evaluating, output_of, tensors_of
+from feature_gan_kd.models.outputs import output_of, tensors_of
+from feature_gan_kd.models.tapped_model import Layout, Tap, evaluating
 from feature_gan_kd.utils.errors import UserError
 
 _REMEDY = "name a layer with feature_layers"

@@ -25,6 +25,7 @@ from feature_gan_kd.models.map_layout import (
     recording,
     without_attention,
 )
+from feature_gan_kd.models.outputs import output_of, tensors_of
 from feature_gan_kd.models.patch_grid import patch_grids
 from feature_gan_kd.models.settle_layout import settle_layout
 from feature_gan_kd.models.tapped_model import (
@@ -36,8 +37,6 @@ from feature_gan_kd.models.tapped_model import (
     TappedModel,
     evaluating,
     hook_count_error,
-    output_of,
-    tensors_of,
 )
 from feature_gan_kd.utils.errors import UserError, closest
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.models.tapped_model import TappedModel, evaluating, tensors_of
+from feature_gan_kd.models.outputs import tensors_of
+from feature_gan_kd.models.tapped_model import TappedModel, evaluating
 from feature_gan_kd.utils.errors import UserError
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from feature_gan_kd.models.tapped_model import Layout, MapShape, tensors_of
+from feature_gan_kd.models.outputs import tensors_of
+from feature_gan_kd.models.tapped_model import Layout, MapShape
 
 # Models put at most this many class and register tokens in front of their grid.
 MOST_PREFIX_TOKENS = 16

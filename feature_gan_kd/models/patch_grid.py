@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.models.map_layout import Grid, RecordedOutputs
-from feature_gan_kd.models.tapped_model import evaluating, output_of, tensors_of
+from feature_gan_kd.models.outputs import output_of, tensors_of
+from feature_gan_kd.models.tapped_model import evaluating
 
 Spans: TypeAlias = "tuple[tuple[int, int], tuple[int, int]]"
 """The first and last row, and the first and last column, of the pixels that a token is made of."""

@@ -18,7 +18,8 @@ from feature_gan_kd.models.map_layout import (
     stated_prefix,
     token_grid,
 )
-from feature_gan_kd.models.tapped_model import Layout, MapShape, Tap, TapKind, evaluating, tensors_of
+from feature_gan_kd.models.outputs import tensors_of
+from feature_gan_kd.models.tapped_model import Layout, MapShape, Tap, TapKind, evaluating
 from feature_gan_kd.models.token_origin import tokens_from_images
 from feature_gan_kd.utils.errors import UserError
 

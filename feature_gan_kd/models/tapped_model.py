@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.input_adapter import InputAdapter
+from feature_gan_kd.models.outputs import logits_of, output_of, tensors_of
 from feature_gan_kd.utils.errors import UserError
 
 Layer = str | int
@@ -285,51 +286,6 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def logits_of(output: Any, name: str) -> Tensor:
-    """Returns the logits in a model's output: the output itself, its `logits`, or its first element.
-
-    Args:
-        output: a tensor (batch, classes), an object or mapping with `logits`, or a tuple or list of tensors.
-        name: of the model, for errors.
-
-    Raises:
-        UserError: where none of these is a tensor (batch, classes).
-    """
-    found = _output_in_place_of_logits(output)
-    if not has_logits(output):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(f"{name}: its output is {shape}, expected logits (batch, classes): it cannot classify")
-    logits: Tensor = found
-    return logits
-
-
-def has_logits(output: Any) -> bool:
-    """Whether `logits_of` finds a tensor (batch, classes) in a model's output."""
-    found = _output_in_place_of_logits(output)
-    return isinstance(found, Tensor) and found.ndim == 2
-
-
-def _output_in_place_of_logits(output: Any) -> Any:
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    output = getattr(output, "logits", output)
-    return output[0] if isinstance(output, (tuple, list)) and output else output
-
-
-def output_of(output: Any, name: str) -> Tensor:
-    """Returns the logits in a model's output, else the first tensor in it.
-
-    Raises:
-        UserError: where there is none.
-    """
-    if has_logits(output):
-        return logits_of(output, name)
-    found = tensors_of(output)
-    if not found:
-        raise UserError(f"{name}: returns {type(output).__name__}, expected a tensor")
-    return found[0]
-
-
 def check_one_head(module: nn.Module, name: str) -> None:
     """Checks that a model that learns gives the logits that it is evaluated by.
 
@@ -344,15 +300,6 @@ def check_one_head(module: nn.Module, name: str) -> None:
             f"{name}: distilled_training is on, so its two heads give two answers in training, of which one would be "
             "trained: call set_distilled_training(False), and their mean is trained"
         )
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """Lists the tensors of any shape in a module's output, in order, out of nested tuples, lists and mappings."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    return [tensor for one in output for tensor in tensors_of(one)] if isinstance(output, (tuple, list)) else []
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from feature_gan_kd.models.dataflow import ImageFlow, Node
-from feature_gan_kd.models.tapped_model import evaluating, output_of
+from feature_gan_kd.models.outputs import output_of
+from feature_gan_kd.models.tapped_model import evaluating
 
 
 def tokens_from_images(model: nn.Module, images: Tensor, count: int, width: int, name: str) -> Tensor | None:

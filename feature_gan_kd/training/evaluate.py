@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.models.tapped_model import evaluating, logits_of
+from feature_gan_kd.models.outputs import logits_of
+from feature_gan_kd.models.tapped_model import evaluating
 from feature_gan_kd.training.neighbours import classify_among
 from feature_gan_kd.training.scores import Evaluation, ScoreCounts
 from feature_gan_kd.utils.errors import UserError

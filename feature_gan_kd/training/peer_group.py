@@ -16,7 +16,8 @@ from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import Data, check_auto_augment
 from feature_gan_kd.distributed import collectives
 from feature_gan_kd.distributed.launch import usable_accelerator
-from feature_gan_kd.method.build import MethodModules, build_modules, build_step
+from feature_gan_kd.method.build import MethodModules, build_modules
+from feature_gan_kd.method.build_step import build_step
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models, move_to_device

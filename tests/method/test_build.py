@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd import DistillConfig, Edge, UserError
-from feature_gan_kd.method.build import MethodModules, build_modules, build_step
+from feature_gan_kd.method.build import MethodModules, build_modules
+from feature_gan_kd.method.build_step import build_step
 from feature_gan_kd.models.peer import PeerModel
 
 BOTH_WAYS = (Edge(0, 1), Edge(1, 0))

@@ -19,7 +19,8 @@ import feature_gan_kd.models  # noqa: F401  registers the CIFAR models
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.models.dataflow import upstream_parameters
 from feature_gan_kd.models.find_taps import dry_run, find_taps, layers_of
-from feature_gan_kd.models.tapped_model import Layer, Layout, Tap, TapKind, TappedModel, logits_of, tensors_of
+from feature_gan_kd.models.outputs import logits_of, tensors_of
+from feature_gan_kd.models.tapped_model import Layer, Layout, Tap, TapKind, TappedModel
 from feature_gan_kd.utils.errors import UserError
 
 
