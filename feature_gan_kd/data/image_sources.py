@@ -101,6 +101,11 @@ def known_labels(source: Source) -> Tensor | None:
 def refuse_mixing(train: Source, labels: Tensor | None, config: DistillConfig) -> None:
     """Refuses mixup and cutmix, which mix labels, where a training image has none: now, or when it is read.
 
+    Args:
+        train: the training images.
+        labels: of them, int64 `(N,)`; None where they are not known beforehand.
+        config: of the run.
+
     Raises:
         UserError: where labels are learned from and are known to be missing.
     """

@@ -35,7 +35,23 @@ def read_both(
     notes: list[str],
     classes: ModelClasses,
 ) -> tuple[LabelledSplit, LabelledSplit | None]:
-    """Reads the labels of the training and the evaluation images, the latter of classes of the former."""
+    """Reads the labels of the training and the evaluation images, the latter of classes of the former.
+
+    Args:
+        train_data: see `open_data`; likewise `eval_data` and `unlabeled_data`.
+        eval_data: see there.
+        unlabeled_data: see there.
+        config: of the run.
+        options: of the images.
+        notes: gets lines for the user.
+        classes: of the models.
+
+    Returns:
+        The images to train on, and those to evaluate on; None where none has a label.
+
+    Raises:
+        UserError: for data, splits or labels that cannot be used.
+    """
     train_split, eval_split = choose_splits(train_data, eval_data, config, notes)
     if eval_data is None and eval_split is not None and eval_split.name == train_split.name:
         raise UserError(f"eval_split: {eval_split.name!r} is the split that is trained on: name another")

@@ -42,7 +42,7 @@ def _output_in_place_of_logits(output: Any) -> Any:
 
 
 def output_of(output: Any, name: str) -> Tensor:
-    """Returns the logits in a model's output, else the first tensor in it.
+    """Returns the logits (batch, classes) in a model's output, else the first tensor in it, of any shape.
 
     Raises:
         UserError: where there is none.

@@ -282,7 +282,7 @@ class _ForwardPass:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; 0 for one of inference mode, which does not count that."""
+    """How often a tensor of any shape was changed in place; 0 for one of inference mode, which does not count that."""
     return 0 if tensor.is_inference() else tensor._version
 
 
