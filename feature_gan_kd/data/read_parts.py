@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import torch
+
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.data.augmentation import (
-    ImageOptions,
-)
+from feature_gan_kd.data.augmentation import ImageOptions
 from feature_gan_kd.data.labelled import (
     LabelledSplit,
     ModelClasses,
@@ -68,7 +69,7 @@ def read_both(
     if unlabeled_data is not None:
         assert isinstance(train, Table)
         found = [read_unlabeled(split, config, notes) for split in choose_unlabeled(unlabeled_data, config, notes)]
-        train = join_unlabeled(train, found)
+        train = join_unlabeled(train, [_without_evaluated(one, evaluation, notes) for one in found])
     train = limit_images(train, config.max_train_samples, "max_train_samples", config.seed)
     evaluation = None if evaluation is None else limit_evaluation(evaluation, config)
     labels = train.labels if config.labels and isinstance(train, Table) else None
@@ -76,6 +77,24 @@ def read_both(
     note_classes(train, notes)
     note_labels(train, notes, labels=config.labels)
     return train, evaluation
+
+
+def _without_evaluated(unlabeled: Table, evaluation: LabelledSplit | None, notes: list[str]) -> Table:
+    """Leaves out the files that are evaluated on: nothing may be learned from them, with or without their labels.
+
+    Images that are no files of their own, as those in parquet, are not compared.
+    """
+    evaluated = evaluation.files() if isinstance(evaluation, Table) else None
+    own = unlabeled.files()
+    if evaluated is None or own is None:
+        return unlabeled
+    known = set(map(os.path.realpath, evaluated))
+    kept = [k for k, file in enumerate(own) if os.path.realpath(file) not in known]
+    if len(kept) < len(own):
+        notes.append(f"unlabeled_data: {len(own) - len(kept)} images are evaluated on, and left out")
+    if not kept:
+        raise UserError("unlabeled_data: all its images are evaluated on: give others")
+    return unlabeled.select(torch.tensor(kept))
 
 
 def read_evaluation(

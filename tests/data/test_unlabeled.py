@@ -254,6 +254,20 @@ def test_unlabelled_data_are_joined_to_the_training_images(tmp_path: Path) -> No
     assert opened(train, unlabeled=photos).fingerprint == data.fingerprint
 
 
+def test_images_that_are_evaluated_on_are_not_learned_from(tmp_path: Path) -> None:
+    """Also where the unlabelled images are the whole folder of which a fifth is held out."""
+    names = [f"{kind}/{k}.png" for kind in ("cat", "dog") for k in range(10)]
+    folder = str(pictures(tmp_path / "photos", *names))
+    data = opened(folder, unlabeled=folder)
+    assert (len(data.train), data.unlabeled_images, len(data.evaluation or ())) == (32, 16, 4)
+    assert "unlabeled_data: 4 images are evaluated on, and left out" in data.notes
+    learned = {image.tobytes() for image in data.train.pixels.numpy()}  # type: ignore[attr-defined]
+    evaluated = {image.tobytes() for image in data.evaluation.pixels.numpy()}  # type: ignore[union-attr]
+    assert not learned & evaluated
+    with pytest.raises(UserError, match=r"^unlabeled_data: all its images are evaluated on"):
+        opened(make(10), folder, unlabeled=folder)
+
+
 def test_labels_of_unlabelled_data_are_not_read() -> None:
     data = opened(make(10), unlabeled=plain(["x", "y", "", "Y"]))
     assert (data.unlabeled_images, data.class_names) == (4, ["cat", "dog"])
