@@ -47,7 +47,8 @@ def inspect_models(
     with contextlib.nullcontext() if published else torch.device("meta"):
         peers = build_models(
             models,
-            num_classes=0 if num_classes is None and not config.labels else num_classes,
+            num_classes=num_classes,
+            labels=config.labels,
             in_chans=in_chans,
             pretrained=[False] * len(models),
             image_size=config.image_size,

@@ -28,6 +28,7 @@ def build_models(
     models: Sequence[str | nn.Module | PeerModel],
     *,
     num_classes: int | None,
+    labels: bool = True,
     in_chans: int,
     pretrained: Sequence[bool],
     image_size: int | None,
@@ -39,8 +40,10 @@ def build_models(
 
     Args:
         models: timm names (also `hf-hub:` and `local-dir:`), modules, or ready `PeerModel`s.
-        num_classes: of models built by name; None keeps each one's own number, 0 builds them without a classifier. A
-            frozen model keeps the classifier of its trained weights, or none.
+        num_classes: of models built by name; None keeps each one's own number. A frozen model keeps the classifier of
+            its trained weights, or none.
+        labels: whether labels are learned from. Otherwise, and without `num_classes`, models are built by name without
+            a classifier.
         in_chans: input channels of models built by name.
         pretrained: for each model, whether trained weights are loaded into it, or a module has them.
         image_size: side of the images in pixels, for models that take any size; None keeps the size that pretrained
@@ -61,8 +64,9 @@ def build_models(
         )
     if isinstance(models, (str, nn.Module)) or len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
-    if num_classes not in (None, 0) and (type(num_classes) is not int or num_classes < 2):
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
         raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")
+    headless = num_classes is None and not labels
     built = []
     for index, given in enumerate(models):
         args = model_args[index] if model_args else {}
@@ -70,7 +74,7 @@ def build_models(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1009 + index)
                 has_weights = pretrained[index] or ":" in given  # `hf-hub:` and `local-dir:` models
-                wanted = None if num_classes and index in frozen and has_weights else num_classes
+                wanted = 0 if headless else None if index in frozen and has_weights else num_classes
                 built.append(_build_by_name(given, wanted, in_chans, has_weights, image_size, args))
         else:
             built.append(_take_module(given, index, in_chans, args, trained=pretrained[index] or index in frozen))
@@ -81,7 +85,7 @@ def build_models(
         check_square(model.module, f"models: model {k} ({model.name})", model.image_size or image_size)
         own_size = model.timm_cfg["input_size"][-1] if model.pretrained and model.timm_cfg else first_size
         model.image_size = model.image_size or int(model.fixed_size or image_size or own_size)
-        if getattr(model.module, "num_classes", None) == 0 and num_classes != 0 and k not in frozen:
+        if getattr(model.module, "num_classes", None) == 0 and not headless and k not in frozen:
             remedy = "name another" if num_classes else "give num_classes, or name another"
             raise UserError(
                 f"models: {model.name} has no classifier, it only encodes: {remedy}, or learn without labels "

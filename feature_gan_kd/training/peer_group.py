@@ -83,7 +83,8 @@ class PeerGroup(Uncopyable):
         self.frozen, self.feature_layers = asked.frozen, asked.feature_layers
         self.peers = build_models(
             asked.models,
-            num_classes=0 if num_classes is None and not config.labels else num_classes,
+            num_classes=num_classes,
+            labels=config.labels,
             in_chans=in_chans,
             pretrained=asked.pretrained,
             image_size=config.image_size,

@@ -80,7 +80,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(root / "empty-test", train=table(8), test=table(8).select([]))
     write(root / "outside", train=plain(6, [0, 1, 2, 1, 0, 1]), test=plain(2, [0, 1]))
     write(root / "outside-test", train=plain(4, [0, 1, 0, 1]), test=plain(4, [0, 1, 7, 0]))
-    write(root / "negative", train=plain(4, [0, 1, -1, 1]))
+    write(root / "negative", train=plain(4, [0, 1, -2, 1]))
     good = table(6)
     broken: list[Any] = good.cast_column("picture", datasets.Image(decode=False))["picture"][:]
     broken[3] = {"bytes": broken[3]["bytes"][:30], "path": None}
@@ -248,6 +248,7 @@ def test_every_kind_of_bad_value_is_tried() -> None:
     tried = {option for option, _ in bad_values()}
     settings = {f"--{spec.name.replace('_', '-')}" for spec in dataclasses.fields(DistillConfig)}
     free = {"--aa", "--optimizer", "--image-column", "--label-column", "--train-split", "--eval-split"}
+    free.add("--cache-sources")
     switches = {"--scale-adversarial-lr", "--compile", "--channels-last", "--vectors-as-maps", "--skip-bad-images"}
     switches |= {"--log-gradients", "--streaming", "--decay-only-update"}
     switches |= {
@@ -261,6 +262,7 @@ def test_every_kind_of_bad_value_is_tried() -> None:
         "--bce-loss",
         "--class-weights",
         "--balanced-sampling",
+        "--labels",
     }
     assert settings - tried == free | switches
 
@@ -306,7 +308,8 @@ def test_an_encoder_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -
     """One of timm's seven models that only encode."""
     models = ("--models", "test_resnet", "qwen3_vit_88m_enc")
     line = refused(capsys, "train", *models, "--data", data / "good", "--output-dir", "run")
-    assert line == "--models: qwen3_vit_88m_enc has no classifier, it only encodes: name another"
+    said = "qwen3_vit_88m_enc has no classifier, it only encodes: name another, or learn without labels (labels=False)"
+    assert line == f"--models: {said}"
 
 
 @pytest.mark.parametrize(
@@ -319,7 +322,7 @@ def test_an_encoder_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -
         ("broken", "", ["image 3 of split 'train'"]),
         ("outside", "--num-classes 2", ["image 2 of split 'train' has the label 2", "'label'", "expected 0 to 1"]),
         ("outside-test", "", ["image 2 of split 'test' has the label 7", "expected 0 to 1"]),
-        ("negative", "", ["image 2 of split 'train' has the label -1"]),
+        ("negative", "", ["image 2 of split 'train' has the label -2"]),
     ],
 )
 def test_bad_data(folder: str, options: str, said: list[str], data: Path, capsys: pytest.CaptureFixture[str]) -> None:

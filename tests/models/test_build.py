@@ -219,6 +219,8 @@ def test_a_name_like_no_other() -> None:
         ("local-dir:/nowhere", {}, "local-dir:/nowhere could not be read"),
         ("cifar_resnet20", {"pretrained": [True, True]}, "No pretrained weights exist for cifar_resnet20"),
         ("test_resnet", {"num_classes": 1}, "num_classes: 1 is not allowed, expected a whole number of at least 2"),
+        ("test_resnet", {"num_classes": 0}, "num_classes: 0 is not allowed"),
+        ("test_resnet", {"num_classes": 0, "labels": False}, "num_classes: 0 is not allowed"),
         ("test_resnet", {"num_classes": -4}, "num_classes: -4 is not allowed"),
         ("test_resnet", {"num_classes": 2.0}, "num_classes: 2.0 is not allowed"),
     ],
