@@ -25,6 +25,7 @@ METHODS: dict[str, Options] = {
     "l1-only": {"method": "l1-only"},
     "l2": {"method": "l2"},
     "l2-only": {"method": "l2-only"},
+    "pooled": {"method": "pooled"},
     "aligned": {"method": "aligned"},
     "statistics": {"method": "statistics"},
     "relation": {"method": "relation"},

@@ -61,9 +61,9 @@ class LossSettings:
     method: MethodName = "afd"
     """Preset of the weights below. afd: KL of the logits and adversarial feature maps (the paper); logit: KL only; dml:
     KL only, with temperature 1; vanilla: no distillation; feature: adversarial feature maps only; l1, l2: KL and the L1
-    or L2 difference of the feature maps; l1-only, l2-only: that difference only; aligned, statistics, relation: KL and
-    the term of that name; zero-gradient: KL, and extractors that
-    move by weight decay only (a control for afd)."""
+    or L2 difference of the feature maps; l1-only, l2-only: that difference only; pooled: KL and the L2 difference of
+    the averaged maps; aligned, statistics, relation: KL and the term of that name; zero-gradient: KL, and extractors
+    that move by weight decay only (a control for afd)."""
     labels: bool = True
     """Learn from the labels of the training images. Without labels the models learn from each other alone, and models
     built by name have no classifier, unless num_classes is given."""
@@ -100,6 +100,9 @@ class LossSettings:
     """Weight of the squared differences of the channels' means and deviations over the batch."""
     relation_weight: float = bounded(0.0, at_least=0)
     """Weight of the KL divergence of the similarities between the images of a batch, each model by its own maps."""
+    max_grid: int | None = bounded(None, at_least=1)
+    """Average feature maps to at most so many positions a side before they are compared; 1 compares one vector for each
+    image (default: the smaller map's grid)."""
     decay_only_update: bool = False
     """Step the extractors' adversarial optimiser even without a feature loss, so that only its weight decay acts."""
 

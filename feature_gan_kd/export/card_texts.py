@@ -25,6 +25,9 @@ DESCRIPTIONS: dict[MethodName, str] = {
     "and minimised the mean squared difference of their feature maps. No discriminator was used.",
     "l2-only": "Each model learned from the labels and minimised the mean squared difference of its feature maps and "
     "its source model's. Predictions were not compared and no discriminator was used.",
+    "pooled": "Each model learned from the labels and from the softened predictions of its source model (KL "
+    "divergence), and minimised the mean squared difference of their feature maps, averaged over positions. No "
+    "discriminator was used.",
     "aligned": "Each model learned from the labels and from the softened predictions of its source model (KL "
     "divergence), and turned its feature map at each position into the direction of its source's. No discriminator was "
     "used.",

@@ -184,7 +184,9 @@ def _connect(
     bounded = config.loss_weights.adversarial_loss == "paper"
     factory = _discriminator_factory(discriminator, config)
     projects = config.loss_weights.compares_in_one_space
-    return build_connections(edges, shapes, config.seed, factory, bounded=bounded, projects=projects)
+    return build_connections(
+        edges, shapes, config.seed, factory, bounded=bounded, projects=projects, max_grid=config.loss_weights.max_grid
+    )
 
 
 def _tap(

@@ -22,6 +22,7 @@ def build_connections(
     *,
     bounded: bool = True,
     projects: bool = True,
+    max_grid: int | None = None,
 ) -> list[Connection]:
     """Builds a connection for each edge and tap.
 
@@ -32,6 +33,7 @@ def build_connections(
         discriminator: makes a discriminator for maps of a shape; None makes none.
         bounded: whether the loss takes answers in (0, 1) only.
         projects: whether a term compares the maps in one space, which needs transfer layers.
+        max_grid: most positions a side at which they are compared; None: as many as the smaller map has.
 
     Raises:
         UserError: if source and learner have different numbers of taps, or a discriminator is not a module, gives
@@ -44,7 +46,10 @@ def build_connections(
         torch.manual_seed(seed)
         for edge in edges:
             for tap, (own, other) in enumerate(zip(shapes[edge.learner], shapes[edge.source], strict=True)):
-                connections.append(Connection(edge, tap, own, other, discriminator, bounded=bounded, projects=projects))
+                connection = Connection(
+                    edge, tap, own, other, discriminator, bounded=bounded, projects=projects, max_grid=max_grid
+                )
+                connections.append(connection)
     parameters = [id(p) for one in connections if one.discriminator for p in one.discriminator.parameters()]
     if len(set(parameters)) < len(parameters):
         raise UserError(
@@ -144,6 +149,7 @@ class Connection(nn.Module):
         discriminator: makes the discriminator for maps of a shape; None makes none (direct alignment).
         bounded: whether the loss takes answers in (0, 1) only.
         projects: whether a term compares the maps in one space.
+        max_grid: see `build_connections`.
 
     Raises:
         UserError: if the discriminator is not a module, gives neither one answer for each map nor one for each patch,
@@ -160,6 +166,7 @@ class Connection(nn.Module):
         *,
         bounded: bool = True,
         projects: bool = True,
+        max_grid: int | None = None,
     ) -> None:
         super().__init__()
         self.edge = edge
@@ -167,7 +174,8 @@ class Connection(nn.Module):
         self.learner_shape = learner
         self.source_shape = source
         # Maps on different grids are compared on the smaller one (ours): pooling loses detail, upsampling invents it.
-        self.grid = (min(learner[1], source[1]), min(learner[2], source[2]))
+        most = max_grid or max(learner[1:])
+        self.grid = (min(learner[1], source[1], most), min(learner[2], source[2], most))
         self.transfer = build_transfer(learner, source) if projects else nn.Identity()
         shape = source[0], *self.grid
         self.discriminator = None if discriminator is None else _checked_discriminator(discriminator, shape, bounded)

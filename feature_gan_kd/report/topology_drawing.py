@@ -122,6 +122,8 @@ def describe_loss_terms(run: RecordedRun) -> list[str]:
         (weights.relation_weight, "feature maps: similarities between the images of a batch"),
     ]
     lines = [f"{words}, weight {weight:g}" for weight, words in terms if weight > 0]
+    if weights.has_feature_loss and weights.max_grid is not None:
+        lines.append(f"feature maps are averaged to at most {weights.max_grid}x{weights.max_grid} positions before")
     if lines and weights.decay_only_update and not weights.has_feature_loss:
         lines.append("no feature maps: the extractors' Adam steps by its weight decay alone")
     return lines

@@ -54,7 +54,7 @@ def test_a_preset_replaces_defaults_and_nothing_that_was_given(kind: str, preset
     assert all(getattr(config, name) == getattr(DistillConfig(), name) for name in FIELDS.keys() - {*values, kind})
     for name in (name for own, name in OF_PRESETS if own == kind):
         others = {"scheduler": "tanh", "decay_only_update": False, "decay_norms": True, "epochs": 7, "aa": "v0"}
-        others |= {"joint_backward": False, "optimizer": "lamb", "adversarial_milestones": (0.9,)}
+        others |= {"joint_backward": False, "optimizer": "lamb", "adversarial_milestones": (0.9,), "max_grid": 3}
         own = others.get(name, 0.25)
         given = DistillConfig(**{name: own})
         assert getattr(given.replace(**{kind: preset}), name) == own
@@ -150,6 +150,7 @@ BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "early_stopping_patience": ([1, 5], [0], "at least 1"),
     "adversarial_interval": ([1, 4], [0], "at least 1"),
     "adversarial_warmup_fraction": ([0, 0.9], [-0.1, 1.0], "at least 0 and at most 0.9"),
+    "max_grid": ([None, 1, 4], [0], "at least 1"),
     "discriminator_interval": ([1, 4], [0], "at least 1"),
     "mean": ([None, (0.5, 0.4, 0.0)], [(123.7, 116.3, 103.5)], "at least 0 and at most 1"),
     "std": ([None, (0.2, 0.3, 1.0)], [(0.2, 0.0, 0.2), (58.4,)], "above 0 and at most 1"),

@@ -26,6 +26,7 @@ NONE |= dict.fromkeys(DIRECT, 0)
         ("l1-only", {"l1_weight": 1}),
         ("l2", {"kl_weight": 1, "l2_weight": 1}),
         ("l2-only", {"l2_weight": 1}),
+        ("pooled", {"kl_weight": 1, "l2_weight": 1, "max_grid": 1}),
         ("aligned", {"kl_weight": 1, "aligned_weight": 1}),
         ("statistics", {"kl_weight": 1, "statistics_weight": 1}),
         ("relation", {"kl_weight": 1, "relation_weight": 1}),
@@ -42,4 +43,4 @@ def test_methods_are_loss_weights(method: Any, weights: dict[str, Any]) -> None:
 
 
 def test_every_method_is_tested() -> None:
-    assert len(METHODS) == 13
+    assert len(METHODS) == 14

@@ -241,10 +241,12 @@ class ReferenceConnection:
     block: str
     transfer: Weights
     discriminator: Weights
+    max_grid: int | None = None
 
     def maps(self, learner_map: Tensor, source_map: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         """Fake and real map: both on the smaller grid, the learner's brought into the source's channels."""
-        grid = tuple(min(a, b) for a, b in zip(learner_map.shape[2:], source_map.shape[2:], strict=True))
+        sides = zip(learner_map.shape[2:], source_map.shape[2:], strict=True)
+        grid = tuple(min(a, b, self.max_grid or a) for a, b in sides)
         return transfer(weights, pool(learner_map, grid)), pool(source_map, grid)
 
 
@@ -323,6 +325,7 @@ class Settings:
     loss: str = "paper"
     discriminator_interval: int = 1
     labels: bool = True
+    max_grid: int | None = None
 
 
 Key = tuple[str, int, str]

@@ -100,6 +100,7 @@ METHODS = {
     "l1-only": Settings(l1=1),
     "l2": Settings(logit=1, l2=1),
     "l2-only": Settings(l2=1),
+    "pooled": Settings(logit=1, l2=1, max_grid=1),
     "aligned": Settings(logit=1, aligned=1),
     "statistics": Settings(logit=1, statistics=1),
     "relation": Settings(logit=1, relation=1),
@@ -172,7 +173,7 @@ def reference_of(case: Case, distiller: OnlineAdversarialDistiller, settings: Se
     places = [(edge, block) for edge in case.edges for block in case.blocks] if compares else []
     judges = list(distiller.discriminators) or [nn.Identity() for _ in places]
     connections = [
-        ReferenceConnection(*edge, block, values_of(moved), values_of(judge))
+        ReferenceConnection(*edge, block, values_of(moved), values_of(judge), settings.max_grid)
         for (edge, block), moved, judge in zip(places, distiller.transfers, judges, strict=True)
     ]
     return Reference(models, case.edges, connections, settings, case.frozen)

@@ -24,6 +24,7 @@ KINDS = {
     "l2-only": ("l2",),
     "aligned": ("kl", "aligned"),
     "statistics": ("kl", "statistics"),
+    "pooled": ("kl", "l2"),
     "relation": ("kl", "relation"),
     "feature": ("adversarial", "discriminator"),
     "afd": ("kl", "adversarial", "discriminator"),
