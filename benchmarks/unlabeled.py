@@ -150,7 +150,7 @@ def measure_price(options: argparse.Namespace, rounds: int = 7, updates: int = 4
             settings |= {"cache_sources": "memory", "augmentation": "none"}
         distiller = _distiller(settings, options, 10 if settings["labels"] else None)
         if arm == "supervised":  # the network alone: the frozen source is not asked
-            distiller.step.cached_sources[0] = lambda images: (None, ())  # type: ignore[assignment]
+            distiller.step.passes.cached_sources[0] = lambda images: (None, ())  # type: ignore[assignment]
         timed[arm] = functools.partial(distiller.training_step, images, labels)
     source = distiller.group.tapped[0]
     timed["forward pass of the source"] = functools.partial(_without_gradient, source, images)

@@ -15,6 +15,7 @@ from feature_gan_kd.distributed.collectives import all_reduce_sum, alone
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.feature_terms import DirectTerms
+from feature_gan_kd.method.forward_passes import ForwardPasses
 from feature_gan_kd.method.label_loss import LabelLoss
 from feature_gan_kd.method.loss_sums import Losses, Metrics
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
@@ -26,9 +27,6 @@ from feature_gan_kd.optim.gradient_stats import GradientStats
 from feature_gan_kd.optim.gradients import OptimizerGroup, backward
 from feature_gan_kd.optim.nonfinite import BufferSnapshot, NonFiniteGuard
 from feature_gan_kd.utils.memory import BatchTooLargeError, is_out_of_memory
-
-Logits = list[Tensor]
-"""(batch, classes) of every model; empty of one that does not classify."""
 
 
 class AdversarialStep:
@@ -80,6 +78,7 @@ class AdversarialStep:
         cached_sources: Mapping[int, CachedOutputs] | None = None,
     ) -> None:
         self.models = list(models)
+        self.passes = ForwardPasses(models, frozen, averaged_sources or {}, cached_sources or {})
         self.frozen = frozenset(frozen)
         self.learners = [k for k in range(len(models)) if k not in self.frozen]
         self.logit_sources = {k: sources_of(logit_edges, k) for k in self.learners}
@@ -99,8 +98,6 @@ class AdversarialStep:
         self.guard = NonFiniteGuard()
         self.number = 0  # of updates done
         self.kl_start = 0  # the first update with the logit term
-        self.averaged_sources = dict(averaged_sources or {})
-        self.cached_sources = dict(cached_sources or {})
         self._parameters = ParameterWatch(self._trained_modules())
         # A learner's feature loss is a mean over its connections, a discriminator's answers over the taps of its edge.
         self.direct_terms = DirectTerms(loss_weights)
@@ -210,8 +207,10 @@ class AdversarialStep:
         """
         weights, compare_maps = self.loss_weights, self.compares_maps
         with self.autocast():
-            logits, maps = self.forward(images)
-            taught_logits, taught_maps = self.targets(images, logits, maps)
+            logits, maps = self.passes.own(images)
+            taught_logits, taught_maps = logits, maps
+            if self.adds_kl or compare_maps:
+                taught_logits, taught_maps = self.passes.taught(images, logits, maps)
             loss = Losses(terms.at_least_float32(images).new_zeros(()))
             for k in self.learners:
                 if weights.labels:
@@ -263,40 +262,6 @@ class AdversarialStep:
             backward_of_batch(batch.weigh(losses.feature), feature_groups)
         elif self.steps_features and feature_group is not None:
             feature_group.fill_zeros()
-
-    def forward(self, images: Tensor) -> tuple[Logits, list[tuple[Tensor, ...]]]:
-        """One forward pass of every model: logits (batch, classes), at least float32, and one map per tap.
-
-        A model that does not classify has an empty tensor in place of logits.
-        """
-        logits, maps = [], []
-        for k, model in enumerate(self.models):
-            with torch.no_grad() if k in self.frozen else contextlib.nullcontext():
-                model_logits, model_maps = self.cached_sources.get(k, model)(images)
-            logits.append(_in_full_precision(model_logits))
-            maps.append(model_maps)
-        return logits, maps
-
-    def targets(
-        self, images: Tensor, logits: Logits, maps: Sequence[tuple[Tensor, ...]]
-    ) -> tuple[Logits, list[tuple[Tensor, ...]]]:
-        """What each model teaches: its own logits and maps, or those of its averaged weights, without gradient.
-
-        Args:
-            images: (batch, channels, height, width).
-            logits: of every model's own forward pass, see `forward`.
-            maps: of the same, (batch, channels, height, width) for each tap.
-
-        Raises:
-            UserError: as `forward`.
-        """
-        taught_logits, taught_maps = list(logits), list(maps)
-        if self.adds_kl or self.compares_maps:
-            for k, averaged in self.averaged_sources.items():
-                with torch.no_grad():
-                    own_logits, taught_maps[k] = averaged(images)
-                taught_logits[k] = _in_full_precision(own_logits)
-        return taught_logits, taught_maps
 
     def set_modes(self) -> None:
         """Switches learners into training mode, and frozen models into evaluation mode."""
@@ -378,8 +343,3 @@ class AdversarialStep:
             loss.log(
                 f"right/{edge}", terms.discriminator_accuracy(d_real, d_fake, self.loss_weights.adversarial_loss), share
             )
-
-
-def _in_full_precision(logits: Tensor | None) -> Tensor:
-    """The logits in at least float32, since a loss of autocast's has three digits; an empty tensor for none."""
-    return torch.empty(0) if logits is None else terms.at_least_float32(logits)

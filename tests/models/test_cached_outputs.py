@@ -97,7 +97,7 @@ def test_a_training_is_the_same_and_asks_a_source_once(place: str) -> None:
     plain, cached = (list(one.models[1].parameters()) for one in results)
     for one, other in zip(plain, cached, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    (outputs,) = results[1].step.cached_sources.values()
+    (outputs,) = results[1].step.passes.cached_sources.values()
     if isinstance(outputs.store, MemoryStore):
         assert len(outputs.store._kept) == 24
 

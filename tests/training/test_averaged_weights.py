@@ -113,7 +113,7 @@ def test_averaged_teachers_teach_logits_and_maps() -> None:
             a.data = keep * a.data + (1 - keep) * b.data if a.is_floating_point() else b.data.clone()
         mean.eval()
     learners = [module.train() for module in copy.deepcopy(modules)]
-    step_targets = distiller.step.targets(images, logits=[images] * 2, maps=[()] * 2)
+    step_targets = distiller.step.passes.taught(images, logits=[images] * 2, maps=[()] * 2)
     torch.manual_seed(2)
     logits = [learner(images) for learner in learners]
     torch.manual_seed(2)
@@ -154,7 +154,7 @@ def test_a_frozen_teacher_needs_none() -> None:
         [teacher, learner], num_classes=5, image_size=8, frozen=[0], model_ema=0.9, targets="ema"
     )
     assert list(distiller.group.averages) == [1]
-    assert distiller.step.averaged_sources == {}
+    assert distiller.step.passes.averaged_sources == {}
 
 
 def test_the_same_without_a_mean_has_no_word_of_it(tmp_path: Path) -> None:
