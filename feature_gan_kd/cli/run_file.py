@@ -42,6 +42,7 @@ def add_run_file(given: Given, own: Own) -> tuple[Given, Own]:
     if file.fit.get("progress") is False:
         found["quiet"] = True
     found = {name: value for name, value in found.items() if name == "data" or value is not None}
+    found = file.without_old_models(found, other_models="models" in given, labels=given.get("labels", True))
     layers = found.pop("feature_layers", None)
     if "models" not in given and file.peers is not None:
         peers = file.peers_with(given)

@@ -118,6 +118,22 @@ class RunFile:
                 kept.pop(other, None)
         return {**kept, **changes}
 
+    def without_old_models(self, values: Mapping[str, Any], *, other_models: bool, labels: bool) -> dict[str, Any]:
+        """The values that are not about models or classes which are given up.
+
+        Args:
+            values: arguments of the distiller and of `fit`, by name.
+            other_models: whether other models take the place of the file's: what stood for single ones by their
+                position goes with them.
+            labels: whether the models learn from labels; the number of classes goes with labels that are given up.
+        """
+        gone = {"frozen", "feature_layers"} if other_models else set()
+        if other_models and not isinstance(values.get("topology"), str):
+            gone.add("topology")
+        if not labels and self.settings.get("labels", True):
+            gone.add("num_classes")
+        return {name: value for name, value in values.items() if name not in gone}
+
     def _gets_another(self, name: str, changes: Mapping[str, Any]) -> bool:
         """Whether a recorded method or recipe is replaced by another one."""
         recorded = self.settings.get(name)

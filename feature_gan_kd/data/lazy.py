@@ -125,6 +125,14 @@ class OnDemandImages:
         """Returns at most `count` images, as evaluation sees them, and their labels."""
         raise NotImplementedError
 
+    def sample(self) -> Tensor:
+        """Returns some of the images, as evaluation sees them: uint8 `(n, H, W, C)`, or floats `(n, C, H, W)`.
+
+        Raises:
+            UserError: for an image that cannot be read.
+        """
+        return self._sample(50)[0]
+
     def steps(self, batch_size: int, *, train: bool = True) -> int:
         """See `ImageSource`."""
         return count_steps(len(self), batch_size, train=train)

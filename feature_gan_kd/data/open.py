@@ -32,7 +32,7 @@ from feature_gan_kd.data.read_parts import read_both
 from feature_gan_kd.data.sources import choose_splits
 from feature_gan_kd.data.table import Table
 from feature_gan_kd.data.user_loader import UserLoader
-from feature_gan_kd.models.normalisation import Normalisation
+from feature_gan_kd.models.normalisation import Normalisation, check_stated
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -203,6 +203,8 @@ def _choose_normalisation(
     floats = train.holds_floats()
     kind = "tensors of floats" if floats else "pixels"
     if stated is not None:
+        if floats and not isinstance(train, MemoryImages) and (sample := train.sample()).is_floating_point():
+            check_stated(sample, stated)
         notes.append(f"{kind}, normalised with the given {stated}")
         return stated
     if evaluation is not None and floats != evaluation.holds_floats():

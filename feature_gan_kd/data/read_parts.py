@@ -66,6 +66,8 @@ def read_both(
     evaluation = read_evaluation(eval_split, config, options, notes, classes, known)
     if evaluation is None:
         train, evaluation = hold_out_fifth(train, notes, labels=config.labels)
+    else:
+        _note_evaluated(train, evaluation, notes)
     if unlabeled_data is not None:
         assert isinstance(train, Table)
         found = [read_unlabeled(split, config, notes) for split in choose_unlabeled(unlabeled_data, config, notes)]
@@ -79,6 +81,15 @@ def read_both(
     return train, evaluation
 
 
+def _note_evaluated(train: LabelledSplit, evaluation: LabelledSplit, notes: list[str]) -> None:
+    """Says how many files are both trained and evaluated on, so that the figures say little of new images."""
+    own = train.files() if isinstance(train, Table) else None
+    evaluated = evaluation.files() if isinstance(evaluation, Table) else None
+    both = set(map(os.path.realpath, own or ())) & set(map(os.path.realpath, evaluated or ()))
+    if both:
+        notes.append(f"eval_data: {len(both)} of the {len(evaluation)} images to evaluate on are trained on, too")
+
+
 def _without_evaluated(unlabeled: Table, evaluation: LabelledSplit | None, notes: list[str]) -> Table:
     """Leaves out the files that are evaluated on: nothing may be learned from them, with or without their labels.
 
@@ -87,6 +98,8 @@ def _without_evaluated(unlabeled: Table, evaluation: LabelledSplit | None, notes
     evaluated = evaluation.files() if isinstance(evaluation, Table) else None
     own = unlabeled.files()
     if evaluated is None or own is None:
+        if evaluation is not None:
+            notes.append("unlabeled_data: whether images of it are evaluated on is not known, since not all are files")
         return unlabeled
     known = set(map(os.path.realpath, evaluated))
     kept = [k for k, file in enumerate(own) if os.path.realpath(file) not in known]

@@ -184,6 +184,10 @@ class UserLoader:
             print(f"{self._whose} gives more than its {self._num_batches} batches, which end an epoch", file=sys.stderr)
             self._more_reported = True
 
+    def sample(self) -> Tensor:
+        """Returns the images of the first batch, bytes or floats (batch, channels, height, width)."""
+        return self._first_batch[0]
+
     def has_labels(self) -> bool:
         """Whether an image has a label: reads the batches until the first with a label."""
         if bool((self._first_batch[1] != NO_LABEL).any()):

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import model_entrypoint
 from torch import nn
 
+from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.config.methods import METHODS, MethodName
 from feature_gan_kd.export.card_texts import AFD_CITATION, DESCRIPTIONS, DML_CITATION
 from feature_gan_kd.training.history import Which
@@ -41,6 +42,9 @@ class ModelCardInfo:
         architecture: timm's name without a tag; the user's own where timm did not build the model.
         index: of the model in its run, from 0.
         num_classes: size of the logits; 0 of a model without a classifier, which gives features.
+        learned: the loss terms that this model learned by: `labels`, `logits` and the terms of feature maps; empty of a
+            frozen model; None for all those of the method.
+        by_neighbours: whether `scores` are those of nearest neighbours, as it does not know the classes of the images.
         class_names: by class index, where the data have names.
         image_size: side of the square images, in pixels.
         in_chans: channels of the images.
@@ -83,6 +87,8 @@ class ModelCardInfo:
     updates: int
     recipe: dict[str, Any]
     which: Which = "last"
+    learned: tuple[str, ...] | None = None
+    by_neighbours: bool = False
     license: str | None = None
     pretrained: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -194,7 +200,7 @@ def _eval_results(card_info: ModelCardInfo) -> list[EvalResult]:
             metric_type=metric,
             metric_value=round(card_info.scores[name] / (1 if name == "cross_entropy" else 100), 6),
             metric_name=title.removesuffix(", %").removesuffix(", nats")
-            + ("" if card_info.num_classes else " of nearest neighbours"),
+            + (" of nearest neighbours" if card_info.by_neighbours else ""),
         )
         for name, (title, metric, _) in _SCORES.items()
         if name in card_info.scores
@@ -206,16 +212,18 @@ def _results_section(card_info: ModelCardInfo) -> str:
     if not card_info.scores:
         return ""
     names = [name for name in _SCORES if name in card_info.scores]
-    rows = {"this model": card_info.scores, "ensemble (mean of all logits)": card_info.ensemble}
+    ensemble = "ensemble" if card_info.by_neighbours else "ensemble (mean of all logits)"
+    rows = {"this model": card_info.scores, ensemble: card_info.ensemble}
     cells = "\n".join(
         f"| {title} | {' | '.join(f'{own[name]:{_SCORES[name][2]}}' if name in own else '-' for name in names)} |"
         for title, own in rows.items()
     )
     heads = " | ".join(_SCORES[name][0] for name in names)
     table = f"## Results\n\n| on the evaluation images | {heads} |\n|---|{'---|' * len(names)}\n{cells}"
-    if not card_info.num_classes:
+    if card_info.by_neighbours:
         table += (
-            "\n\nThe model has no classifier: each image was classified by its nearest neighbours among the others."
+            "\n\nThe model has no classifier of these classes: each image was classified by its nearest neighbours "
+            "among the others."
         )
     if card_info.which == "best":
         by = _SCORES[card_info.recipe.get("best_metric", "accuracy")][0].partition(",")[0]
@@ -238,18 +246,21 @@ def _method_section(card_info: ModelCardInfo) -> str:
 
 
 def _description(card_info: ModelCardInfo) -> str:
-    if card_info.recipe.get("labels", True):
+    """What this model learned from: the text of the method, where all of its terms acted."""
+    method, learned = DistillConfig(method=card_info.method), card_info.learned
+    if learned is None:
         return DESCRIPTIONS[card_info.method]
-    terms = [
-        name
-        for name in ("adversarial", "l1", "l2", "aligned", "statistics", "relation")
-        if card_info.recipe.get(f"{name}_weight")
-    ]
-    logits = " and its predictions" if card_info.num_classes and card_info.recipe.get("kl_weight") else ""
-    return (
-        "No labels were used. Each model that learned took its source model's feature maps"
-        f"{logits} as its target (terms of the loss: {', '.join(terms) or 'KL divergence'})."
-    )
+    if not learned:
+        return "This model was frozen: it taught the others, and did not learn."
+    usual = ("labels", *(["logits"] if method.kl_weight else []), *method.feature_terms)
+    if set(learned) == set(usual):
+        return DESCRIPTIONS[card_info.method]
+    maps = [term for term in learned if term not in ("labels", "logits")]
+    parts = ["the labels"] * ("labels" in learned)
+    parts += ["the softened predictions of its source model (KL divergence)"] * ("logits" in learned)
+    parts += [f"its source model's feature maps ({', '.join(maps)})"] * bool(maps)
+    given_up = "" if "labels" in learned else " No labels were used."
+    return f"This model learned from {' and from '.join(parts)}.{given_up}"
 
 
 def _usage_section(model: nn.Module, card_info: ModelCardInfo, format: ExportFormat, rebuildable: bool) -> str:

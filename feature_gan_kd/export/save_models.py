@@ -162,12 +162,21 @@ def model_card_info(
         updates=updates,
         recipe=settings,
         which=which,
+        learned=() if index in group.frozen else _terms_of(group, index),
+        by_neighbours=index not in group.classifiers,
         license=license or (provenance.license if provenance else None),
         pretrained=model.pretrained,
         model_args={name: value for name, value in model.model_args.items() if name not in DROP_RATES},
         crop_pct=crop_pct,
         interpolation=group.config.interpolation,
     )
+
+
+def _terms_of(group: PeerGroup, index: int) -> tuple[str, ...]:
+    """The loss terms that act on a learner, see `ModelCardInfo`."""
+    weights, modules = group.config.loss_weights, group.modules
+    has_logits = weights.kl_weight > 0 and any(edge.learner == index for edge in modules.logit_edges)
+    return (*["labels"] * weights.labels, *["logits"] * has_logits, *weights.feature_terms)
 
 
 def published_normalisation(group: PeerGroup, index: int, stated: Normalisation | None) -> Normalisation:

@@ -167,6 +167,13 @@ def _check_terms(modules: MethodModules, config: DistillConfig) -> None:
                 f"method: {config.method} compares logits alone, and {source} and {learner} have {counts}: choose a "
                 "method that compares feature maps"
             )
+    taught = {edge.learner for edge in modules.logit_edges} if weights.kl_weight > 0 else set()
+    for k, classes in enumerate(modules.classes):
+        if not weights.labels and classes and k not in modules.frozen and k not in taught:
+            raise UserError(
+                f"num_classes: without labels nothing teaches the classifier of {modules.tapped[k].name}, since no "
+                "source of its logits knows the same classes: leave num_classes out, or give it such a source"
+            )
     if not weights.labels and not modules.logit_edges and config.adversarial_interval > 1:
         raise UserError(
             "adversarial_interval: without labels the updates between would learn nothing: leave it at 1, and train "
@@ -213,6 +220,8 @@ def _tap(
         tapped = TappedModel(model.module, taps, name, adapter, always_evaluated, classifies=classifies)
         named = [layer for layer in layers if isinstance(layer, str)] if taps else []
         check_in_place(tapped, images, named, learns=learns)
+        if not learns:
+            _check_repeats(tapped, images)
         return tapped, dry_run(tapped, images)
     except UserError:
         raise
@@ -221,6 +230,27 @@ def _tap(
         raise UserError(
             f"{name}: it fails on images of {shape} ({reason(error)}): check image_size and in_chans"
         ) from error
+
+
+def _check_repeats(model: TappedModel, images: Tensor) -> None:
+    """Checks that a model that only teaches gives the same for the same images (batch, channels, height, width).
+
+    Raises:
+        UserError: for one that draws random numbers, as a masked autoencoder does, whose maps have no places.
+    """
+    if images.is_meta:
+        return
+    images = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)  # no two patches alike
+    with evaluating(model), torch.no_grad():
+        (first, _), (second, _) = model.run(images), model.run(images)
+        same = torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
+        maps = zip(model(images)[1], model(images)[1], strict=True)
+        same = same and all(torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in maps)
+    if not same:
+        raise UserError(
+            f"{model.name}: gives other features for the same images at every call, so nothing can be learned from it: "
+            "turn off its random masking"
+        )
 
 
 def _classifies(module: nn.Module, images: Tensor, *, learns: bool) -> bool:

@@ -7,14 +7,13 @@ always that of this very image: a mirrored one has other pixels.
 from __future__ import annotations
 
 import hashlib
-import io
 import sqlite3
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from feature_gan_kd.models.tapped_model import TappedModel, version_of
 from feature_gan_kd.utils.errors import UserError
@@ -120,8 +119,10 @@ class CachedOutputs:
         self.model = model
         self.store = store
         self.precision = precision
-        self._version: tuple[object, ...] = ()
+        self._version: object = None
         self._prefix = b""
+        # In memory, two models never share an output: what tells them apart may be no tensor.
+        self._owner = f"{id(self)}" if isinstance(store, MemoryStore) else ""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
@@ -157,15 +158,31 @@ class CachedOutputs:
         return together.pop("logits", None), tuple(together[str(number)] for number in range(len(together)))
 
     def _weights(self) -> bytes:
-        """A digest of all that decides the output besides the pixels; computed anew where a tensor was changed."""
+        """A digest of all that decides the output besides the pixels; computed anew where any of it was changed.
+
+        Changes of tensors are noticed by their norms, also those that torch does not count (`.data`, numpy).
+        """
         adapter, module = self.model.adapter, self.model.module
-        tensors = (*module.parameters(), *module.buffers())
-        version = (id(adapter.scale), adapter.size, *((id(one), version_of(one)) for one in tensors))
+        tensors = [*module.parameters(), *module.buffers(), *adapter.buffers()]
+        norms = torch.stack([one.detach().double().norm() for one in tensors]).tolist() if tensors else []
+        version = (_describe(module), adapter.size, norms, [(id(one), version_of(one)) for one in tensors])
         if version != self._version:
-            digest = hashlib.blake2b(repr((self.precision, self.model.taps, adapter.size)).encode(), digest_size=16)
-            named = {**module.state_dict(), **{f"adapter {name}": one for name, one in adapter.named_buffers()}}
-            buffer = io.BytesIO()
-            torch.save({name: one.cpu() for name, one in named.items()}, buffer)
-            digest.update(buffer.getvalue())
+            about = (self._owner, self.precision, self.model.taps, adapter.size, _describe(module))
+            digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
+            for one in tensors:
+                digest.update(one.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().tobytes())
             self._version, self._prefix = version, digest.digest()
         return self._prefix
+
+
+def _describe(module: nn.Module) -> str:
+    """What decides a module's output besides its tensors, as text: layers, their plain attributes, code and hooks."""
+    parts: list[object] = [repr(module)]
+    for name, one in module.named_modules():
+        code = getattr(type(one).forward, "__code__", None)
+        plain = {key: value for key, value in vars(one).items() if isinstance(value, (int, float, str, tuple))}
+        own = vars(one).get("forward")
+        hooks = [repr(hook) for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())]
+        compiled = None if code is None else (code.co_code, code.co_names, repr(code.co_consts))
+        parts.append((name, type(one).__qualname__, compiled, sorted(plain.items(), key=str), repr(own), hooks))
+    return repr(parts)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from feature_gan_kd.utils.errors import UserError
 
 
@@ -47,3 +50,26 @@ def stated_normalisation(
     assert std is not None
     per_channel = (tuple(map(float, values)) * (channels // len(values)) for values in (mean, std))
     return Normalisation(*per_channel)
+
+
+def check_stated(images: Tensor, stated: Normalisation) -> None:
+    """Checks that images can be what the user states: pixels in [0, 1], minus the mean, divided by the deviation.
+
+    Some values may lie outside, as those of noise or of sharpened edges.
+
+    Args:
+        images: floats (batch, channels, height, width).
+        stated: their normalisation.
+
+    Raises:
+        UserError: where more than one in twenty values belongs to no pixel.
+    """
+    mean, std = (torch.tensor(one).to(images).view(1, -1, 1, 1) for one in (stated.mean, stated.std))
+    pixels = images.detach() * std + mean
+    outside = float(((pixels < -0.25) | (pixels > 1.25)).double().mean())  # False for NaN, which has its own line
+    if outside > 0.05:
+        raise UserError(
+            f"mean: with {stated} undone, the images hold values from {float(pixels.min()):.3g} to "
+            f"{float(pixels.max()):.3g}, expected pixels in [0, 1]: divide bytes by 255, or state what they were "
+            "normalised with"
+        )

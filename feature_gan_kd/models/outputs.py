@@ -44,12 +44,16 @@ def _output_in_place_of_logits(output: Any) -> Any:
 def output_of(output: Any, name: str) -> Tensor:
     """Returns the logits (batch, classes) in a model's output, else the first tensor in it, of any shape.
 
+    Of several maps (batch, channels, height, width), as of a pyramid, it is the last, the deepest.
+
     Raises:
         UserError: where there is none.
     """
     if has_logits(output):
         return logits_of(output, name)
     found = tensors_of(output)
+    if found and all(tensor.ndim == 4 for tensor in found):
+        return found[-1]
     if not found:
         raise UserError(f"{name}: returns {type(output).__name__}, expected a tensor")
     return found[0]

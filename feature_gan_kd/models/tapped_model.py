@@ -145,7 +145,7 @@ class TappedModel(nn.Module):
                 grid that was found, the model returns no logits, or it changes images in place that it did not change
                 when the distiller was built.
         """
-        output, maps = self._run(images)
+        output, maps = self.run(images)
         return output if self.classifies else None, maps
 
     def tell_features(self) -> None:
@@ -166,14 +166,15 @@ class TappedModel(nn.Module):
         Raises:
             UserError: as `forward`, and for a model that returns no vector and has no tapped map.
         """
-        output, maps = self._run(images)
+        output, maps = self.run(images)
         if output.ndim == 2 and not (self.classifies and maps):
             return output
         if not maps:
             raise UserError(f"{self.name}: returns no vector for an image, and no map of it is taken")
         return maps[-1].mean((2, 3))
 
-    def _run(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What images (batch, channels, height, width) give, logits or not, and the maps. Raises as `forward`."""
         given = self.adapter(images)
         version = version_of(given)
         with self._hooked():

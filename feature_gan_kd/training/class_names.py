@@ -46,7 +46,8 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
 
     Args:
         group: the models.
-        names: of the data's classes, by index; None where the data have none.
+        names: of the data's classes, by index; None where the data have none. Without labels to learn from, those of
+            the models count.
 
     Returns:
         Lines that tell the user what was done, and what cannot be known.
@@ -55,6 +56,8 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
         UserError: for a model that knows other classes than the data, or whose classifier cannot be reordered.
     """
     known = [_known_names(group, k) for k in range(len(group.peers))]
+    if names is None:
+        names = _names_of_models(group, known)
     plans: list[_Plan] = []
     notes: list[str] = []
     for k, own in enumerate(known):
@@ -75,6 +78,26 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
         if k in group.averages:
             state_class_names(group.averages[k].module, names)
     return notes
+
+
+def _names_of_models(group: PeerGroup, known: Sequence[list[str] | None]) -> list[str] | None:
+    """The class names that count where the data have none: those of a learner that states any, else of a source.
+
+    Raises:
+        UserError: where labels are learned from, and two models state other names, so that a label means two classes.
+    """
+    stating = sorted((k for k in group.classifiers if known[k] is not None), key=lambda k: (k in group.frozen, k))
+    first = known[stating[0]] if stating else None
+    if first is None or not group.config.labels:
+        return first
+    other = next((k for k in stating if known[k] != first), None)
+    if other is not None:
+        at = first_difference(first, known[other] or [])
+        raise UserError(
+            f"models: class {at} is {first[at]!r} in model {stating[0]} and {(known[other] or [])[at]!r} in model "
+            f"{other}, and the data's classes have no names: give the data names, as those of class folders"
+        )
+    return None
 
 
 def load_best(group: PeerGroup, run: Path) -> None:
@@ -167,7 +190,7 @@ def _known_names(group: PeerGroup, index: int) -> list[str] | None:
         return None
     if group.provenance is not None and group.provenance.class_names is not None:
         return group.provenance.class_names
-    if group.provenance is not None and index not in group.frozen:
+    if group.provenance is not None and index not in group.frozen and group.config.labels:
         return None  # it was trained since on classes without names
     return stated_class_names(group.models[index], group.num_classes)
 

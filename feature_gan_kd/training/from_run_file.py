@@ -33,7 +33,10 @@ def distiller_arguments(file: RunFile, changes: Mapping[str, Any]) -> dict[str, 
             raise UserError(f"{file.path}: names no models: add the key models")
         others["models"] = [Peer(**peer) for peer in file.peers_with({**settings, **others})]
     config = DistillConfig(**file.settings_with(settings, other_models="models" in changes))
-    arguments = {**file.arguments, **others, "config": config}
+    kept = file.without_old_models(
+        file.arguments, other_models="models" in changes, labels=settings.get("labels", True)
+    )
+    arguments = {**kept, **others, "config": config}
     if config.labels and arguments.get("num_classes") is None and "train_data" in file.fit:
         arguments["num_classes"] = count_classes(file.fit["train_data"], config)
     return arguments

@@ -23,14 +23,14 @@ from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models, move_to_device
 from feature_gan_kd.models.cached_outputs import CachedOutputs, open_store
 from feature_gan_kd.models.compile import Compiler
-from feature_gan_kd.models.normalisation import Normalisation, stated_normalisation
+from feature_gan_kd.models.normalisation import Normalisation, check_stated, stated_normalisation
 from feature_gan_kd.models.peer import Peer, PeerModel, recipe_settings, resolve_peers, resolve_recipe
 from feature_gan_kd.models.prepare import prepare
 from feature_gan_kd.models.tapped_model import MapShape, TappedModel
 from feature_gan_kd.optim.averaged_weights import averaged_sources, build_averages
 from feature_gan_kd.optim.nonfinite import SkippedSteps
 from feature_gan_kd.training import checkpoint_files, cuda_graphs
-from feature_gan_kd.training.batch_checks import check_batch
+from feature_gan_kd.training.batch_checks import check_batch, check_images
 from feature_gan_kd.training.checkpoint_contents import check_plain_state, collect_state, describe_model, restore_state
 from feature_gan_kd.training.checkpoint_files import Checkpoint
 from feature_gan_kd.training.divided_update import DividedUpdate
@@ -257,6 +257,10 @@ class PeerGroup(Uncopyable):
     def check_batch(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Checks images (batch, channels, height, width) and labels, see `batch_checks.check_batch`."""
         form = (self.in_chans, self.image_size)
+        stated = self.stated_normalisation()
+        if stated is not None and self.step.number == 0 and isinstance(images, Tensor) and images.is_floating_point():
+            check_images(images, *form)
+            check_stated(images, stated)
         return check_batch(images, labels, form, self.num_classes, self.config)
 
     def skipped_steps(self) -> SkippedSteps:

@@ -256,9 +256,10 @@ def _notes_on_models(group: PeerGroup, data: Data) -> list[str]:
     notes += [note for model in group.tapped for note in model.notes()]
     encoders = [str(k) for k in range(len(group.peers)) if k not in group.classifiers]
     if encoders and data.evaluation is not None:
+        neighbours = min(NEIGHBOURS, len(data.evaluation) - 1)
         notes.append(
             f"model{'s' * (len(encoders) > 1)} {' and '.join(encoders)}: no classifier of the learners' classes, so an "
-            f"image is classified by its {NEIGHBOURS} nearest neighbours among the evaluation images"
+            f"image is classified by its {neighbours} nearest neighbours among the evaluation images"
         )
     if group.asked_precision == "auto":
         device = group.accelerator.device

@@ -251,3 +251,18 @@ def test_a_record_of_objects(here: Path) -> None:
     (here / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"run.json: names no models: add the key models"):
         OnlineAdversarialDistiller.from_config("run.json")
+
+
+def test_other_models_take_nothing_from_the_old_ones() -> None:
+    """What the file says of a model by its position goes with it; a number of classes goes with the labels."""
+    file = {**RUN, "frozen": [0], "feature_layers": "layer2", "num_classes": 7, "topology": [[0, 1]]}
+    file["models"] = ["test_resnet", "test_vit"]
+    Path("old.json").write_text(json.dumps(file))
+    models = call("--config", "old.json", "--models", "test_vit", "test_vit")["models"]
+    assert (models.frozen, models.feature_layers, models.topology, models.num_classes) == ((), (), "cycle", 7)
+    kept = call("--config", "old.json")["models"]
+    assert (kept.frozen, kept.feature_layers, kept.num_classes) == ((0,), ("layer2",), 7)
+    assert call("--config", "old.json", "--no-labels")["models"].num_classes is None
+    Path("old.json").write_text(json.dumps({**file, "train_data": "nowhere"}))
+    distiller = OnlineAdversarialDistiller.from_config("old.json", models=["test_resnet", "test_vit"], labels=False)
+    assert (distiller.group.frozen, distiller.group.modules.classes) == ((), [0, 0])

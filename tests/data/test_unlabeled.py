@@ -495,3 +495,20 @@ def test_an_evaluation_alone_needs_labels() -> None:
     source, notes = open_evaluation(plain([0, None, 1]), DistillConfig(), **form)
     assert labels_of(source) == [0, 1]
     assert "split 'evaluation': 1 of 3 images have no label: they are not evaluated on" in notes
+
+
+def test_images_that_are_trained_and_evaluated_on_are_said(tmp_path: Path) -> None:
+    folder = str(pictures(tmp_path, *[f"{kind}/{k}.png" for kind in ("cat", "dog") for k in range(3)]))
+    assert "eval_data: 6 of the 6 images to evaluate on are trained on, too" in opened(folder, folder).notes
+    unknown = "unlabeled_data: whether images of it are evaluated on is not known, since not all are files"
+    assert unknown in opened(make(10), unlabeled=folder).notes
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_floats_that_contradict_the_stated_normalisation_are_refused(loader: bool) -> None:
+    pixels = torch.randint(0, 256, (12, 3, 8, 8)).float()
+    data: Any = TensorDataset(pixels, torch.arange(12) % 2)
+    data = DataLoader(data, 4) if loader else data
+    config, stated = DistillConfig(), Normalisation((0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(UserError, match=r"^mean: with mean 0 0 0, std 1 1 1 undone, the images hold values from 0 to"):
+        open_data(data, data, config, image_size=8, in_chans=3, stated=stated)

@@ -115,3 +115,49 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "sources.sqlite").write_text("no database" * 100)
     with pytest.raises(UserError, match=r"^cache_sources: .* cannot be used"):
         open_store(str(tmp_path))
+
+
+class Scaled(torch.nn.Module):
+    """A map, scaled by what is neither a parameter nor saved."""
+
+    def __init__(self, scale: float, slope: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 4, 3)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+        self.slope = slope
+        self.end = torch.nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.end(torch.nn.functional.leaky_relu(self.convolution(images) * self.scale, self.slope))
+
+
+@pytest.mark.parametrize("other", [Scaled(2.0), Scaled(1.0, slope=0.5)])
+def test_models_that_differ_in_no_weight_share_nothing(place: str, other: torch.nn.Module) -> None:
+    store, images = open_store(place), torch.randn(2, 3, 8, 8)
+    outputs = []
+    for module in (Scaled(1.0), other):
+        model = TappedModel(module.eval(), find_taps(module, images, "it"), "it", classifies=False)
+        outputs.append(CachedOutputs(model, store, "no")(images)[1][0])
+    assert not torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("change", ["data", "numpy", "activation", "hook"])
+def test_changes_that_torch_does_not_count_are_noticed(place: str, change: str) -> None:
+    model = source()
+    cached = CachedOutputs(model, open_store(place), "no")
+    images = torch.randn(2, 3, 32, 32)
+    before = cached(images)[1][0]
+    weight = next(model.module.parameters())
+    if change == "data":
+        weight.data.mul_(3)
+    elif change == "numpy":
+        weight.detach().numpy()[:] *= 3
+    elif change == "activation":
+        model.module.layer4[-1].act2 = torch.nn.GELU()  # type: ignore[index, union-attr]
+    else:
+        model.module.layer1.register_forward_hook(lambda module, given, output: output + 1)  # type: ignore[union-attr]
+    with torch.no_grad():
+        right = model(images)[1][0]
+    assert not torch.equal(before, right)
+    torch.testing.assert_close(cached(images)[1][0], right, rtol=1e-4, atol=1e-5)

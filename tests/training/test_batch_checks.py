@@ -96,3 +96,13 @@ def test_an_update_without_gradients_is_refused(off: Any) -> None:
     distiller = build()
     with off(), pytest.raises(UserError, match=r"^training_step: gradients are off"):
         distiller.training_step(IMAGES, LABELS)
+
+
+def test_images_must_be_what_is_stated_of_them() -> None:
+    """Bytes as floats, or pixels from -1 to 1, with a mean of 0 and a deviation of 1."""
+    pixels = torch.rand(IMAGES.shape, generator=torch.Generator().manual_seed(0))
+    for wrong in (255 * pixels, 2 * pixels - 1):
+        with pytest.raises(UserError, match=r"^mean: with mean 0 0 0, std 1 1 1 undone, the images hold values from"):
+            build(mean=[0.0], std=[1.0]).training_step(wrong, LABELS)
+    assert build(mean=[0.0], std=[1.0]).training_step(pixels, LABELS)["skipped"] == 0
+    assert build(mean=[0.5], std=[0.5]).training_step(2 * pixels - 1, LABELS)["skipped"] == 0

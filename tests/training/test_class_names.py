@@ -268,3 +268,29 @@ def test_a_frozen_model_that_teaches_noise_is_said(published: list[str], capsys:
 def test_the_names_are_in_the_published_config(published: list[str]) -> None:
     config = json.loads((Path(published[0].removeprefix("local-dir:")) / "config.json").read_text())
     assert config["label_names"] == ["green", "red", "blue"]
+
+
+def test_without_labels_the_models_own_names_count(published: list[str], tmp_path: Path) -> None:
+    """Their data have no classes: models that state theirs in another order must still mean the same by a logit."""
+    settings: dict[str, Any] = {**SMALL, "labels": False, "num_classes": 3, "method": "logit"}
+    distiller = OnlineAdversarialDistiller(published, **settings)
+    for k, names in enumerate((["red", "green", "blue"], ["blue", "red", "green"])):
+        distiller.models[k].pretrained_cfg["label_names"] = names  # type: ignore[index, operator]
+    weight = next(iter(distiller.models[1].get_classifier().parameters())).clone()  # type: ignore[operator]
+    notes = align_class_names(distiller.group, None)
+    assert notes == [
+        "model 1 (test_resnet): its classes were in another order than the data's; its classifier was put into theirs"
+    ]
+    after = next(iter(distiller.models[1].get_classifier().parameters()))  # type: ignore[operator]
+    assert torch.equal(after, weight[[1, 2, 0]])
+    distiller.models[1].pretrained_cfg["label_names"] = ["ant", "bee", "cat"]  # type: ignore[index, operator]
+    with pytest.raises(UserError, match="knows other classes than the data"):
+        align_class_names(distiller.group, None)
+
+
+def test_labels_without_names_mean_one_class_to_all_models(published: list[str]) -> None:
+    distiller = OnlineAdversarialDistiller(published, **SMALL)
+    for k, names in enumerate((["red", "green", "blue"], ["blue", "red", "green"])):
+        distiller.models[k].pretrained_cfg["label_names"] = names  # type: ignore[index, operator]
+    with pytest.raises(UserError, match=r"^models: class 0 is 'red' in model 0 and 'blue' in model 1, and the data's"):
+        align_class_names(distiller.group, None)

@@ -230,3 +230,51 @@ def test_features_of_a_model_are_its_vector_or_its_last_map() -> None:
         assert torch.equal(TappedModel(model, (), "it", classifies=False).features(images), model(images))
     with pytest.raises(UserError, match="no vector for an image"):
         TappedModel(Encoder(), (), "it", classifies=False).features(images)
+
+
+def test_a_classifier_that_nothing_trains_is_refused() -> None:
+    frozen = timm.create_model("test_vit", num_classes=7)
+    with pytest.raises(UserError, match=r"^num_classes: without labels nothing teaches the classifier of model 1"):
+        OnlineAdversarialDistiller([frozen, "cifar_resnet8"], labels=False, num_classes=3, frozen=[0], image_size=32)
+
+
+def test_the_deepest_map_of_a_pyramid_is_taken() -> None:
+    pyramid = timm.create_model("test_resnet", features_only=True)
+    distiller = OnlineAdversarialDistiller([pyramid, "cifar_resnet8"], labels=False, frozen=[0], image_size=32)
+    assert distiller.group.tapped[0].taps[0].layer == "layer4"
+
+
+class Masked(Encoder):
+    """Shows another part of its map in every call, as a masked autoencoder does."""
+
+    def forward(self, images: Tensor) -> Any:
+        features = super().forward(images).flatten(2)
+        kept = torch.randperm(features.shape[2])[:4]
+        return features[:, :, kept].transpose(1, 2)
+
+
+def test_a_source_that_draws_random_numbers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"gives other features for the same images at every call"):
+        OnlineAdversarialDistiller([Masked(), "cifar_resnet8"], labels=False, frozen=[0], image_size=32)
+
+
+def test_cards_say_what_acted_on_each_model(tmp_path: Path) -> None:
+    """A source with other classes: no logits teach, and its own figure is one of nearest neighbours."""
+    frozen = timm.create_model("test_vit", num_classes=7)
+    distiller = OnlineAdversarialDistiller(
+        [frozen, "cifar_resnet8"], num_classes=10, frozen=[0], **{**SMALL, "epochs": 1}, mean=[0.5], std=[0.5]
+    )
+    distiller.fit(progress=False)
+    source, learner = (folder / "README.md" for folder in distiller.save_pretrained(tmp_path))
+    assert "This model was frozen" in source.read_text()
+    assert "no classifier of these classes: each image was classified by its nearest neighbours" in source.read_text()
+    assert "top-1 accuracy of nearest neighbours" in source.read_text()
+    said = "This model learned from the labels and from its source model's feature maps (adversarial)."
+    assert said in learner.read_text()
+    assert "nearest neighbours" not in learner.read_text()
+
+
+def test_the_number_of_neighbours_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**HEADLESS, "epochs": 1, "max_eval_samples": 5}
+    OnlineAdversarialDistiller(["test_vit", "cifar_resnet8"], **settings).fit()
+    assert "by its 4 nearest neighbours among the evaluation images" in capsys.readouterr().err
