@@ -12,7 +12,7 @@ from torch import Tensor
 from feature_gan_kd.data.convert import ImageError, convert_channels
 from feature_gan_kd.data.decode import decode_error, decode_image
 from feature_gan_kd.data.image_transforms import ImageTransform, check_tensor
-from feature_gan_kd.data.labels import NO_LABEL, is_missing, plain_label
+from feature_gan_kd.data.labels import NO_LABEL, UNKNOWN_CLASS, is_missing, plain_label
 from feature_gan_kd.data.rng import permutation, seeded
 from feature_gan_kd.data.stated_labels import stated_labels
 from feature_gan_kd.data.table import Table
@@ -225,7 +225,11 @@ class TorchDatasetImages:
                 else:
                     image = check_tensor(image, self.transform.channels, where)
             known = _check_label(label, self.label_limit, where)
-            return image, known if self.places is None or known == NO_LABEL else self.places[known]
+            if self.places is not None and known != NO_LABEL:
+                known = self.places[known]
+                if known == UNKNOWN_CLASS:
+                    raise UserError(f"labels: {where} has the label {label}, which names no class")
+            return image, known
         except UserError as error:
             return error
 

@@ -74,7 +74,7 @@ def read_split(
     own, places = names, None
     if known is not None:
         names = known.resolve_names(own, split.name, notes)
-        places = known.places(own)
+        places = known.places(own) if own is not None or known.names is None else known.places_of_numbers()
     count = known.count if known is not None and known.count is not None else len(names) if names else None
     limit = len(places) if places is not None else count if count is not None else classes.count
     if isinstance(split.data, DataLoader):

@@ -18,6 +18,8 @@ NO_LABEL = -1
 
 # Plain numbers are class indices. A larger one is an identifier: no model has so many logits.
 MAX_CLASSES = 1_000_000
+UNKNOWN_CLASS = -2
+"""In place of the class of a number that names none."""
 
 
 def is_missing(label: Any) -> bool:

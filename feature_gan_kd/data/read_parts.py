@@ -66,8 +66,7 @@ def read_both(
     evaluation = read_evaluation(eval_split, config, options, notes, classes, known)
     if evaluation is None:
         train, evaluation = hold_out_fifth(train, notes, labels=config.labels)
-    else:
-        _note_evaluated(train, evaluation, notes)
+    _note_evaluated(train, evaluation, notes)
     if unlabeled_data is not None:
         assert isinstance(train, Table)
         found = [read_unlabeled(split, config, notes) for split in choose_unlabeled(unlabeled_data, config, notes)]
@@ -81,13 +80,14 @@ def read_both(
     return train, evaluation
 
 
-def _note_evaluated(train: LabelledSplit, evaluation: LabelledSplit, notes: list[str]) -> None:
+def _note_evaluated(train: LabelledSplit, evaluation: LabelledSplit | None, notes: list[str]) -> None:
     """Says how many files are both trained and evaluated on, so that the figures say little of new images."""
     own = train.files() if isinstance(train, Table) else None
     evaluated = evaluation.files() if isinstance(evaluation, Table) else None
-    both = set(map(os.path.realpath, own or ())) & set(map(os.path.realpath, evaluated or ()))
-    if both:
-        notes.append(f"eval_data: {len(both)} of the {len(evaluation)} images to evaluate on are trained on, too")
+    known = set(map(os.path.realpath, own or ()))
+    both = sum(os.path.realpath(file) in known for file in evaluated or ())
+    if both and evaluation is not None:
+        notes.append(f"eval_data: {both} of the {len(evaluation)} images to evaluate on are trained on, too")
 
 
 def _without_evaluated(unlabeled: Table, evaluation: LabelledSplit | None, notes: list[str]) -> Table:

@@ -12,7 +12,9 @@ from torch import Tensor
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data.columns import find_image_column, find_label_column, note_others
 from feature_gan_kd.data.labels import (
+    MAX_CLASSES,
     NO_LABEL,
+    UNKNOWN_CLASS,
     are_numbers,
     class_names_of,
     encode_labels,
@@ -68,6 +70,8 @@ class Classes:
         if self.names is not None:
             self._match(self.names, names, split, notes)
             return self.names
+        if are_numbers(names) and self._numbers_fit(names):
+            return None  # see `places`
         if not (self.order_declared or order_declared):
             raise UserError(
                 f"labels: split {split!r} has texts, {self.owner} has plain numbers, and it is not known which number "
@@ -79,7 +83,15 @@ class Classes:
                 f"labels: split {split!r} has {len(names)} classes, expected {self.count} as in {self.owner}: give "
                 "both the same"
             )
+        shown = ", ".join(f"{name!r} is class {k}" for k, name in enumerate(names[:3])) + ", ..." * (len(names) > 3)
+        notes.append(
+            f"split {split!r}: no class names are known of {self.owner}, so these are taken in their order: {shown}"
+        )
         return names
+
+    def _numbers_fit(self, names: list[str]) -> bool:
+        """Whether names that are numbers can be the numbers of these classes, which have no names."""
+        return len({int(name) for name in names}) == len(names) and max(map(int, names)) < (self.count or len(names))
 
     def _match(self, known: list[str], names: list[str], split: str, notes: list[str]) -> None:
         """Notes how the names of a split are matched with those known. Raises UserError where one cannot be."""
@@ -100,12 +112,28 @@ class Classes:
             f"split {split!r}: {len(names)} of the {len(known)} classes of {self.owner}, matched by name; {how}"
         )
 
+    def places_of_numbers(self) -> list[int] | None:
+        """Returns the class that each plain number means where the classes are named by numbers; None for its index.
+
+        `UNKNOWN_CLASS` stands for a number that is no name.
+        """
+        names = self.names or []
+        numbers = {int(name): k for k, name in enumerate(names)} if names and are_numbers(names) else {}
+        if len(numbers) < len(names) or not numbers or max(numbers) >= MAX_CLASSES:
+            return None
+        if all(number == k for number, k in numbers.items()):
+            return None
+        return [numbers.get(number, UNKNOWN_CLASS) for number in range(max(numbers) + 1)]
+
     def places(self, names: list[str] | None) -> list[int] | None:
         """Returns for each class of a split its index among these; None where labels are these indices already.
 
         Args:
             names: of the split, as `resolve_names` has checked them.
         """
+        if names is not None and self.names is None and are_numbers(names) and self._numbers_fit(names):
+            numbers = [int(name) for name in names]
+            return None if numbers == list(range(len(names))) else numbers
         if names is None or self.names is None or names == self.names:
             return None
         return [self.names.index(name) for name in names]
@@ -324,7 +352,10 @@ def _read_names(
     if names is None or declared or any(isinstance(value, str) for value in values):
         if known is None:
             return values, names, None
-        return values, known.resolve_names(names, split, notes, order_declared=declared), known.places(names)
+        resolved, places = known.resolve_names(names, split, notes, order_declared=declared), known.places(names)
+        if resolved is None and not declared:  # texts that are numbers, of classes without names
+            return [int(value) if isinstance(value, str) else value for value in values], None, None
+        return values, resolved, places
     if known is not None:
         return values, known.resolve_names(None, split, notes), None
     notes.append(

@@ -18,7 +18,7 @@ from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import Batch, batch_sizes, rank_slice
 from feature_gan_kd.data.decode import count_values, hash_images, statistics_of_counts
 from feature_gan_kd.data.image_transforms import check_square
-from feature_gan_kd.data.labels import NO_LABEL
+from feature_gan_kd.data.labels import NO_LABEL, UNKNOWN_CLASS
 from feature_gan_kd.data.loader_parts import (
     check_given,
     check_gives_all_images,
@@ -298,5 +298,9 @@ class UserLoader:
             raise UserError(f"labels: image {row} of {where} has the label {int(labels[row])}, expected {expected}")
         if self.places is not None:
             labels = labels.long().cpu()
-            labels = torch.where(labels == NO_LABEL, labels, self.places[labels.clamp(min=0)])
+            given, labels = labels, torch.where(labels == NO_LABEL, labels, self.places[labels.clamp(min=0)])
+            unknown = (labels == UNKNOWN_CLASS).nonzero()
+            if len(unknown):
+                row = int(unknown[0])
+                raise UserError(f"labels: image {row} of {where} has the label {int(given[row])}, which names no class")
         return images, labels.long()

@@ -42,6 +42,8 @@ class ModelCardInfo:
         architecture: timm's name without a tag; the user's own where timm did not build the model.
         index: of the model in its run, from 0.
         num_classes: size of the logits; 0 of a model without a classifier, which gives features.
+        unlabeled: name of the images without labels that were trained on besides.
+        evaluated_on: name of the evaluation data, where it is not taken from `data`.
         learned: the loss terms that this model learned by: `labels`, `logits` and the terms of feature maps; empty of a
             frozen model; None for all those of the method.
         by_neighbours: whether `scores` are those of nearest neighbours, as it does not know the classes of the images.
@@ -87,6 +89,8 @@ class ModelCardInfo:
     updates: int
     recipe: dict[str, Any]
     which: Which = "last"
+    unlabeled: str | None = None
+    evaluated_on: str | None = None
     learned: tuple[str, ...] | None = None
     by_neighbours: bool = False
     license: str | None = None
@@ -190,7 +194,7 @@ def _which_weights(card_info: ModelCardInfo) -> str:
 
 def _eval_results(card_info: ModelCardInfo) -> list[EvalResult]:
     """The figures as the hub's model index has them: shares, not percentages."""
-    data = card_info.data or "data of the publisher's own"
+    data = card_info.evaluated_on or card_info.data or "data of the publisher's own"
     is_on_hub = _is_hub_id(data)
     return [
         EvalResult(
@@ -239,6 +243,8 @@ def _method_section(card_info: ModelCardInfo) -> str:
     if not card_info.updates:
         return f"## Method\n\nThe model was not trained in this run.\n\n- Other models of the run: {peers}"
     data = "given by a training loop of the publisher's own" if card_info.data is None else _public_name(card_info.data)
+    data += f", and {_public_name(card_info.unlabeled)} without labels" if card_info.unlabeled else ""
+    data += f"; evaluated on {_public_name(card_info.evaluated_on)}" if card_info.evaluated_on else ""
     return (
         f"## Method\n\n`{card_info.method}`: {_description(card_info)}\n\n"
         f"- Other models of the run: {peers}\n- Data: {data}"

@@ -156,6 +156,8 @@ def model_card_info(
         method=group.config.method,
         peers=[name for k, name in enumerate(group.names) if k != index],
         data=provenance.data if provenance else None,
+        unlabeled=provenance.unlabeled if provenance else None,
+        evaluated_on=provenance.evaluated_on if provenance else None,
         scores=_scores(record, which, str(index)),
         ensemble=_scores(record, which, "ensemble"),
         epochs=record["epoch"] if record else None,

@@ -32,7 +32,11 @@ def comparison_table(runs: Sequence[RecordedRun], labels: Sequence[str]) -> str:
         runs: with models of the same names, or of others.
         labels: a short name of each run.
     """
-    names = {str(k): f"{k} {name}" for run in reversed(runs) for k, name in enumerate(run.names)}
+    found: dict[str, dict[str, None]] = {}  # in order, each name once
+    for run in runs:
+        for k, name in enumerate(run.names):
+            found.setdefault(str(k), {})[name] = None
+    names = {k: f"{k} {' / '.join(own)}" for k, own in found.items()}
     rows = [("last top-1 %", *labels)]
     recorded = [collect_series(run) for run in runs]
     for key, title in rows_of_accuracy(runs[0], dict(sorted(names.items()))).items():

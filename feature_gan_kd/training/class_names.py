@@ -56,10 +56,14 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
         UserError: for a model that knows other classes than the data, or whose classifier cannot be reordered.
     """
     known = [_known_names(group, k) for k in range(len(group.peers))]
-    if names is None:
-        names = _names_of_models(group, known)
     plans: list[_Plan] = []
     notes: list[str] = []
+    whose = "the data"
+    if names is None:
+        names, whose = _names_of_models(group, known)
+        if names is not None:
+            shown = ", ".join(f"{k} is {name!r}" for k, name in enumerate(names[:3])) + ", ..." * (len(names) > 3)
+            notes.append(f"classes of {whose}: {shown}; labels to evaluate on are taken so, if they have no names")
     for k, own in enumerate(known):
         if k not in group.classifiers:
             continue
@@ -68,8 +72,8 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
         elif own != names:
             plans.append(_plan(group, k, own, names))
             notes.append(
-                f"model {k} ({group.names[k]}): its classes were in another order than the data's; its classifier was "
-                "put into theirs"
+                f"model {k} ({group.names[k]}): its classes were in another order than those of {whose}; its "
+                "classifier was put into that one"
             )
     for plan in plans:
         reorder_rows([*plan.tensors, *_optimizer_rows(group, plan), *_averaged_rows(group, plan)], plan.order)
@@ -80,8 +84,8 @@ def align_class_names(group: PeerGroup, names: list[str] | None) -> list[str]:
     return notes
 
 
-def _names_of_models(group: PeerGroup, known: Sequence[list[str] | None]) -> list[str] | None:
-    """The class names that count where the data have none: those of a learner that states any, else of a source.
+def _names_of_models(group: PeerGroup, known: Sequence[list[str] | None]) -> tuple[list[str] | None, str]:
+    """The class names that count where the data have none, and whose they are: a learner's, else a source's.
 
     Raises:
         UserError: where labels are learned from, and two models state other names, so that a label means two classes.
@@ -89,7 +93,7 @@ def _names_of_models(group: PeerGroup, known: Sequence[list[str] | None]) -> lis
     stating = sorted((k for k in group.classifiers if known[k] is not None), key=lambda k: (k in group.frozen, k))
     first = known[stating[0]] if stating else None
     if first is None or not group.config.labels:
-        return first
+        return first, f"model {stating[0]}" if stating else "the models"
     other = next((k for k in stating if known[k] != first), None)
     if other is not None:
         at = first_difference(first, known[other] or [])
@@ -97,7 +101,7 @@ def _names_of_models(group: PeerGroup, known: Sequence[list[str] | None]) -> lis
             f"models: class {at} is {first[at]!r} in model {stating[0]} and {(known[other] or [])[at]!r} in model "
             f"{other}, and the data's classes have no names: give the data names, as those of class folders"
         )
-    return None
+    return None, "the data"
 
 
 def load_best(group: PeerGroup, run: Path) -> None:

@@ -22,6 +22,7 @@ from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.topology import Edge, TopologyName, build_edges
 from feature_gan_kd.models.build import build_models, move_to_device
 from feature_gan_kd.models.cached_outputs import CachedOutputs, open_store
+from feature_gan_kd.models.class_order import state_class_names, stated_class_names
 from feature_gan_kd.models.compile import Compiler
 from feature_gan_kd.models.normalisation import Normalisation, check_stated, stated_normalisation
 from feature_gan_kd.models.peer import Peer, PeerModel, recipe_settings, resolve_peers, resolve_recipe
@@ -289,6 +290,11 @@ class PeerGroup(Uncopyable):
         provenance = None if self.provenance is None else self.provenance.to_dict()
         state = collect_state(self.models, self.connections, self.averages, self.step, provenance)
         state.meta["num_classes_given"] = self.num_classes_given
+        # Those of the data are in the provenance.
+        state.meta["class_names"] = [
+            None if k in self.classifiers else stated_class_names(module, self.modules.classes[k])
+            for k, module in enumerate(self.models)
+        ]
         return state
 
     def save_checkpoint(self, folder: Path) -> None:
@@ -311,6 +317,9 @@ class PeerGroup(Uncopyable):
         """
         provenance = restore_state(state, self.models, self.connections, self.averages, self.step)
         self.num_classes_given |= state.meta.get("num_classes_given", False)
+        for k, names in enumerate(state.meta.get("class_names", [])):
+            if names is not None:
+                state_class_names(self.models[k], names)
         if provenance is not None and self.provenance is None:  # `fit` states its own before it resumes
             self.provenance = RunProvenance.from_dict(provenance)
             self._share(self.provenance.normalisation)

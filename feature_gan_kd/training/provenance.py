@@ -33,6 +33,8 @@ class RunProvenance:
             as JSON values.
         crop_pct: of the images that the models were evaluated on, see `Data`; None where it is not known.
         idle_settings: that did not act on the training images.
+        unlabeled: name of the images without labels that were trained on besides, or their type; None for none.
+        evaluated_on: name of the evaluation data, or its type; None where it was taken from the training data.
     """
 
     data: str
@@ -44,6 +46,8 @@ class RunProvenance:
     evaluated: dict[str, Any] | None = None
     crop_pct: float | None = None
     idle_settings: list[str] = field(default_factory=list)
+    unlabeled: str | None = None
+    evaluated_on: str | None = None
 
     @classmethod
     def of_fit(
@@ -59,9 +63,8 @@ class RunProvenance:
         """
         train, evaluation, unlabeled = given
         names = names_of_data(train, evaluation)
-        more = "" if unlabeled is None else f", and {title_of_data(unlabeled)} without labels"
         return cls(
-            title_of_data(train) + more,
+            title_of_data(train),
             None if names is None else (names[0], names[1]),
             data.class_names,
             data.normalisation,
@@ -70,6 +73,8 @@ class RunProvenance:
             {"fingerprint": data.evaluation_fingerprint, "settings": config.data_settings()},
             data.crop_pct,
             data.idle_settings,
+            None if unlabeled is None else title_of_data(unlabeled),
+            None if evaluation is None else title_of_data(evaluation),
         )
 
     def to_dict(self) -> dict[str, Any]:

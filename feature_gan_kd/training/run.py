@@ -272,8 +272,9 @@ def _notes_on_models(group: PeerGroup, data: Data) -> list[str]:
 def _circumstances(group: PeerGroup, data: Data) -> dict[str, Any]:
     """What `config.json` states besides models and settings, as JSON values."""
     assert group.provenance is not None
+    more = f", and {group.provenance.unlabeled} without labels" if group.provenance.unlabeled else ""
     return {
-        "data": {"name": group.provenance.data, **data.description()},
+        "data": {"name": group.provenance.data + more, **data.description()},
         "device": device_name(group.accelerator.device),
         "processes": group.accelerator.num_processes,
     }

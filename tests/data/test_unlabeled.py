@@ -512,3 +512,69 @@ def test_floats_that_contradict_the_stated_normalisation_are_refused(loader: boo
     config, stated = DistillConfig(), Normalisation((0.0,) * 3, (1.0,) * 3)
     with pytest.raises(UserError, match=r"^mean: with mean 0 0 0, std 1 1 1 undone, the images hold values from 0 to"):
         open_data(data, data, config, image_size=8, in_chans=3, stated=stated)
+
+
+def numbered(names: list[str], labels: list[int]) -> datasets.Dataset:
+    """Images whose first pixel is the number that their class is named by."""
+    images = [encoded(np.full((8, 8, 3), int(names[label]), dtype=np.uint8)) for label in labels]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+NUMBERS = ["0", "1", "10", "2", "3", "4", "5", "6", "7", "8", "9"]  # sorted as texts, as folders are
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_classes_without_names_are_matched_with_names_that_are_numbers(texts: bool) -> None:
+    data: Any = numbered(NUMBERS, list(range(11)))
+    if texts:
+        data = data.cast_column("label", datasets.Value("int64")).map(
+            lambda row: {"label": NUMBERS[row["label"]]},
+            features=datasets.Features({**data.features, "label": datasets.Value("string")}),
+        )
+    source, _ = open_evaluation(
+        data,
+        DistillConfig(),
+        image_size=8,
+        in_chans=3,
+        normalisation=Normalisation((0.0,) * 3, (1.0,) * 3),
+        num_classes=11,
+    )
+    for images, labels in source.batches(batch_size=6, seed=0, epoch=0, device="cpu", train=False):
+        assert (255 * images[:, 0, 0, 0]).round().long().tolist() == labels.tolist()
+
+
+def test_names_that_are_no_numbers_are_said_to_be_taken_in_their_order() -> None:
+    _, notes = open_evaluation(
+        make(4),
+        DistillConfig(),
+        image_size=8,
+        in_chans=3,
+        normalisation=Normalisation((0.0,) * 3, (1.0,) * 3),
+        num_classes=2,
+    )
+    said = "split 'evaluation': no class names are known of the models, so these are taken in their order: 'cat'"
+    assert any(note.startswith(said) for note in notes)
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_numbers_of_torch_data_mean_the_names(loader: bool) -> None:
+    """Models whose classes are named by numbers: a plain number is the name, not the index."""
+    values = torch.tensor([0, 1, 2, 10])
+    images = values[:, None, None, None].expand(4, 3, 8, 8).to(torch.uint8)
+    data: Any = TensorDataset(images, values)
+    names = ["0", "1", "10", "2"]
+    about: dict[str, Any] = {"image_size": 8, "in_chans": 3, "normalisation": Normalisation((0.0,) * 3, (1.0,) * 3)}
+    source, _ = open_evaluation(
+        DataLoader(data, 2) if loader else data, DistillConfig(), class_names=names, num_classes=4, **about
+    )
+    assert labels_of(source) == [0, 1, 3, 2]
+    wrong: Any = TensorDataset(images, torch.tensor([0, 1, 2, 7]))
+
+    def opened_and_read() -> None:
+        given = DataLoader(wrong, 4) if loader else wrong
+        source, _ = open_evaluation(given, DistillConfig(), class_names=names, num_classes=4, **about)
+        labels_of(source)
+
+    with pytest.raises(UserError, match="has the label 7, which names no class"):
+        opened_and_read()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import few_labels, unlabeled
 from benchmarks.compare.differences import paired_difference
 from benchmarks.compare.results import collect
 from benchmarks.compare.runs import list_runs
@@ -39,7 +40,7 @@ def test_cifar100_table() -> None:
     assert " % and ".join(f"{row[2]:.2f}" for row in rows[:2]) + " % after three" in page
 
 
-@pytest.mark.parametrize("folder", ["compare", "decay", "finetune"])
+@pytest.mark.parametrize("folder", ["compare", "decay", "finetune", "scratch"])
 def test_tables_of_the_comparison(folder: str) -> None:
     """They are those that the command makes of the committed result files."""
     page = (ROOT / "docs" / "results.md").read_text()
@@ -242,3 +243,31 @@ def test_averaged_weights() -> None:
     text = " ".join((ROOT / "docs" / "results.md").read_text().split())
     assert f"(`logit-averaged`, four seeds) are {mean} [{low}, {high}] against its last weights" in text
     assert len(live) == 4
+
+
+@pytest.mark.parametrize("recipe", ["", "-own-optimizers"])
+@pytest.mark.parametrize(("model", "name"), [(0, "ResNet-20"), (1, "test_vit")])
+def test_a_cnn_beside_a_transformer(model: int, name: str, recipe: str) -> None:
+    page, results = (ROOT / "docs" / "results.md").read_text(), "scratch/scratch"
+    alone, together = (accuracies("r20+vit", f"{method}{recipe}", model, results) for method in ("vanilla", "logit"))
+    assert len(alone) == len(together) == 3
+    gain = difference("r20+vit", f"logit{recipe}", f"vanilla{recipe}", model, results)
+    means = f"{statistics.fmean(alone.values()):.1f} | {statistics.fmean(together.values()):.1f}"
+    assert f"| {name} | {'own' if recipe else 'shared'} | {means} | {gain} |" in page
+
+
+@pytest.mark.parametrize("data", ["clothing", "cifar100"])
+def test_learning_without_labels(data: str) -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    _, _, rest = page.partition(f"<!-- table: benchmarks.unlabeled {data} -->\n\n")
+    shown, _, _ = rest.partition("\n\n<!-- end of table -->")
+    found = unlabeled.read_results(ROOT / "benchmarks" / "results" / "unlabeled" / data)
+    assert shown == unlabeled.table(found)
+    assert len({one["seed"] for one in found}) == 3
+
+
+def test_few_labels() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    _, _, rest = page.partition("<!-- table: benchmarks.few_labels -->\n\n")
+    shown, _, _ = rest.partition("\n\n<!-- end of table -->")
+    assert shown == few_labels.table(few_labels.read_results(ROOT / "benchmarks" / "results" / "few-labels"))

@@ -58,9 +58,7 @@ def test_a_classifier_is_put_into_the_order_of_the_data(
 ) -> None:
     distiller = fit(published, "blue", "green", "red", output_dir=tmp_path / "run", frozen=frozen, topology="star")
     assert distiller.evaluate()["accuracy"] == [100, 100]
-    note = (
-        "model 0 (test_resnet): its classes were in another order than the data's; its classifier was put into theirs"
-    )
+    note = "model 0 (test_resnet): its classes were in another order than those of the data; its classifier"
     assert note in capsys.readouterr().err
     for folder in sorted((tmp_path / "run" / "networks").iterdir()):
         model, config = load_published(folder)
@@ -279,7 +277,10 @@ def test_without_labels_the_models_own_names_count(published: list[str], tmp_pat
     weight = next(iter(distiller.models[1].get_classifier().parameters())).clone()  # type: ignore[operator]
     notes = align_class_names(distiller.group, None)
     assert notes == [
-        "model 1 (test_resnet): its classes were in another order than the data's; its classifier was put into theirs"
+        "classes of model 0: 0 is 'red', 1 is 'green', 2 is 'blue'; labels to evaluate on are taken so, if they have "
+        "no names",
+        "model 1 (test_resnet): its classes were in another order than those of model 0; its classifier was put into "
+        "that one",
     ]
     after = next(iter(distiller.models[1].get_classifier().parameters()))  # type: ignore[operator]
     assert torch.equal(after, weight[[1, 2, 0]])

@@ -278,3 +278,34 @@ def test_the_number_of_neighbours_is_said(capsys: pytest.CaptureFixture[str]) ->
     settings = {**HEADLESS, "epochs": 1, "max_eval_samples": 5}
     OnlineAdversarialDistiller(["test_vit", "cifar_resnet8"], **settings).fit()
     assert "by its 4 nearest neighbours among the evaluation images" in capsys.readouterr().err
+
+
+def test_a_checkpoint_keeps_the_class_names_of_a_source_with_other_classes(tmp_path: Path) -> None:
+    frozen = timm.create_model("test_vit", num_classes=2)
+    frozen.pretrained_cfg["label_names"] = ["day", "night"]
+    distiller = OnlineAdversarialDistiller(
+        [frozen, "cifar_resnet8"], num_classes=10, frozen=[0], **{**SMALL, "epochs": 1}, mean=[0.5], std=[0.5]
+    )
+    distiller.fit(progress=False)
+    distiller.save_checkpoint(tmp_path / "checkpoint")
+    again = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "checkpoint")
+    folder, _ = again.save_pretrained(tmp_path / "out")
+    assert json.loads((folder / "config.json").read_text())["label_names"] == ["day", "night"]
+
+
+def test_cards_name_all_data_by_their_last_part(tmp_path: Path) -> None:
+    """A card is public: it tells no path of this machine."""
+    pixels = np.random.default_rng(0)
+    for place in ("train/a", "train/b", "more", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        for k in range(6):
+            Image.fromarray(pixels.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / place / f"{k}.png")
+    distiller = OnlineAdversarialDistiller(
+        ["test_vit", "cifar_resnet8"], num_classes=2, image_size=32, epochs=1, batch_size=6
+    )
+    train, test, more = (str(tmp_path / name) for name in ("train", "test", "more"))
+    distiller.fit(train, test, unlabeled_data=more, progress=False)
+    card = (distiller.save_pretrained(tmp_path / "out")[0] / "README.md").read_text()
+    assert "- Data: train, and more without labels; evaluated on test" in card
+    assert "name: test" in card
+    assert str(tmp_path) not in card
