@@ -48,6 +48,9 @@ STAND_INS = {
     r"(benchmarks\.sweep_.*)": r"\1 --only test_resnet resnet18 --image-size 64",
     r"(benchmarks\.speed)": r"\1 --quick --rounds 1 --rows plain exact",
     r"(benchmarks\.scale)": r"\1 --only models --rounds 1",
+    r"--source weights/\S+": "--source published/0-test_resnet",
+    r"(benchmarks\.unlabeled --data .*)": r"\1 --images 8 --seeds 0 --arms source aligned",
+    r"(benchmarks\.few_labels --data .*)": r"\1 --seeds 0 --arms 'logit, labelled images alone'",
     r"\S+python (-m benchmarks\.mutation) --areas \S+ --count 20": (
         r"python \1 --areas feature_gan_kd/method/topology.py --tests tests/method/test_topology.py --count 1"
     ),

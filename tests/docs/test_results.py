@@ -256,6 +256,15 @@ def test_a_cnn_beside_a_transformer(model: int, name: str, recipe: str) -> None:
     assert f"| {name} | {'own' if recipe else 'shared'} | {means} | {gain} |" in page
 
 
+def test_differences_of_a_cnn_beside_a_transformer() -> None:
+    text, results = " ".join((ROOT / "docs" / "results.md").read_text().split()), "scratch/scratch"
+    shared = difference("r20+vit", "logit", "vanilla", "ensemble", results)
+    own = difference("r20+vit", "logit-own-optimizers", "vanilla-own-optimizers", "ensemble", results)
+    assert f"Their ensemble is {shared} with shared optimisers, and {own} with own ones" in text
+    one, other = (difference("r20+vit", "vanilla-own-optimizers", "vanilla", k, results) for k in (0, 1))
+    assert f"own against shared is {one} for the ResNet alone and {other} for the transformer alone" in text
+
+
 @pytest.mark.parametrize("data", ["clothing", "cifar100"])
 def test_learning_without_labels(data: str) -> None:
     page = (ROOT / "docs" / "results.md").read_text()

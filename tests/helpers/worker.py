@@ -224,7 +224,7 @@ def run(case: str, folder: Path, number: int = 0, act: Callable[[nn.Module], obj
     distiller.models[0].register_forward_pre_hook(
         lambda model, _: act(model) and None if model.training and next(numbers) == number else None
     )
-    stated: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)} if "data" in CASES[case] else {}
+    stated: dict[str, Any] = {"mean": (0.5,), "std": (0.25,)} if "data" in CASES[case] else {}
     own: dict[str, Any] = {"train_transform": transform, "unlabeled_data": unlabeled(), **stated}
     distiller.fit(*data(), output_dir=folder, resume=folder.exists(), **own)
 

@@ -405,7 +405,7 @@ RUN = "train --models test_resnet test_vit --image-size 32 --epochs 1 --batch-si
 def test_what_each_had_is_recorded_and_published(tmp_path: Path) -> None:
     vit = Peer("test_vit", optimizer="adamw", lr=2e-3, decay_norms=False)
     built = distiller(
-        "test_resnet", vit, lr=0.05, scheduler="cosine", epochs=2, batch_size=8, mean=[0.5] * 3, std=[1] * 3
+        "test_resnet", vit, lr=0.05, scheduler="cosine", epochs=2, batch_size=8, mean=[0.5] * 3, std=[0.25] * 3
     )
     data = TensorDataset(torch.randn(32, 3, SIZE, SIZE), torch.arange(32) % 4)
     built.fit(data, data, output_dir=tmp_path / "run", progress=False)
