@@ -31,6 +31,7 @@ from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import count_classes
 from feature_gan_kd.export.probe_model import probe_model
 from feature_gan_kd.models.tapped_model import TappedModel
+from feature_gan_kd.training.neighbours import NEIGHBOURS
 from feature_gan_kd.utils.errors import UserError
 from feature_gan_kd.utils.files import atomic_file
 from feature_gan_kd.utils.processor import processor_name
@@ -38,7 +39,7 @@ from feature_gan_kd.utils.processor import processor_name
 SOURCE, UNTRAINED, CONTROL = "source", "untrained", "aligned"
 # The settings of every run.
 COMMON: dict[str, Any] = {"image_size": 64, "epochs": 10, "batch_size": 32, "evaluate_every_epochs": 10}
-COMMON |= {"discriminator_lr": 2e-4, "label_column": None}
+COMMON |= {"discriminator_lr": 2e-4, "label_column": None, "max_eval_samples": 500}
 # Of each arm its settings; two runs of one seed differ in these alone. All but `supervised` see no labels.
 ARMS: dict[str, dict[str, Any]] = {
     SOURCE: {},
@@ -126,7 +127,10 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> None:
     index = 0 if arm == SOURCE else 1
     limits = {"max_train_samples": options.images, "max_eval_samples": 2000, "label_column": options.label_column}
     measured, _ = probe_model(
-        str(folder / "networks" / f"{index}-{distiller.names[index]}"), options.data, DistillConfig(**limits)
+        str(folder / "networks" / f"{index}-{distiller.names[index]}"),
+        options.data,
+        DistillConfig(**limits),
+        k=min(NEIGHBOURS, options.images),
     )
     about = {"arm": arm, "seed": seed, "data": Path(options.data).name, "source": Path(options.source).name}
     about |= {"network": options.network, "images": options.images, "settings": settings, "seconds": trained}

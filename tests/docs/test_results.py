@@ -275,6 +275,13 @@ def test_learning_without_labels(data: str) -> None:
     assert len({one["seed"] for one in found}) == 3
 
 
+def test_the_price_of_learning_without_labels() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    about = json.loads((ROOT / "benchmarks" / "results" / "unlabeled-price.json").read_text())
+    rows = [f"| {name} | {value:.0f} |" for name, value in about["milliseconds"].items()]
+    assert "| what | ms |\n|---|---|\n" + "\n".join(rows) in page
+
+
 def test_few_labels() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
     _, _, rest = page.partition("<!-- table: benchmarks.few_labels -->\n\n")
