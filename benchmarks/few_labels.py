@@ -9,7 +9,7 @@ All runs of one number of labels have as many updates (to an epoch), of as many 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import statistics
 import sys
 import time
@@ -20,12 +20,10 @@ from typing import Any
 import datasets
 import torch
 
-from benchmarks.compare.differences import estimate
+from benchmarks.arms import arms_parser, difference, exit_status, read_results, write_result
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.data.draws import draw_balanced
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import atomic_file
-from feature_gan_kd.utils.processor import processor_name
 
 IMAGES, UPDATES, BATCH = 10_000, 1000, 64
 NETWORKS = ("cifar_resnet8", "cifar_resnet14")
@@ -52,32 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 for a mistake in the arguments.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.few_labels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arms_parser("benchmarks.few_labels", __doc__, ARMS)
     parser.add_argument("--data", help="folder of parquet files of CIFAR-100")
     parser.add_argument("--labels", nargs="+", type=int, default=[10, 50], help="of each class [10 50]")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="[all]")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="[0 1 2]")
-    parser.add_argument("--output-dir", type=Path, help="of results and runs")
-    parser.add_argument("--tabulate", type=Path, metavar="DIR", help="print the table of an --output-dir")
     options = parser.parse_args(arguments)
-    try:
-        if options.tabulate is not None:
-            print(table(read_results(options.tabulate)))
-            return 0
-        if not (options.data and options.output_dir):
-            raise UserError("--data and --output-dir are needed, or --tabulate DIR")
+    return exit_status("benchmarks.few_labels", functools.partial(_work, options))
+
+
+def _work(options: argparse.Namespace) -> None:
+    if options.tabulate is not None:
+        print(table(read_results(options.tabulate, ())))
+    elif not (options.data and options.output_dir):
+        raise UserError("--data and --output-dir are needed, or --tabulate DIR")
+    else:
         for seed in options.seeds:
             for labels in options.labels:
                 for arm in options.arms:
                     run(arm, labels, seed, options.data, options.output_dir)
-    except UserError as error:
-        print(f"benchmarks.few_labels: error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def draw(data: Any, per_class: int, seed: int, *, others: bool) -> Any:
@@ -124,22 +113,8 @@ def run(arm: str, labels: int, seed: int, data: str, output_dir: Path) -> None:
     record = distiller.fit(train, loaded["test"], output_dir=output_dir / "runs" / name, resume=True, progress=False)
     about = {"arm": arm, "labels": labels, "seed": seed, "epochs": epochs, "updates": record.last["step"]}
     about |= {"settings": settings, "seconds": time.perf_counter() - began, "accuracy": record.accuracy}
-    about |= {"processor": processor_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    with atomic_file(result) as temporary:
-        temporary.write_text(json.dumps({**about, "last": record.last["metrics"]}, indent=1))
+    write_result(result, {**about, "last": record.last["metrics"]})
     print(f"{name}: {record.accuracy}", flush=True)
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Reads all results of a folder.
-
-    Raises:
-        UserError: where there is none.
-    """
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if not found:
-        raise UserError(f"--tabulate: {folder} holds no results")
-    return found
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -158,12 +133,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for arm, values in own.items():
             if not values:
                 continue
-            differences = [values[seed] - own[alone][seed] for seed in sorted(values.keys() & own[alone].keys())]
-            against = ""
-            if arm != alone and len(differences) > 1:
-                found = estimate(differences)
-                half = found.half_width or 0.0
-                against = f"{found.mean:+.1f} [{found.mean - half:+.1f}, {found.mean + half:+.1f}]"
+            against = "" if arm == alone else difference(values, own[alone])
             mean = statistics.mean(values.values())
             rows.append(f"| {labels} | {arm} | {len(values)} | {mean:.1f} | {against} |")
     return "\n".join(rows)

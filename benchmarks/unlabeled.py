@@ -25,7 +25,7 @@ import timm
 import torch
 from torch import Tensor
 
-from benchmarks.compare.differences import estimate
+from benchmarks.arms import arms_parser, difference, exit_status, read_results, write_result
 from feature_gan_kd import OnlineAdversarialDistiller, Peer
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import count_classes
@@ -33,8 +33,6 @@ from feature_gan_kd.export.probe_model import probe_model
 from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.training.neighbours import NEIGHBOURS
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.files import atomic_file
-from feature_gan_kd.utils.processor import processor_name
 
 SOURCE, UNTRAINED, CONTROL = "source", "untrained", "aligned"
 # The settings of every run.
@@ -60,6 +58,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "aligned-adversarial": {"method": "aligned", "adversarial_weight": 1.0},
     "all": {"method": "aligned", "relation_weight": 1.0, "statistics_weight": 1.0, "adversarial_weight": 1.0},
 }
+SHARED = ("data", "source", "network", "images")  # what all results of a table have in common
 FIGURES = {"knn_accuracy": "k-NN", "linear_accuracy": "linear probe"}
 
 
@@ -69,35 +68,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 for a mistake in the arguments.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.unlabeled", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arms_parser("benchmarks.unlabeled", __doc__, ARMS)
     parser.add_argument("--data", help="labelled images; their labels serve to measure, and to the arm supervised")
     parser.add_argument("--source", help="folder of a trained model of timm")
     parser.add_argument("--network", default="cifar_resnet8", help="that learns from scratch [%(default)s]")
     parser.add_argument("--images", type=int, default=1200, help="to train on [%(default)s]")
     parser.add_argument("--label-column", help="of the data [found by its type]")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="[all]")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="[0 1 2]")
-    parser.add_argument("--output-dir", type=Path, help="of results and runs")
     parser.add_argument("--price", action="store_true", help="time updates beside the source's forward pass alone")
-    parser.add_argument("--tabulate", type=Path, metavar="DIR", help="print the table of an --output-dir")
     options = parser.parse_args(arguments)
-    try:
-        if options.tabulate is not None:
-            print(table(read_results(options.tabulate)))
-            return 0
-        if options.price and options.source and options.output_dir:
-            return measure_price(options)
-        if not (options.data and options.source and options.output_dir):
-            raise UserError("--data, --source and --output-dir are needed, or --tabulate DIR")
+    return exit_status("benchmarks.unlabeled", functools.partial(_work, options))
+
+
+def _work(options: argparse.Namespace) -> None:
+    if options.tabulate is not None:
+        print(table(read_results(options.tabulate, SHARED)))
+    elif not (options.source and options.output_dir and (options.data or options.price)):
+        raise UserError("--data (or --price), --source and --output-dir are needed, or --tabulate DIR")
+    elif options.price:
+        measure_price(options)
+    else:
         for seed in options.seeds:
             for arm in options.arms:
                 run(arm, seed, options)
-    except UserError as error:
-        print(f"benchmarks.unlabeled: error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def run(arm: str, seed: int, options: argparse.Namespace) -> None:
@@ -134,17 +126,14 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> None:
     )
     about = {"arm": arm, "seed": seed, "data": Path(options.data).name, "source": Path(options.source).name}
     about |= {"network": options.network, "images": options.images, "settings": settings, "seconds": trained}
-    about |= {"processor": processor_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    result.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(result) as temporary:
-        temporary.write_text(json.dumps({**about, "measured": measured, "last": record}, indent=1, default=str))
+    write_result(result, {**about, "measured": measured, "last": record})
     print(
         f"{arm} {seed}: k-NN {measured['knn_accuracy']:.1f}, probe {measured['linear_accuracy']:.1f}, {trained:.0f} s"
     )
 
 
-def measure_price(options: argparse.Namespace, rounds: int = 7, updates: int = 4) -> int:
-    """Times an update of each kind, side by side, and writes the medians in milliseconds; returns 0."""
+def measure_price(options: argparse.Namespace, rounds: int = 7, updates: int = 4) -> None:
+    """Times an update of each kind, side by side, and writes the medians in milliseconds."""
     images = torch.randn(COMMON["batch_size"], 3, COMMON["image_size"], COMMON["image_size"])
     labels = torch.arange(len(images)) % 10
     timed: dict[str, Callable[[], object]] = {}
@@ -168,11 +157,9 @@ def measure_price(options: argparse.Namespace, rounds: int = 7, updates: int = 4
                 seconds[name].append((time.perf_counter() - began) / updates)
     medians = {name: round(1000 * statistics.median(own), 1) for name, own in seconds.items()}
     about = {"milliseconds": medians, "batch_size": len(images), "rounds": rounds, "network": options.network}
-    about |= {"processor": processor_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    with atomic_file(options.output_dir / "price.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1))
+    # Not beside the results of arms, which are all read together.
+    write_result(options.output_dir / "price" / "price.json", about)
     print(json.dumps(about, indent=1))
-    return 0
 
 
 @torch.no_grad()
@@ -192,23 +179,6 @@ def _distiller(
     )
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Reads all results of a folder.
-
-    Raises:
-        UserError: where there is none, or they are of other data, networks or settings.
-    """
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if not found:
-        raise UserError(f"--tabulate: {folder} holds no results")
-    for name in ("data", "source", "network", "images"):
-        if len({one[name] for one in found}) > 1:
-            raise UserError(
-                f"--tabulate: {folder} holds results of different {name}: keep them in folders of their own"
-            )
-    return found
-
-
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The means of every arm, and its paired differences to the untrained network and to `aligned`, in Markdown."""
     rows = [
@@ -220,18 +190,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         if not measured:
             continue
         means = [statistics.mean(one[name] for one in measured.values()) for name in FIGURES]
-        against = [_difference(measured, by_arm[other]) if other != arm else "" for other in (UNTRAINED, CONTROL)]
+        probed = {name: {seed: one["linear_accuracy"] for seed, one in own.items()} for name, own in by_arm.items()}
+        against = [difference(probed[arm], probed[other]) if other != arm else "" for other in (UNTRAINED, CONTROL)]
         rows.append(f"| {arm} | {len(measured)} | {means[0]:.1f} | {means[1]:.1f} | {' | '.join(against)} |")
     return "\n".join(rows)
-
-
-def _difference(own: dict[int, Any], other: dict[int, Any]) -> str:
-    seeds = sorted(own.keys() & other.keys())
-    if len(seeds) < 2:
-        return ""
-    found = estimate([own[seed]["linear_accuracy"] - other[seed]["linear_accuracy"] for seed in seeds])
-    half = found.half_width or 0.0
-    return f"{found.mean:+.1f} [{found.mean - half:+.1f}, {found.mean + half:+.1f}]"
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def _table(comparison: Comparison, *, best: bool) -> str:
             against += [ZERO_GRADIENT.get(method, "")] if zero_gradient else []
             differences = [paired_difference(scores, comparison.scores(name, curve, best=best)) for name in against]
             rows.append([curve, method, str(len(scores)), _level(estimate(list(scores.values())))])
-            rows[-1] += [_difference(one, len(scores)) for one in differences]
+            rows[-1] += [describe_difference(one, len(scores)) for one in differences]
     return _aligned(rows)
 
 
@@ -117,7 +117,7 @@ def _level(value: Estimate) -> str:
     return f"{value.mean:.2f}" + ("" if value.deviation is None else f" ± {value.deviation:.2f}")
 
 
-def _difference(value: Estimate | None, seeds: int) -> str:
+def describe_difference(value: Estimate | None, seeds: int) -> str:
     """Returns `+0.8 [+0.1, +1.5]`, with the number of shared seeds where it is one or lower than the method's."""
     if value is None:
         return ""

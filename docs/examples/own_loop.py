@@ -6,10 +6,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from feature_gan_kd import OnlineAdversarialDistiller
 
 torch.manual_seed(0)
-data = TensorDataset(torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,)))
-# `mean` and `std` say how the images were normalised: here they are random numbers with mean 0 and deviation 1.
+pixels = torch.rand(64, 3, 32, 32)
+data = TensorDataset((pixels - 0.5) / 0.25, torch.randint(0, 10, (64,)))
+# `mean` and `std` say how the images were normalised.
 distiller = OnlineAdversarialDistiller(
-    ["test_resnet", "test_vit"], num_classes=10, image_size=32, lr=0.01, mean=[0.0], std=[1.0]
+    ["test_resnet", "test_vit"], num_classes=10, image_size=32, lr=0.01, mean=[0.5], std=[0.25]
 )
 
 for epoch in range(3):

@@ -10,7 +10,6 @@ from torch import nn
 from feature_gan_kd.config.settings import LossSettings
 from feature_gan_kd.method.build import MethodModules
 from feature_gan_kd.method.connection import Connection
-from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.tapped_model import TappedModel
 
 
@@ -30,22 +29,17 @@ def summarize(names: Sequence[str], modules: MethodModules, weights: LossSetting
             where = ("-", "-") if tap is None else (tap.title, f"{_join_shape(tap.shape)} at {model.adapter.size} px")
             rows.append((*own, *where, _what_is_fixed(model, k in modules.frozen) if position == 0 else ""))
     lines = align_columns(rows)
-    rows = [("connection", "terms", "transfer", "discriminator", "compared maps", "", "")]
+    connected = [("connection", "terms", "transfer", "discriminator", "compared maps")]
     for edge in modules.edges:
         own_connections = [connection for connection in modules.connections if connection.edge == edge]
         for position, connection in enumerate(own_connections or (None,)):
             start = (
                 f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})",
-                ", ".join(_terms(edge, modules, weights)) or "-",
+                ", ".join(modules.terms(edge, weights)) or "-",
             )
-            rows.append((*(start if position == 0 else ("", "")), *_connection_cells(connection), "", ""))
+            connected.append((*(start if position == 0 else ("", "")), *_connection_cells(connection)))
     notes = [note for model in modules.tapped for note in model.notes()]
-    return "\n".join([*lines, "", *align_columns(rows), *([""] if notes else []), *notes])
-
-
-def _terms(edge: Edge, modules: MethodModules, weights: LossSettings) -> list[str]:
-    """The loss terms that act over an edge: the logit term needs two models that know the same classes."""
-    return ["logits"] * (weights.kl_weight > 0 and edge in modules.logit_edges) + list(weights.feature_terms)
+    return "\n".join([*lines, "", *align_columns(connected), *([""] if notes else []), *notes])
 
 
 def describe_taps(models: Sequence[TappedModel]) -> list[dict[str, Any]]:

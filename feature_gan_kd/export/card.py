@@ -257,7 +257,7 @@ def _description(card_info: ModelCardInfo) -> str:
     if learned is None:
         return DESCRIPTIONS[card_info.method]
     if not learned:
-        return "This model was frozen: it taught the others, and did not learn."
+        return "This model was frozen, and did not learn."
     usual = ("labels", *(["logits"] if method.kl_weight else []), *method.feature_terms)
     if set(learned) == set(usual):
         return DESCRIPTIONS[card_info.method]

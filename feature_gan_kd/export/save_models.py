@@ -176,9 +176,9 @@ def model_card_info(
 
 def _terms_of(group: PeerGroup, index: int) -> tuple[str, ...]:
     """The loss terms that act on a learner, see `ModelCardInfo`."""
-    weights, modules = group.config.loss_weights, group.modules
-    has_logits = weights.kl_weight > 0 and any(edge.learner == index for edge in modules.logit_edges)
-    return (*["labels"] * weights.labels, *["logits"] * has_logits, *weights.feature_terms)
+    weights, edges = group.config.loss_weights, [edge for edge in group.edges if edge.learner == index]
+    taught = [term for edge in edges for term in group.modules.terms(edge, weights)]
+    return (*["labels"] * weights.labels, *dict.fromkeys(taught))
 
 
 def published_normalisation(group: PeerGroup, index: int, stated: Normalisation | None) -> Normalisation:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.settings import LossSettings
 from feature_gan_kd.method.connection import Connection, build_connections, check_taps
 from feature_gan_kd.method.discriminator import Discriminator
 from feature_gan_kd.method.topology import Edge
@@ -54,6 +55,15 @@ class MethodModules:
     def logit_edges(self) -> tuple[Edge, ...]:
         """The edges whose ends know as many classes."""
         return tuple(edge for edge in self.edges if 0 < self.classes[edge.source] == self.classes[edge.learner])
+
+    def terms(self, edge: Edge, weights: LossSettings) -> list[str]:
+        """The loss terms that act over an edge; that of the logits needs two models that know the same classes.
+
+        Args:
+            edge: one of the edges.
+            weights: of the terms.
+        """
+        return ["logits"] * (weights.kl_weight > 0 and edge in self.logit_edges) + list(weights.feature_terms)
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """The modules with parameters that training changes, by the name that an error gives them."""
@@ -242,11 +252,9 @@ def _check_repeats(model: TappedModel, images: Tensor) -> None:
         return
     images = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)  # no two patches alike
     with evaluating(model), torch.no_grad():
-        (first, _), (second, _) = model.run(images), model.run(images)
-        same = torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
-        maps = zip(model(images)[1], model(images)[1], strict=True)
-        same = same and all(torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in maps)
-    if not same:
+        (output, maps), (again, maps_again) = model.run(images), model.run(images)
+    pairs = zip((output, *maps), (again, *maps_again), strict=True)
+    if not all(torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) for one, other in pairs):
         raise UserError(
             f"{model.name}: gives other features for the same images at every call, so nothing can be learned from it: "
             "turn off its random masking"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from pathlib import Path
+from types import CodeType
 from typing import Protocol
 
 import torch
@@ -138,8 +139,8 @@ class CachedOutputs:
             UserError: as the model, and where nothing can be kept.
         """
         prefix = self._weights()
-        pixels = images.detach().to("cpu").contiguous().numpy()
-        keys = [hashlib.blake2b(prefix + row.tobytes(), digest_size=16).digest() for row in pixels]
+        pixels = images.detach().to("cpu").contiguous()
+        keys = [hashlib.blake2b(prefix + _bytes(row), digest_size=16).digest() for row in pixels]
         found = [self.store.get(key) for key in keys]
         missing = [k for k, one in enumerate(found) if one is None]
         if missing:
@@ -165,14 +166,26 @@ class CachedOutputs:
         adapter, module = self.model.adapter, self.model.module
         tensors = [*module.parameters(), *module.buffers(), *adapter.buffers()]
         norms = torch.stack([one.detach().double().norm() for one in tensors]).tolist() if tensors else []
-        version = (_describe(module), adapter.size, norms, [(id(one), version_of(one)) for one in tensors])
+        described = _describe(module)
+        version = (described, adapter.size, norms, [(id(one), version_of(one)) for one in tensors])
         if version != self._version:
-            about = (self._owner, self.precision, self.model.taps, adapter.size, _describe(module))
+            about = (self._owner, self.precision, self.model.taps, adapter.size, described)
             digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
             for one in tensors:
-                digest.update(one.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(_bytes(one.detach().to("cpu")))
             self._version, self._prefix = version, digest.digest()
         return self._prefix
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """The bytes of a tensor of any shape and type on the CPU; numpy has no bfloat16."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _describe_code(code: CodeType) -> tuple[object, ...]:
+    """What code does, the same in every process: functions inside of it would show their address."""
+    constants = [_describe_code(one) if isinstance(one, CodeType) else one for one in code.co_consts]
+    return code.co_code, code.co_names, repr(constants)
 
 
 def _describe(module: nn.Module) -> str:
@@ -183,6 +196,6 @@ def _describe(module: nn.Module) -> str:
         plain = {key: value for key, value in vars(one).items() if isinstance(value, (int, float, str, tuple))}
         own = vars(one).get("forward")
         hooks = [repr(hook) for hook in (*one._forward_hooks.values(), *one._forward_pre_hooks.values())]
-        compiled = None if code is None else (code.co_code, code.co_names, repr(code.co_consts))
+        compiled = None if code is None else _describe_code(code)
         parts.append((name, type(one).__qualname__, compiled, sorted(plain.items(), key=str), repr(own), hooks))
     return repr(parts)

@@ -22,7 +22,7 @@ class RunProvenance:
     """What the models were last trained on.
 
     Attributes:
-        data: name of the training data, or its type where it was given as an object, and that of the unlabelled data.
+        data: name of the training data, or its type where it was given as an object.
         data_names: names of the training data (None: the bundled digits) and of the evaluation data (None: taken from
             the training data); None where one of them was given as an object.
         class_names: by class index, where the data have names.

@@ -31,6 +31,12 @@ def test_runs_have_as_many_updates_and_are_tabulated(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == arms
     assert few_labels.main([]) == 2
+    first = sorted(Path("out").glob("*.json"))[0]
+    first.write_text(json.dumps({**results[0], "processor": "another"}))  # never averaged with the others
+    assert few_labels.main(["--tabulate", "out"]) == 2
+    first.write_text(json.dumps({**results[0], "settings": {"method": "dml"}}))
+    assert few_labels.main(["--tabulate", "out"]) == 2
+    assert "holds results of different settings" in capsys.readouterr().err
 
 
 def test_labels_are_drawn_from_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

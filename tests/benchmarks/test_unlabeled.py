@@ -63,9 +63,8 @@ def test_the_table_says_what_came_out(tmp_path: Path) -> None:
 
 
 def test_the_price_of_an_update(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "out").mkdir()
     assert unlabeled.main([*command, "--price"]) == 0
-    figures = json.loads((tmp_path / "out" / "price.json").read_text())["milliseconds"]
+    figures = json.loads((tmp_path / "out" / "price" / "price.json").read_text())["milliseconds"]
     assert {"supervised", "aligned", "aligned, outputs kept", "forward pass of the source"} <= figures.keys()
 
 

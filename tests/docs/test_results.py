@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import few_labels, unlabeled
+from benchmarks.arms import read_results
 from benchmarks.compare.differences import paired_difference
 from benchmarks.compare.results import collect
 from benchmarks.compare.runs import list_runs
@@ -270,7 +271,7 @@ def test_learning_without_labels(data: str) -> None:
     page = (ROOT / "docs" / "results.md").read_text()
     _, _, rest = page.partition(f"<!-- table: benchmarks.unlabeled {data} -->\n\n")
     shown, _, _ = rest.partition("\n\n<!-- end of table -->")
-    found = unlabeled.read_results(ROOT / "benchmarks" / "results" / "unlabeled" / data)
+    found = read_results(ROOT / "benchmarks" / "results" / "unlabeled" / data, unlabeled.SHARED)
     assert shown == unlabeled.table(found)
     assert len({one["seed"] for one in found}) == 3
 
@@ -286,4 +287,4 @@ def test_few_labels() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
     _, _, rest = page.partition("<!-- table: benchmarks.few_labels -->\n\n")
     shown, _, _ = rest.partition("\n\n<!-- end of table -->")
-    assert shown == few_labels.table(few_labels.read_results(ROOT / "benchmarks" / "results" / "few-labels"))
+    assert shown == few_labels.table(read_results(ROOT / "benchmarks" / "results" / "few-labels", ()))

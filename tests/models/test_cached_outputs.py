@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
-from feature_gan_kd.models.cached_outputs import CachedOutputs, MemoryStore, open_store
+from feature_gan_kd.models.cached_outputs import CachedOutputs, MemoryStore, _describe, open_store
 from feature_gan_kd.models.find_taps import find_taps
 from feature_gan_kd.models.tapped_model import TappedModel
 
@@ -161,3 +161,33 @@ def test_changes_that_torch_does_not_count_are_noticed(place: str, change: str) 
         right = model(images)[1][0]
     assert not torch.equal(before, right)
     torch.testing.assert_close(cached(images)[1][0], right, rtol=1e-4, atol=1e-5)
+
+
+class Nested(torch.nn.Module):
+    """Its forward holds a function, which shows its address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        def double(value: Tensor) -> Tensor:
+            return value + value
+
+        return double(self.convolution(images))
+
+
+def test_a_description_is_the_same_in_every_process() -> None:
+    """Otherwise nothing that is kept on disk would ever be found again."""
+    described = _describe(Nested())
+    assert " at 0x" not in described
+    assert described == _describe(Nested())
+
+
+def test_images_of_any_type_have_a_key(place: str) -> None:
+    model = Nested().to(torch.bfloat16).eval()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)
+    tapped = TappedModel(model, find_taps(model, images, "it"), "it", classifies=False)
+    cached = CachedOutputs(tapped, open_store(place), "no")
+    assert torch.equal(cached(images)[1][0], cached(images)[1][0])
