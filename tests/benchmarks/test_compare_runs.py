@@ -158,6 +158,7 @@ def compare(folder: Path, *more: str) -> list[str]:
     return [*words, "--output-dir", str(folder), *more]
 
 
+@pytest.mark.slow
 def test_a_small_comparison_killed_midway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = compare(tmp_path, "--only", "tiny/vanilla/0", "tiny/offline-logit/0")
     vanilla, offline = list_runs("smoke", tmp_path, ["tiny/vanilla/0", "tiny/offline-logit/0"])

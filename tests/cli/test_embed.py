@@ -94,6 +94,7 @@ def test_bad_images_are_left_out_and_counted(here: Path, capsys: pytest.CaptureF
     assert "image: none of the 1 images can be decoded" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three processes for four batches, of which the last has one image; and one line where an image is bad."""
     words = ("embed", "net", "all", "one.png", "one.png", "--batch-size", "2", "-o")

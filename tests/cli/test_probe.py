@@ -53,6 +53,7 @@ def test_a_named_layer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["layer"], found["features"]) == ("layer1", 32)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["probe", "net", "--json", *LIMITS])
     path = {"PYTHONPATH": str(Path(__file__).parents[2])}

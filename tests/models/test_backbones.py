@@ -28,11 +28,12 @@ def is_square(name: str) -> bool:
     return bool(height == width)
 
 
-def test_twenty_random_pairs() -> None:
+@pytest.mark.parametrize("pairs", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_random_pairs(pairs: int) -> None:
     """Both directions of each pair are connected, each model at its own size; the message of a failure has the seed."""
     seed = random.SystemRandom().randrange(2**32)
     names = [name for name in timm.list_models() if not name.endswith("_enc") and is_square(name)]
-    drawn = random.Random(seed).sample(names, 40)
+    drawn = random.Random(seed).sample(names, 2 * pairs)
     for pair in zip(drawn[::2], drawn[1::2], strict=True):
         channels = {int(timm.get_pretrained_cfg(name, allow_unregistered=False).input_size[0]) for name in pair}
         with torch.device("meta"), warnings.catch_warnings():
@@ -73,6 +74,7 @@ def test_the_committed_sweeps_of_other_libraries_are_complete(library: str, coun
     assert {result["class"] for result in trained.values()} == {result["class"] for result in connected.values()}
 
 
+@pytest.mark.slow
 def test_the_committed_taps_of_transformers_are_those_of_today() -> None:
     for name, result in json.loads((RESULTS / "sweep_transformers_connect.json").read_text()).items():
         model = transformers_models.build(name, 7).to("meta")

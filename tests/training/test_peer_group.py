@@ -60,6 +60,7 @@ def test_a_dropped_distiller_is_freed_at_once(
     assert [one() for one in alive if one() is not None] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_collector")
 def test_compiled_models_are_freed_at_once_too() -> None:
     """Without what compiling leaves to the collector: that happens once, not in every update."""

@@ -53,12 +53,12 @@ def test_a_stopped_run_ends_with_the_same_weights(augmentation: str, photos: Pat
 
 def test_a_run_records_its_unlabelled_data(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = "--image-size 32 --batch-size 64 --epochs 1 --max-train-samples 400 --max-eval-samples 20 --lr 0.01"
-    main(f"train --models test_resnet test_vit {options} --unlabeled photos --output-dir first --quiet".split())
+    options = "--image-size 32 --batch-size 64 --epochs 1 --max-train-samples 200 --max-eval-samples 20 --lr 0.01"
+    main(f"train --models cifar_resnet8 cifar_resnet8 {options} --unlabeled photos --output-dir first --quiet".split())
     about = json.loads(Path("first/config.json").read_text())
     assert (about["train_data"], about["eval_data"], about["unlabeled_data"]) == (None, None, "photos")
     assert about["data"]["name"] == "bundled digits, and photos without labels"
-    assert about["data"]["unlabeled_images"] == 11  # 40 of 1478 images, of 400
+    assert about["data"]["unlabeled_images"] == 5  # 40 of 1478 images, of 200
     card = next(Path("first/networks").glob("*/README.md")).read_text()
     assert "bundled digits, and photos without labels" in card
     main(["train", "--config", "first/config.json", "--output-dir", "again", "--quiet"])

@@ -91,6 +91,7 @@ print(kept, min(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another")
 def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     def run(what: str) -> list[str]:
