@@ -40,6 +40,8 @@ def check_augmentation(config: AugmentationSettings) -> None:
     check_crop_settings(config, config.augmentation)
     if config.aa and config.color_jitter and "3a" not in config.aa:
         raise UserError("color_jitter: aa replaces it, as in timm (3a alone has both): leave one of them out")
+    if config.source_view == "plain" and not active(config, ("aa", "color_jitter")):
+        raise UserError("source_view: plain leaves out aa and color_jitter, and neither is on: give one of them")
     if not config.reprob and (config.remode, config.recount) != ("pixel", 1):
         name = "recount" if config.remode == "pixel" else "remode"
         raise UserError(f"{name}: has no effect without random erasing: give its probability, reprob")

@@ -21,6 +21,7 @@ MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 Augmentation = Literal["auto", "none", "crop", "crop-flip", "resized-crop"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
 ErasingMode = Literal["pixel", "rand", "const"]
+SourceView = Literal["same", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +289,9 @@ class AugmentationSettings:
     """What erased pixels become. pixel: noise; rand: one random colour; const: the mean colour."""
     recount: int = bounded(1, at_least=1)
     """Largest number of rectangles that are erased in one image."""
+    source_view: SourceView = "same"
+    """What sources see of a training image that are frozen or teach with averaged weights. same: what the learners see;
+    plain: the image with its crop and flip, but without aa, color_jitter and reprob."""
     balanced_sampling: bool = False
     """Draw every class equally often in each epoch; its number of images stays that of the training images."""
     mixup: float = bounded(0.0, at_least=0)

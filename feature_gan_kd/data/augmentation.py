@@ -74,13 +74,15 @@ def image_options(
         resized_crop=kind == "resized-crop",
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
-        changes=ImageChanges(config.aa, config.color_jitter, config.vflip, config.scale, config.ratio),
+        changes=ImageChanges(
+            config.aa, config.color_jitter, config.vflip, config.scale, config.ratio, config.source_view == "plain"
+        ),
         own=own,
     )
     return ImageOptions(
         transform,
         augment=CropFlip(size // 8, flip=kind == "crop-flip", vflip=config.vflip) if crops else None,
-        erase=Erasing(config.reprob, config.remode, config.recount) if config.reprob else None,
+        erase=Erasing(config.reprob, config.remode, config.recount, channels) if config.reprob else None,
         num_workers=config.num_workers,
         skip=config.skip_bad_images,
     )
@@ -117,10 +119,12 @@ def check_training(config: DistillConfig, size: int, *, own: OwnTransform | None
             raise UserError(f"train_transform: {type(own).__name__} cannot be called: give a function of one image")
         if given_as is not None:
             raise UserError(f"train_transform: {given_as} is used as it is: transform the images in its data set")
-        if asked:
-            raise UserError(f"train_transform: it takes the place of {asked[0]}, which is given too: leave one out")
+        if asked or config.source_view == "plain":
+            named = (*asked, "source_view")[0]
+            raise UserError(f"train_transform: it takes the place of {named}, which is given too: leave one out")
     if given_as == "a DataLoader" and _is_asked(config, "reprob"):
         asked.append("reprob")
+    asked += ["source_view"] * (config.source_view == "plain")
     if given_as is not None and asked:
         raise UserError(f"{asked[0]}: {given_as} is used as it is: augment the images in its data set")
     check_crop_settings(config, chosen_augmentation(config, size))
@@ -175,7 +179,7 @@ def check_auto_augment(notation: str | None) -> None:
 
     try:
         with seeded(0):
-            timm_changes(16, 3, "bicubic", ImageChanges(aa=notation))(Image.new("RGB", (16, 16)))
+            timm_changes(16, 3, "bicubic", ImageChanges(aa=notation))[1](Image.new("RGB", (16, 16)))
     except Exception as error:  # timm asserts, and numpy refuses more layers than there are operations
         raise UserError(f"aa: timm cannot use {notation!r} ({reason(error)}): correct it") from None
 

@@ -34,11 +34,12 @@ class PixelNormaliser:
         return cls((0.0,) * channels, (1.0,) * channels)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 `(n, H, W, C)` to float32 `(n, C, H, W)`."""
+        """uint8 `(n, H, W, C)` to float32 `(n, C, H, W)`; C may be that of several views of an image."""
         count, height, width, channels = pixels.shape
+        views = channels // len(self.mean)
         # Multiply whole rows of pixels by one tiled row: the inner loop then runs over W * C numbers, not over C.
         rows = pixels.reshape(count * height, width * channels).to(torch.float32)
-        scale, offset = _tiled_scale_offset(self.mean, self.std, width, pixels.device)
+        scale, offset = _tiled_scale_offset(self.mean, self.std, width * views, pixels.device)
         images = rows.mul_(scale).add_(offset).view(count, height, width, channels).permute(0, 3, 1, 2)
         return images if self.channels_last else images.contiguous()
 
@@ -114,11 +115,13 @@ class Erasing:
         probability: that an image is erased in part.
         mode: what erased pixels become: pixel (noise), rand (one random colour) or const (zero, the mean colour).
         count: largest number of rectangles in one image.
+        channels: of an image; those of a plain view behind them stay as they are.
     """
 
     probability: float
     mode: str
     count: int
+    channels: int
 
     def __call__(self, images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Erases parts of the images with the given `indices`, on any device: float `(n, C, H, W)`, changed in place.
@@ -130,5 +133,5 @@ class Erasing:
             for image, own in zip(images, item_seeds(seed, epoch, indices.cpu(), ERASE), strict=True):
                 random.seed(own)
                 torch.default_generator.manual_seed(own)
-                erase(image)
+                erase(image[: self.channels])
         return images

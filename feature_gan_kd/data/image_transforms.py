@@ -35,6 +35,7 @@ class ImageChanges:
         vflip: probability that resized-crop mirrors an image top to bottom.
         scale: shares of the area that resized-crop cuts out; None for timm's.
         ratio: ratios of the sides that resized-crop cuts out; None for timm's.
+        plain_view: a second view follows in the channels: the same crop and flip without `aa` and `color_jitter`.
     """
 
     aa: str | None = None
@@ -42,6 +43,7 @@ class ImageChanges:
     vflip: float = 0.0
     scale: tuple[float, ...] | None = None
     ratio: tuple[float, ...] | None = None
+    plain_view: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class ImageTransform:
         """Whether training images are changed one by one, and not only in whole batches."""
         return self.own is not None or self.resized_crop or bool(self.changes.aa or self.changes.color_jitter)
 
+    @property
+    def training_channels(self) -> int:
+        """Channels of a training image, with those of its plain view."""
+        return self.channels * (1 + self.changes.plain_view)
+
     def __call__(self, image: Image, *, train: bool, where: str = "an image") -> Tensor:
         """Transforms an RGB or L image; draws from the global generators if `train`.
 
@@ -85,8 +92,8 @@ class ImageTransform:
             where: names the image in errors.
 
         Returns:
-            Pixels, uint8 `(size, size, channels)`; what a transform of the user's own gives may be floats
-            `(channels, side, side)`, which are normalised already.
+            Pixels, uint8 `(size, size, channels)`, in training `training_channels`; what a transform of the user's own
+            gives may be floats `(channels, side, side)`, which are normalised already.
 
         Raises:
             UserError: for a transform of the user's own that fails or gives something else.
@@ -96,10 +103,12 @@ class ImageTransform:
         if not (train and self.resized_crop):
             crop_pct = 1.0 if train else self.evaluation_crop_pct
             image = center_crop_resize(image, self.size, crop_pct, self.interpolation)
-        if train and self.changes_single_images:
-            change = timm_changes(self.size, self.channels, self.interpolation, self.changes, crops=self.resized_crop)
-            image = change(image)
-        return torch.from_numpy(to_pixels(image, self.channels))
+        if not (train and self.changes_single_images):
+            return torch.from_numpy(to_pixels(image, self.channels))
+        crop, change = timm_changes(self.size, self.channels, self.interpolation, self.changes)
+        image = crop(image) if self.resized_crop else image
+        views = (change(image), image) if self.changes.plain_view else (change(image),)
+        return torch.cat([torch.from_numpy(to_pixels(view, self.channels)) for view in views], dim=2)
 
     def _apply_own(self, image: Image, where: str) -> Tensor:
         from PIL.Image import Image as PILImage
@@ -125,16 +134,15 @@ def describe_transform(own: OwnTransform) -> str:
 
 @functools.lru_cache(maxsize=8)
 def timm_changes(
-    size: int, channels: int, interpolation: str, changes: ImageChanges, *, crops: bool = False
-) -> Callable[[Image], Image]:
-    """timm's transforms of training images.
+    size: int, channels: int, interpolation: str, changes: ImageChanges
+) -> tuple[Callable[[Image], Image], Callable[[Image], Image]]:
+    """timm's transforms of training images: the random resized crop and its flips, and what comes after them.
 
     Args:
         size: side in pixels.
         channels: 1 or 3.
         interpolation: of resizing and turning.
         changes: what is changed.
-        crops: whether the random resized crop and its flips are among them.
     """
     from timm.data import IMAGENET_DEFAULT_MEAN, create_transform
 
@@ -152,7 +160,7 @@ def timm_changes(
         mean=mean,  # of which aa fills the corners of turned images
         separate=True,
     )
-    return type(crop)([*crop.transforms * crops, *change.transforms])  # type: ignore[no-any-return]
+    return crop, change
 
 
 def check_tensor(image: Any, channels: int, where: str) -> Tensor:

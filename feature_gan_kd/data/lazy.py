@@ -169,7 +169,8 @@ class OnDemandImages:
             UserError: for floats after bytes, or the other way round.
         """
         if not len(images):
-            return images.new_empty((0, self.transform.channels, self.transform.size, self.transform.size))
+            channels = self.transform.training_channels if train else self.transform.channels
+            return images.new_empty((0, channels, self.transform.size, self.transform.size))
         if self._gives_floats not in (None, images.is_floating_point()):
             raise UserError(f"images: {_MIXED_KINDS}")
         self._gives_floats = images.is_floating_point()

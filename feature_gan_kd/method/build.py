@@ -37,6 +37,7 @@ class MethodModules:
         extractors: for each model the parameters that its maps depend on.
         connections: in the order of edges and taps; empty where the method compares no maps.
         classes: for each model the size of its logits; 0 where it does not classify.
+        in_chans: channels of the images.
     """
 
     edges: tuple[Edge, ...]
@@ -45,6 +46,7 @@ class MethodModules:
     extractors: list[set[nn.Parameter]]
     connections: list[Connection]
     classes: list[int]
+    in_chans: int
 
     @property
     def num_classes(self) -> int:
@@ -142,7 +144,7 @@ def build_modules(
     connections = _connect(edges, shapes, config, discriminator) if config.loss_weights.has_feature_loss else []
     for connection in connections:
         connection.to(device=first.device, dtype=first.dtype)
-    modules = MethodModules(edges, tuple(frozen), tapped, extractors, connections, classes)
+    modules = MethodModules(edges, tuple(frozen), tapped, extractors, connections, classes, in_chans)
     _check_terms(modules, config)
     return modules
 

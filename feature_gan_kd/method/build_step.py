@@ -39,7 +39,8 @@ def build_step(
         cached_sources: what is asked in place of a frozen model, by its position.
 
     Raises:
-        UserError: for a learner without a trainable parameter, or a method that compares maps of frozen layers only.
+        UserError: for a learner without a trainable parameter, a method that compares maps of frozen layers only, or a
+            view of the sources where none has its own.
     """
     logit, feature, discriminator = _parameters_by_loss(modules, config)
     weights = config.loss_weights
@@ -53,6 +54,10 @@ def build_step(
                 f"{config.method} trains: leave one of them out of it, or choose method logit"
             )
         raise UserError("models: every layer before the tapped maps is frozen: unfreeze one, or choose method logit")
+    if config.source_view == "plain" and not (averaged_sources or modules.frozen):
+        raise UserError(
+            "source_view: plain is for sources that are frozen or teach with averaged weights: set targets to ema"
+        )
     return AdversarialStep(
         modules.tapped,
         modules.logit_edges,
@@ -75,6 +80,7 @@ def build_step(
         ),
         averaged_sources=averaged_sources,
         cached_sources=cached_sources,
+        channels=modules.in_chans if config.source_view == "plain" else None,
     )
 
 

@@ -27,6 +27,9 @@ class ForwardPasses:
         frozen: models that only teach: no gradient.
         averaged_sources: what teaches in place of a model, by its position (ours).
         cached_sources: what is asked in place of a frozen model, by its position; it gives the same (ours).
+        channels: of an image, where batches may hold two views of each, one behind the other in the channels: the
+            learners see the first, frozen models and averaged sources the second (after Sohn et al. 2020, FixMatch).
+            None where all see the same.
     """
 
     def __init__(
@@ -35,17 +38,19 @@ class ForwardPasses:
         frozen: Collection[int],
         averaged_sources: Mapping[int, TappedModel],
         cached_sources: Mapping[int, CachedOutputs],
+        channels: int | None = None,
     ) -> None:
         self.models = list(models)
         self.frozen = frozenset(frozen)
         self.averaged_sources = dict(averaged_sources)
         self.cached_sources = dict(cached_sources)
+        self.channels = channels
 
     def own(self, images: Tensor) -> tuple[Logits, Maps]:
         """One forward pass of every model.
 
         Args:
-            images: (batch, channels, height, width).
+            images: (batch, channels, height, width), or two views of each.
 
         Returns:
             Logits (batch, classes), at least float32, and maps. A model that does not classify has an empty tensor in
@@ -55,9 +60,10 @@ class ForwardPasses:
             UserError: where a model gives no logits or other maps than it was built for.
         """
         logits, maps = [], []
+        seen, plain = self._views(images)
         for k, model in enumerate(self.models):
             with torch.no_grad() if k in self.frozen else contextlib.nullcontext():
-                model_logits, model_maps = self.cached_sources.get(k, model)(images)
+                model_logits, model_maps = self.cached_sources.get(k, model)(plain if k in self.frozen else seen)
             logits.append(_in_full_precision(model_logits))
             maps.append(model_maps)
         return logits, maps
@@ -66,7 +72,7 @@ class ForwardPasses:
         """What each model teaches: its own logits and maps, or those of its averaged weights, without gradient.
 
         Args:
-            images: (batch, channels, height, width).
+            images: (batch, channels, height, width), or two views of each.
             logits: of every model's own forward pass.
             maps: of the same.
 
@@ -74,11 +80,22 @@ class ForwardPasses:
             UserError: as `own`.
         """
         taught_logits, taught_maps = list(logits), list(maps)
+        _, plain = self._views(images)
         for k, averaged in self.averaged_sources.items():
             with torch.no_grad():
-                own_logits, taught_maps[k] = averaged(images)
+                own_logits, taught_maps[k] = averaged(plain)
             taught_logits[k] = _in_full_precision(own_logits)
         return taught_logits, taught_maps
+
+    def _views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What learners see, and what frozen models and averaged sources see: (batch, channels, height, width) each."""
+        if self.channels in (None, images.shape[1]):
+            return images, images
+        order = (
+            torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        )
+        seen, plain = (view.contiguous(memory_format=order) for view in images.chunk(2, dim=1))
+        return seen, plain
 
 
 def _in_full_precision(logits: Tensor | None) -> Tensor:

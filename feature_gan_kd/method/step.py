@@ -54,6 +54,7 @@ class AdversarialStep:
         gradient_stats: measures what moves the weights, in some updates; None measures in none.
         averaged_sources: what teaches in place of a model, by its position; empty where all teach as they are (ours).
         cached_sources: what is asked in place of a frozen model, by its position; it gives the same (ours).
+        channels: of an image, where batches may hold two views of each, see `ForwardPasses`.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class AdversarialStep:
         gradient_stats: GradientStats | None = None,
         averaged_sources: Mapping[int, TappedModel] | None = None,
         cached_sources: Mapping[int, CachedOutputs] | None = None,
+        channels: int | None = None,
     ) -> None:
         self.models = list(models)
-        self.passes = ForwardPasses(models, frozen, averaged_sources or {}, cached_sources or {})
+        self.passes = ForwardPasses(models, frozen, averaged_sources or {}, cached_sources or {}, channels)
         self.frozen = frozenset(frozen)
         self.learners = [k for k in range(len(models)) if k not in self.frozen]
         self.logit_sources = {k: sources_of(logit_edges, k) for k in self.learners}

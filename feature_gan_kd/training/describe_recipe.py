@@ -60,6 +60,7 @@ def describe_labels_and_images(config: DistillConfig, idle_settings: Collection[
     images += [f"{rate:.0%} {name}" for name, rate in rates.items() if rate]
     factors = {"colour jitter": config.color_jitter, "mixup": config.mixup, "CutMix": config.cutmix}
     images += [f"{name} {factor:g}" for name, factor in factors.items() if factor]
+    images += ["plain for the sources"] * (config.source_view == "plain")
     images += ["every class equally often"] * config.balanced_sampling
     parts = {"label loss": loss, "training images": images}
     return [f"{name}: {', '.join(own)}" for name, own in parts.items() if own]

@@ -195,18 +195,19 @@ CHOICES = {
     "interpolation": ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"],
     "remode": ["pixel", "rand", "const"],
     "targets": ["live", "ema"],
+    "source_view": ["same", "plain"],
     "best_metric": ["accuracy", "top5", "macro_f1", "cross_entropy"],
 }
 
 
 def test_every_choice_is_tested() -> None:
-    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric", "Precision")
+    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "View", "BestMetric", "Precision")
     assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices(name: str) -> None:
-    needed = {"reprob": 0.5} if name == "remode" else {}
+    needed = {"remode": {"reprob": 0.5}, "source_view": {"aa": "rand-m9"}}.get(name, {})
     for choice in CHOICES[name]:
         assert getattr(DistillConfig(**{name: choice}, **needed), name) == choice
     message = refused(**{name: "fp8"})
@@ -260,6 +261,7 @@ COMBINATIONS = [
     ({"scale": (0.9,)}, "scale: (0.9,) is not allowed, expected 2 numbers"),
     ({"ratio": (2.0, 1.0)}, "ratio: (2.0, 1.0) is not allowed, expected 2 numbers, the smaller first"),
     ({"aa": "rand-m9", "color_jitter": 0.4}, "color_jitter: aa replaces it, as in timm"),
+    ({"source_view": "plain", "reprob": 0.5}, "source_view: plain leaves out aa and color_jitter, and neither is on"),
     ({"remode": "const"}, "remode: has no effect without random erasing: give its probability, reprob"),
     ({"recount": 2}, "recount: has no effect without random erasing: give its probability, reprob"),
     ({"class_weights": True, "balanced_sampling": True}, "class_weights: balanced_sampling already balances"),

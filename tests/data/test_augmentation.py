@@ -104,6 +104,22 @@ def test_a_stream_is_augmented_too() -> None:
     assert joined(own)[0].max() > 1.5
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("augmentation", ["crop-flip", "resized-crop"])
+def test_a_plain_view_has_the_same_crop_and_flip(augmentation: str, stream: bool) -> None:
+    """It lies behind the other view, which is what it is without a plain one."""
+    data = TABLE.to_iterable_dataset() if stream else TABLE
+    shared: dict[str, Any] = {"augmentation": augmentation, "max_train_samples": 12}
+    changes: dict[str, Any] = {"aa": "rand-m9", "reprob": 0.5}
+    both, _ = joined(epoch_of(opened(data, **shared, **changes, source_view="plain")))
+    assert both.shape == (12, 6, 8, 8)
+    assert torch.equal(both[:, :3], joined(epoch_of(opened(data, **shared, **changes)))[0])
+    assert torch.equal(both[:, 3:], joined(epoch_of(opened(data, **shared)))[0])
+    assert not torch.equal(both[:, 3:], both[:, :3])
+    images, _ = next(iter(opened(data, **shared, **changes, source_view="plain").evaluation.batches(**EVALUATION)))
+    assert images.shape == (4, 3, 8, 8)
+
+
 def test_repeated_images_of_a_balanced_epoch_differ() -> None:
     keys_of_one: dict[tuple[float, ...], int] = {}
     images, labels = joined(epoch_of(opened(aa="rand-m9", augmentation="crop", balanced_sampling=True), batch_size=13))
@@ -169,7 +185,7 @@ def test_small_images_are_changed_before_they_are_cropped() -> None:
 def test_erasing_is_timms_on_normalised_images(mode: str) -> None:
     images = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + 5
     indices = torch.arange(40) * 3
-    erased = Erasing(0.5, mode, 2)(images.clone(), 7, 2, indices)
+    erased = Erasing(0.5, mode, 2, 3)(images.clone(), 7, 2, indices)
     timms = RandomErasing(0.5, mode=mode, max_count=2, device="cpu")
     for seed, before, after in zip(item_seeds(7, 2, indices, ERASE), images, erased, strict=True):
         with seeded(seed):
@@ -309,6 +325,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "own of tensors": ({"data": TENSORS, "own": noisy}, "train_transform: a data set of tensors is used as it is"),
     "own of a loader": ({"data": DataLoader(TENSORS, 4), "own": noisy}, "train_transform: a DataLoader is used as it"),
     "own and aa": ({"own": noisy, "aa": "rand-m9"}, "train_transform: it takes the place of aa, which is given too"),
+    "own and a plain view": (
+        {"own": noisy, "recipe": "scratch", "source_view": "plain"},
+        "train_transform: it takes the place of source_view",
+    ),
+    "a plain view of a loader": (
+        {"data": DataLoader(TENSORS, 4), "recipe": "scratch", "source_view": "plain"},
+        "source_view: a DataLoader is used as it is",
+    ),
     "own and crops": ({"own": noisy, "augmentation": "crop"}, "train_transform: it takes the place of augmentation"),
     "balance of a torch data set": (
         {"data": Pictures(), "balanced_sampling": True},

@@ -179,6 +179,10 @@ CASES: dict[str, Mapping[str, Any]] = {
         "bce_loss": True,
         "grad_accum_steps": 2,
     },
+    "plain for the sources": {
+        **{"aa": "rand-m9-mstd0.5", "reprob": 0.5, "source_view": "plain", "model_ema": 0.9, "targets": "ema"},
+        "grad_accum_steps": 2,
+    },
     "weighted classes, a transform of its own": {"class_weights": True, "smoothing": 0.1, "transform": turned},
     "a frozen encoder without labels": {
         "models": lambda: plain(4, 6),

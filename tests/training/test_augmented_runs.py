@@ -39,6 +39,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "in memory": {"reprob": 0.5, "vflip": 0.5, "balanced_sampling": True, "smoothing": 0.1},
     "image by image": {"aa": "rand-m9-mstd0.5", "class_weights": True, "bce_loss": True},
     "resized-crop": {"augmentation": "resized-crop", "color_jitter": 0.4, "scale": (0.5, 1.0), "reprob": 0.3},
+    "plain for the sources": {
+        **{"augmentation": "resized-crop", "aa": "rand-m9-mstd0.5", "reprob": 0.3, "source_view": "plain"},
+        **{"model_ema": 0.9, "targets": "ema"},
+    },
     "own": {"reprob": 0.5, "balanced_sampling": True, "bce_loss": True, "smoothing": 0.2},
 }
 
