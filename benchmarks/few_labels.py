@@ -1,9 +1,11 @@
 """Measures what images without labels add to few labelled ones: the same peers, with and without them.
 
     python -m benchmarks.few_labels --data ../shared/data/cifar100 --output-dir runs/few-labels
-    python -m benchmarks.few_labels --tabulate runs/few-labels
+    python -m benchmarks.few_labels --tabulate runs/few-labels/scratch
 
-All runs of one number of labels have as many updates (to an epoch), of as many images. Finished runs are not repeated.
+The regime `scratch` trains two small ResNets on CIFAR-100, `finetune` two networks with ImageNet weights on
+photographs. All runs of one number of labels have as many updates (to an epoch), of as many images. Finished runs are
+not repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +28,70 @@ from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.data.draws import draw_balanced
 from feature_gan_kd.utils.errors import UserError
 
-IMAGES, UPDATES, BATCH = 10_000, 1000, 64
-NETWORKS = ("cifar_resnet8", "cifar_resnet14")
-COMMON: dict[str, Any] = {
-    **{"image_size": 32, "batch_size": BATCH, "recipe": "paper", "scheduler": "cosine", "warmup_fraction": 0.1},
-    **{"weight_decay": 5e-4, "max_eval_samples": 5000, "mixed_precision": "no", "adversarial_lr": 2e-4},
-    **{"discriminator_lr": 2e-4},
+OTHERS = {"labeled_fraction": 0.25}
+"""Of the arms with images without labels: every batch has as many with labels."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Which networks learn from which images, and how.
+
+    Attributes:
+        networks: in order.
+        column: of the labels.
+        images: drawn from the training images, from all classes alike; None for all.
+        updates: of every run, to whole epochs.
+        batch: images of an update.
+        labels: of each class, where the command names no number.
+        settings: of every run.
+    """
+
+    networks: tuple[str, ...]
+    column: str
+    images: int | None
+    updates: int
+    batch: int
+    labels: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+
+_SHORT_RATES = {"adversarial_lr": 2e-4, "discriminator_lr": 2e-4}
+REGIMES: dict[str, Regime] = {
+    "scratch": Regime(
+        ("cifar_resnet8", "cifar_resnet14"),
+        "fine_label",
+        images=10_000,
+        updates=1000,
+        batch=64,
+        labels=(10, 50),
+        settings={
+            **{"image_size": 32, "recipe": "paper", "scheduler": "cosine", "warmup_fraction": 0.1},
+            **{"weight_decay": 5e-4, "max_eval_samples": 5000, **_SHORT_RATES},
+        },
+    ),
+    "finetune": Regime(
+        ("local-dir:weights/tf_efficientnet_lite0", "local-dir:weights/tf_efficientnet_lite2"),
+        "label",
+        images=None,
+        updates=200,
+        batch=32,
+        labels=(10,),
+        settings={"image_size": 96, "recipe": "finetune", **_SHORT_RATES},
+    ),
 }
+_AVERAGED = {"model_ema": 0.99, "targets": "ema"}
+_STRONG = {"aa": "rand-m9-mstd0.5"}
 # Of each arm its settings, and whether it has the images without labels.
 ARMS: dict[str, tuple[dict[str, Any], bool]] = {
     "logit, labelled images alone": ({"method": "logit"}, False),
-    "logit, with the others": ({"method": "logit", "labeled_fraction": 0.25}, True),
-    "logit, with the others, averaged sources": (
-        {"method": "logit", "labeled_fraction": 0.25, "model_ema": 0.99, "targets": "ema"},
+    "logit, labelled images alone, augmented": ({"method": "logit", **_STRONG}, False),
+    "logit, with the others": ({"method": "logit", **OTHERS}, True),
+    "logit, with the others, averaged sources": ({"method": "logit", **OTHERS, **_AVERAGED}, True),
+    "logit, with the others, averaged sources, plain view": (
+        {"method": "logit", **OTHERS, **_AVERAGED, **_STRONG, "source_view": "plain"},
         True,
     ),
-    "afd, with the others": ({"method": "afd", "labeled_fraction": 0.25}, True),
+    "afd, with the others": ({"method": "afd", **OTHERS}, True),
 }
 
 
@@ -51,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake in the arguments.
     """
     parser = arms_parser("benchmarks.few_labels", __doc__, ARMS)
-    parser.add_argument("--data", help="folder of parquet files of CIFAR-100")
-    parser.add_argument("--labels", nargs="+", type=int, default=[10, 50], help="of each class [10 50]")
+    parser.add_argument("--regime", choices=REGIMES, default="scratch", help="[%(default)s]")
+    parser.add_argument("--data", help="folder of CIFAR-100 (scratch), or of photographs (finetune)")
+    parser.add_argument("--labels", nargs="+", type=int, help="of each class [10 50, finetune 10]")
     options = parser.parse_args(arguments)
     return exit_status("benchmarks.few_labels", functools.partial(_work, options))
 
@@ -63,31 +115,33 @@ def _work(options: argparse.Namespace) -> None:
     elif not (options.data and options.output_dir):
         raise UserError("--data and --output-dir are needed, or --tabulate DIR")
     else:
+        regime = REGIMES[options.regime]
+        loaded = datasets.load_dataset(options.data)
         for seed in options.seeds:
-            for labels in options.labels:
+            for labels in options.labels or regime.labels:
                 for arm in options.arms:
-                    run(arm, labels, seed, options.data, options.output_dir)
+                    run(arm, labels, seed, regime, loaded, options.output_dir / options.regime)
 
 
-def draw(data: Any, per_class: int, seed: int, *, others: bool) -> Any:
-    """Draws `IMAGES` images, `per_class` of each class with their label, and the others, if asked for, with -1."""
-    labels = torch.tensor(data["fine_label"])
-    chosen = draw_balanced(labels, min(IMAGES, len(labels)), seed)
+def draw(data: Any, regime: Regime, per_class: int, seed: int, *, others: bool) -> Any:
+    """Draws a regime's images, `per_class` of each class with their label, and the others, if asked for, with -1."""
+    labels = torch.tensor(data[regime.column])
+    chosen = draw_balanced(labels, min(regime.images or len(labels), len(labels)), seed)
     kept = draw_balanced(labels[chosen], per_class * len(torch.unique(labels)), seed)
     if not others:
         return data.select(chosen[kept].tolist())
     known = torch.full_like(labels[chosen], -1)
     known[kept] = labels[chosen][kept]
-    names = data.features["fine_label"]
+    names = data.features[regime.column]
     return (
         data.select(chosen.tolist())
-        .remove_columns("fine_label")
-        .add_column("fine_label", known.tolist(), feature=names)
+        .remove_columns(regime.column)
+        .add_column(regime.column, known.tolist(), feature=names)
     )
 
 
-def run(arm: str, labels: int, seed: int, data: str, output_dir: Path) -> None:
-    """Trains one arm with one seed, unless its result is there.
+def run(arm: str, labels: int, seed: int, regime: Regime, loaded: Any, output_dir: Path) -> None:
+    """Trains one arm with one seed on splits of `datasets`, and evaluates on all but `train`, unless that is done.
 
     Raises:
         UserError: for data that cannot be used.
@@ -96,21 +150,24 @@ def run(arm: str, labels: int, seed: int, data: str, output_dir: Path) -> None:
     result = output_dir / f"{name}.json"
     if result.exists():
         return
-    loaded = datasets.load_dataset(data)
     settings, others = ARMS[arm]
-    train = draw(loaded["train"], labels, seed, others=others)
-    known = 100 * labels
-    shared = max(-(-known // (BATCH // 4)), -(-(IMAGES - known) // (BATCH - BATCH // 4)))  # updates of an epoch
-    updates = shared * max(1, round(UPDATES / shared))
-    epochs = updates // shared if others else round(updates * BATCH / known)
+    train = draw(loaded["train"], regime, labels, seed, others=others)
+    evaluation = datasets.concatenate_datasets([split for name, split in loaded.items() if name != "train"])
+    classes = len(train.features[regime.column].names)
+    known, batch = classes * labels, regime.batch
+    total = min(regime.images or len(loaded["train"]), len(loaded["train"]))
+    shared = max(-(-known // (batch // 4)), -(-(total - known) // (batch - batch // 4)))  # updates of an epoch
+    updates = shared * max(1, round(regime.updates / shared))
+    epochs = updates // shared if others else round(updates * batch / known)
     began = time.perf_counter()
+    common = {"batch_size": batch, "mixed_precision": "no", "label_column": regime.column, **regime.settings}
     distiller = OnlineAdversarialDistiller(
-        list(NETWORKS),
-        num_classes=100,
-        **{**COMMON, **settings, "seed": seed, "epochs": epochs, "evaluate_every_epochs": epochs},
-        label_column="fine_label",
+        list(regime.networks),
+        num_classes=classes,
+        pretrained=any(name.startswith("local-dir:") for name in regime.networks),
+        **{**common, **settings, "seed": seed, "epochs": epochs, "evaluate_every_epochs": epochs},
     )
-    record = distiller.fit(train, loaded["test"], output_dir=output_dir / "runs" / name, resume=True, progress=False)
+    record = distiller.fit(train, evaluation, output_dir=output_dir / "runs" / name, resume=True, progress=False)
     about = {"arm": arm, "labels": labels, "seed": seed, "epochs": epochs, "updates": record.last["step"]}
     about |= {"settings": settings, "seconds": time.perf_counter() - began, "accuracy": record.accuracy}
     write_result(result, {**about, "last": record.last["metrics"]})

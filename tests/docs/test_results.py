@@ -287,4 +287,4 @@ def test_few_labels() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
     _, _, rest = page.partition("<!-- table: benchmarks.few_labels -->\n\n")
     shown, _, _ = rest.partition("\n\n<!-- end of table -->")
-    assert shown == few_labels.table(read_results(ROOT / "benchmarks" / "results" / "few-labels", ()))
+    assert shown == few_labels.table(read_results(ROOT / "benchmarks" / "results" / "few-labels" / "scratch", ()))
