@@ -199,6 +199,9 @@ ROWS: dict[str, Row] = {
     "interval-4": Row("ours, maps in every 4th update", ours(method="afd", adversarial_interval=4), cycle=4),
     "joint-backward": Row("ours, single backward pass", ours(method="afd", joint_backward=True)),
     "logit": Row("ours, logit only", ours(method="logit")),
+    "logit-averaged": Row(
+        "ours, logit only, averaged weights that teach", ours(method="logit", model_ema=0.9998, targets="ema")
+    ),
     "connections": Row("discriminators and transfers alone, on ready maps", connections),
     "textbook": Row("textbook loop, same precision and memory order", textbook),
     "textbook-fp32": Row("textbook loop as one would write it (fp32, NCHW)", textbook, FP32),
