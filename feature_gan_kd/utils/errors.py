@@ -52,6 +52,11 @@ def not_installed(where: str, error: ImportError, extra: str) -> UserError:
 # What other programs, timm's training script among them, call our settings.
 _OTHER_NAMES = {
     "learning-rate": "lr",
+    "ema": "model-ema",
+    "model-ema-decay": "model-ema",
+    "label-smoothing": "smoothing",
+    "mixup-alpha": "mixup",
+    "cutmix-alpha": "cutmix",
     "wd": "weight-decay",
     "bs": "batch-size",
     "opt": "optimizer",

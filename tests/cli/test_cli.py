@@ -208,6 +208,8 @@ def test_an_empty_value(capsys: pytest.CaptureFixture[str]) -> None:
         ("--drop", "--drop-rate"),
         ("--drop-path", "--drop-path-rate"),
         ("--wd", "--weight-decay"),
+        ("--ema", "--model-ema"),
+        ("--label-smoothing", "--smoothing"),
         ("--auto-augment", "--aa"),
         ("--opt-betas", "--betas"),
         ("--train-interpolation", "--interpolation"),
