@@ -99,6 +99,7 @@ PAIRS: dict[str, tuple[str, ...]] = {
     "r32x4-complete": ("cifar_resnet32",) * 4,
     "r18+r34": ("resnet18", "resnet34"),
     "tiny": ("test_resnet", "test_vit"),
+    "demo": ("test_convnext2", "test_resnet"),
     # Folders that hold timm's models of these names, with their ImageNet weights.
     "lite0+lite2": ("local-dir:weights/tf_efficientnet_lite0", "local-dir:weights/tf_efficientnet_lite2"),
 }
@@ -157,6 +158,19 @@ PRESETS: dict[str, Preset] = {
         ("tiny",),
         ("vanilla", "logit", "afd", "offline-logit"),
         (0, 1),
+        data=None,
+    ),
+    "demo": Preset(
+        "the run of `make demo`, on 200 of the bundled digits: half a minute of one core for each run",
+        {
+            **{"image-size": "32", "max-train-samples": "200", "epochs": "60", "evaluate-every-epochs": "3"},
+            **{"batch-size": "64", "optimizer": "adamw", "lr": "2e-3", "scheduler": "cosine", "warmup-fraction": "0.1"},
+            **{"adversarial-lr": "2e-4", "adversarial-weight-decay": "0"},
+            **{"discriminator-lr": "1e-2", "discriminator-weight-decay": "0"},
+        },
+        ("demo",),
+        ("vanilla", "logit", "afd"),
+        tuple(range(8)),
         data=None,
     ),
     "cpu": Preset(

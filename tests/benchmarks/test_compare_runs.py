@@ -17,6 +17,7 @@ from benchmarks.compare.__main__ import main
 from benchmarks.compare.presets import METHODS, PAIRS, PRESETS, ZERO_GRADIENT
 from benchmarks.compare.runs import Run, list_runs
 from feature_gan_kd.cli.main import parse
+from feature_gan_kd.cli.train import DEMO
 from feature_gan_kd.report import read_run
 from tests.benchmarks.records import write_result
 
@@ -112,6 +113,15 @@ def test_presets_name_what_there_is() -> None:
         assert set(preset.methods) <= METHODS.keys()
         assert len(set(preset.seeds)) == len(preset.seeds)
     assert ZERO_GRADIENT.keys() | set(ZERO_GRADIENT.values()) <= METHODS.keys()
+
+
+def test_the_preset_demo_is_the_demo(tmp_path: Path) -> None:
+    (run,) = list_runs("demo", tmp_path, ["demo/afd/0"])
+    words = run.command(None)
+    asked = {word for word in DEMO if word.startswith("--")}
+    for option in asked - {"--models"}:
+        assert words[words.index(option) + 1] == DEMO[DEMO.index(option) + 1], option
+    assert PAIRS["demo"] == DEMO[1:3]
 
 
 def test_offline_methods_are_for_two_models(tmp_path: Path) -> None:

@@ -691,9 +691,9 @@ def test_inspect_draws_the_wiring(here: Path, data: Path) -> None:
 def test_without_models_and_data_it_is_the_demo(here: Path) -> None:
     printed = output_of("train", "--epochs", "1", "--output-dir", "run")
     about = json.loads((here / "run" / "config.json").read_text())
-    assert [model["architecture"] for model in about["models"]] == ["test_resnet", "test_vit"]
+    assert [model["architecture"] for model in about["models"]] == ["test_convnext2", "test_resnet"]
     assert about["data"]["name"] == "bundled digits"
-    assert about["data"]["train_images"] + about["data"]["evaluation_images"] == 1797
+    assert (about["data"]["train_images"], about["data"]["evaluation_images"]) == (200, 359)
     assert (about["config"]["epochs"], about["config"]["optimizer"]) == (1, "adamw")
     assert "1 of 1 epochs" in printed
     agrees(here / "run")
