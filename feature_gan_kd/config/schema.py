@@ -58,27 +58,32 @@ def run_file_schema() -> dict[str, Any]:
         # What a run records has its versions: a person who writes image_size at the top means the setting.
         "dependentRequired": {name: ["versions"] for name in RECORDED if name != "versions"},
         "$defs": {
-            "peer": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["model"],
-                "properties": {
-                    **_properties(PeerKeys),
-                    "feature_layers": {
-                        "description": "Layers whose outputs are its feature maps (default: as all models).",
-                        **_LAYERS,
-                    },
-                    "model_args": {"description": "Arguments for timm.", "type": "object"},
-                    **{
-                        name: {key: one for key, one in described.items() if key != "default"}
-                        for section in SECTIONS
-                        for name, described in _properties(section).items()
-                        if name in PEER_SETTINGS
-                    },
-                    **dict.fromkeys(RECORDED_OF_MODEL, fact),
-                },
-            },
+            "peer": _peer_schema(fact),
             "settings": settings_schema(),
+        },
+    }
+
+
+def _peer_schema(fact: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON schema of one of the models, with settings of its own; `fact` is that of what a run records."""
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["model"],
+        "properties": {
+            **_properties(PeerKeys),
+            "feature_layers": {
+                "description": "Layers whose outputs are its feature maps (default: as all models).",
+                **_LAYERS,
+            },
+            "model_args": {"description": "Arguments for timm.", "type": "object"},
+            **{
+                name: {key: one for key, one in described.items() if key != "default"}
+                for section in SECTIONS
+                for name, described in _properties(section).items()
+                if name in PEER_SETTINGS
+            },
+            **dict.fromkeys(RECORDED_OF_MODEL, fact),
         },
     }
 

@@ -138,15 +138,14 @@ def open_data(
     notes += note_idle_preset(config, own=train_transform, given_as=given_as)
     train_source = build_source(train, options, notes, training=for_training)
     eval_source = None if evaluation is None else build_source(evaluation, options, notes)
-    labels = known_labels(train_source)
-    missing = None if labels is None else int((labels < 0).sum())
-    # Once more: bad images may have been left out.
-    check_training_images(train, labels if config.labels else None, len(train_source))
-    refuse_mixing(train_source, labels, config)
     if eval_source is not None and not isinstance(eval_source, MemoryImages):
         eval_source.unlabeled.left_out = True
     if not isinstance(train_source, UserLoader):
         train_source.erase = options.erase
+    labels = known_labels(train_source)
+    # Once more: bad images may have been left out.
+    check_training_images(train, labels if config.labels else None, len(train_source))
+    refuse_mixing(train_source, labels, config)
     set_order(train_source, labels, config, notes)
     normalisation = _choose_normalisation(train_source, eval_source, stated, common, notes)
     sources = [train_source] if eval_source is None else [train_source, eval_source]
@@ -171,7 +170,7 @@ def open_data(
         crop_pct=options.transform.evaluation_crop_pct if given is None else config.crop_pct or 1.0,
         idle_settings=idle_settings(config, own=train_transform, given_as=given_as),
         train_labels=labels,
-        unlabeled_images=missing,
+        unlabeled_images=None if labels is None else int((labels < 0).sum()),
     )
 
 

@@ -109,14 +109,7 @@ def fit(group: PeerGroup, train_data: Any, eval_data: Any, options: RunOptions, 
     data = open_training_data(group, train_data, eval_data, options.train_transform, options.unlabeled_data)
     _check_normalisation(group, data, folder)
     check_batches(group, data.train)
-    classes = group.num_classes or data.num_classes or 0
-    if config.best_metric == "top5" and classes <= TOP:
-        raise UserError(f"best_metric: top5 says nothing of {classes} classes: choose accuracy or macro_f1")
-    without_effect = [name for name in ("similarity_images", "early_stopping_patience") if getattr(config, name)]
-    if without_effect and data.evaluation is None:
-        raise UserError(f"{without_effect[0]}: there are no images with labels to evaluate on: leave it out")
-    if config.similarity_images and data.evaluation is not None:
-        services.check_similarity_images(len(data.evaluation))
+    _check_evaluation(group, data, services)
     notes = [*data.notes, *align_class_names(group, data.class_names), *_notes_on_models(group, data)]
     if config.class_weights and data.train_labels is not None:
         weights = class_weights(data.train_labels, group.num_classes)
@@ -248,6 +241,18 @@ def _check_normalisation(group: PeerGroup, data: Data, folder: Path | None) -> N
                 f"frozen: model {k} ({model.name}) does not state what the images that it was trained on were "
                 "normalised with: give mean and std (0 and 1 for pixels / 255)"
             )
+
+
+def _check_evaluation(group: PeerGroup, data: Data, services: RunServices) -> None:
+    """Raises UserError for settings of the evaluation that say nothing of these classes and images."""
+    config, classes = group.config, group.num_classes or data.num_classes or 0
+    if config.best_metric == "top5" and classes <= TOP:
+        raise UserError(f"best_metric: top5 says nothing of {classes} classes: choose accuracy or macro_f1")
+    without_effect = [name for name in ("similarity_images", "early_stopping_patience") if getattr(config, name)]
+    if without_effect and data.evaluation is None:
+        raise UserError(f"{without_effect[0]}: there are no images with labels to evaluate on: leave it out")
+    if config.similarity_images and data.evaluation is not None:
+        services.check_similarity_images(len(data.evaluation))
 
 
 def _notes_on_models(group: PeerGroup, data: Data) -> list[str]:
