@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.method.build import MethodModules
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.models.tapped_model import TappedModel

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.config import settings
 from feature_gan_kd.config.augmentation import IMAGE_SETTINGS, check_augmentation
+from feature_gan_kd.config.method_settings import DiscriminatorSettings, LossSettings
 from feature_gan_kd.config.methods import METHOD_WITHOUT_LABELS, METHODS
 from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.config.validation import ValueType, check_value, show
@@ -64,10 +65,10 @@ class DistillConfig(
     settings.RuntimeSettings,
     settings.AugmentationSettings,
     settings.DataSettings,
-    settings.DiscriminatorSettings,
+    DiscriminatorSettings,
     settings.PeerSettings,
     settings.OptimSettings,
-    settings.LossSettings,
+    LossSettings,
     settings.TrainingSettings,
     RemembersGiven,
 ):
@@ -170,7 +171,7 @@ class DistillConfig(
         return name in self.__dict__["_given"]
 
     @property
-    def loss_weights(self) -> settings.LossSettings:
+    def loss_weights(self) -> LossSettings:
         """The settings of the losses."""
         return self
 

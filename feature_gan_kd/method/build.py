@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.method.connection import Connection, build_connections, check_taps
 from feature_gan_kd.method.discriminator import Discriminator
 from feature_gan_kd.method.topology import Edge

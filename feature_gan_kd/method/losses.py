@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feature_gan_kd.config.settings import AdversarialLoss
+from feature_gan_kd.config.method_settings import AdversarialLoss
 
 NO_LABEL = -1
 """In place of the class of an image without a label."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.distributed.collectives import all_reduce_sum, alone
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.method.losses import NO_LABEL
 from feature_gan_kd.utils.errors import UserError

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
-from feature_gan_kd.config.settings import SECTIONS, LossSettings
+from feature_gan_kd.config.settings import SECTIONS
 from feature_gan_kd.utils.errors import UserError
 
 FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}

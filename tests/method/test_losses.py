@@ -11,7 +11,7 @@ import torch
 from timm.loss import create_classification_loss
 from torch import Tensor
 
-from feature_gan_kd.config.settings import AdversarialLoss
+from feature_gan_kd.config.method_settings import AdversarialLoss
 from feature_gan_kd.method import losses
 from tests.helpers import reference
 
