@@ -35,7 +35,7 @@ def summarize(names: Sequence[str], modules: MethodModules, weights: LossSetting
         for position, connection in enumerate(own_connections or (None,)):
             start = (
                 f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})",
-                ", ".join(modules.terms(edge, weights)) or "-",
+                _join_terms(modules.terms(edge, weights), weights),
             )
             connected.append((*(start if position == 0 else ("", "")), *_connection_cells(connection)))
     notes = [note for model in modules.tapped for note in model.notes()]
@@ -62,6 +62,11 @@ def _connection_cells(connection: Connection | None) -> tuple[str, str, str]:
     shape = (connection.source_shape[0], *connection.grid)
     channels = f"{connection.learner_shape[0]} -> {connection.source_shape[0]} channels" if transfer else "none"
     return channels, parameters, _join_shape(shape)
+
+
+def _join_terms(terms: Sequence[str], weights: LossSettings) -> str:
+    changes = f" ({', '.join(weights.logit_term_words)})" if weights.logit_term_words else ""
+    return ", ".join(term + changes * (term == "logits") for term in terms) or "-"
 
 
 def _what_is_fixed(model: TappedModel, is_frozen: bool) -> str:

@@ -148,7 +148,23 @@ class DistillConfig(
         given = next((name for name in LABEL_SETTINGS if not self.labels and getattr(self, name)), None)
         if given is not None:
             raise UserError(f"{given}: has no effect without labels: leave it out, or set labels to true")
+        if self.logit_loss == "decoupled":
+            self._check_decoupled()
         check_augmentation(self)
+
+    def _check_decoupled(self) -> None:
+        """Raises UserError where images do not have the one class that the loss asks for."""
+        if not self.labels:
+            raise UserError(
+                "logit_loss: decoupled asks for the class of each image: set labels to true, or choose kl or "
+                "standardised"
+            )
+        mixing = next((name for name in ("mixup", "cutmix") if getattr(self, name)), None)
+        if mixing is not None:
+            raise UserError(
+                f"logit_loss: decoupled asks for one class of each image, and {mixing} mixes two: leave one of them "
+                "out, or choose kl or standardised"
+            )
 
     def _check_cache(self) -> None:
         """Raises UserError where kept outputs of sources would never be used again."""

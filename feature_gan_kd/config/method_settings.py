@@ -8,6 +8,7 @@ from typing import Literal
 from feature_gan_kd.config.fields import bounded
 from feature_gan_kd.config.methods import MethodName
 
+LogitLoss = Literal["kl", "standardised", "decoupled"]
 AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
 
 
@@ -26,6 +27,9 @@ class LossSettings:
     built by name have no classifier, unless num_classes is given."""
     kl_weight: float = bounded(1.0, at_least=0)
     """Weight of the logit term: T^2 times the KL divergence between the softened outputs of source and learner."""
+    logit_loss: LogitLoss = "kl"
+    """Form of the logit term. kl: the paper's; standardised: of logits with mean 0 and deviation 1 over the classes of
+    each image; decoupled: the class of the label against all others, plus 8 times the KL among the others."""
     temperature: float = bounded(3.0, above=0)
     """T, which softens the outputs in the logit term."""
     adversarial_weight: float = bounded(1.0, at_least=0)
@@ -68,6 +72,11 @@ class LossSettings:
         """The terms that compare feature maps."""
         names = ("adversarial", "l1", "l2", "aligned", "statistics", "relation")
         return tuple(name for name in names if getattr(self, f"{name}_weight") > 0)
+
+    @property
+    def logit_term_words(self) -> tuple[str, ...]:
+        """How the logit term differs from the paper's, in words."""
+        return (self.logit_loss,) if self.logit_loss != "kl" else ()
 
     @property
     def has_feature_loss(self) -> bool:

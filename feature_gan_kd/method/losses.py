@@ -14,6 +14,9 @@ NO_LABEL = -1
 RELATION_TEMPERATURE = 0.1
 """Of the softmax over similarities."""
 
+OTHER_CLASSES_WEIGHT = 8.0
+"""Of the other classes in `decoupled`, against 1 of the label's own: the authors' for CIFAR-100."""
+
 
 def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(source / T) || softmax(learner / T)) (paper, section 3, after Hinton 2015).
@@ -29,6 +32,61 @@ def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: flo
     target = F.log_softmax(source_logits.detach() / temperature, dim=1)
     answer = F.log_softmax(learner_logits / temperature, dim=1)
     return F.kl_div(answer, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def standardised(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:
+    """`distillation` of logits that are standardised: those of each image have mean 0 and deviation 1 over the classes.
+
+    A learner then needs the source's order and ratios of the logits, not their size (Sun et al., CVPR 2024, algorithms
+    1 and 2). The deviation is sqrt(variance + 1e-5), as in batch normalisation (ours): equal logits give no infinities.
+
+    Args:
+        learner_logits: (batch, classes).
+        source_logits: (batch, classes); no gradient reaches it.
+        temperature: T > 0, which acts on the standardised logits.
+
+    Returns:
+        Scalar, in nats, averaged over the batch.
+    """
+    return distillation(_standardise(learner_logits), _standardise(source_logits), temperature)
+
+
+def _standardise(logits: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(logits, dim=1, correction=0, keepdim=True)
+    return (logits - mean) * (variance + 1e-5).rsqrt()
+
+
+def decoupled(learner_logits: Tensor, source_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """T^2 (KL of the label's class against all others + 8 KL among the others), after Zhao et al., CVPR 2022 (DKD).
+
+    The plain KL is the same sum with the source's probability of the other classes in place of 8 (their equation 6),
+    so where a source is sure, it says little about them. An image without a label has the plain KL (ours).
+
+    Args:
+        learner_logits: (batch, classes).
+        source_logits: (batch, classes); no gradient reaches it.
+        labels: (batch,) class indices, -1 for an image without a label.
+        temperature: T > 0.
+
+    Returns:
+        Scalar, in nats, averaged over the batch.
+    """
+    own = labels.clamp_min(0)[:, None]
+    others = torch.arange(learner_logits.shape[1] - 1, device=labels.device)[None]
+    others = others + (others >= own)  # gather, since a mask would make the device wait
+
+    def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probabilities of the label's class and of all others together; and those among the others."""
+        log_p = F.log_softmax(logits / temperature, dim=1)
+        among = log_p.gather(1, others)
+        together = among.logsumexp(1, keepdim=True)
+        return torch.cat([log_p.gather(1, own), together], dim=1), among - together
+
+    (learner_own, learner_among), (source_own, source_among) = parts(learner_logits), parts(source_logits.detach())
+    own_class = F.kl_div(learner_own, source_own, reduction="none", log_target=True).sum(1)
+    among = F.kl_div(learner_among, source_among, reduction="none", log_target=True).sum(1)
+    weight = torch.where(labels == NO_LABEL, source_own[:, 1].exp(), OTHER_CLASSES_WEIGHT)
+    return (own_class + weight * among).mean() * temperature**2
 
 
 def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:

@@ -17,6 +17,7 @@ from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.feature_terms import DirectTerms
 from feature_gan_kd.method.forward_passes import ForwardPasses
 from feature_gan_kd.method.label_loss import LabelLoss
+from feature_gan_kd.method.logit_terms import LogitTerms
 from feature_gan_kd.method.loss_sums import Losses, Metrics
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
 from feature_gan_kd.method.parameter_watch import ParameterWatch
@@ -85,6 +86,7 @@ class AdversarialStep:
         self.connections = list(connections)
         self.loss_weights = loss_weights
         self.label_loss = LabelLoss(loss_weights)
+        self.logit_terms = LogitTerms(loss_weights, self.logit_sources)
         self.logit_groups = list(logit_groups)
         self.feature_group = feature_group
         self.discriminator_group = discriminator_group
@@ -216,9 +218,8 @@ class AdversarialStep:
                 if weights.labels:
                     loss.add("logit", f"cross_entropy/{k}", self.label_loss(logits[k], labels) * per_label)
                     loss.log(f"accuracy/{k}", terms.accuracy(logits[k], labels) * per_label)
-                for s in self.logit_sources[k] if self.adds_kl else ():
-                    kl = terms.distillation(logits[k], taught_logits[s], weights.temperature)
-                    loss.add("logit", f"kl/{k}", kl, weights.kl_weight, 1 / len(self.logit_sources[k]))
+                for term, share in self.logit_terms(k, logits, taught_logits, labels) if self.adds_kl else ():
+                    loss.add("logit", f"kl/{k}", term, weights.kl_weight, share)
             for c in self.connections if compare_maps else ():
                 k, s = c.edge.learner, c.edge.source
                 fake, real = c.maps(maps[k][c.tap], taught_maps[s][c.tap])

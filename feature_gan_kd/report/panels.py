@@ -94,7 +94,7 @@ PANELS = (
     Panel(
         "kl",
         "KL to the peers: T² KL(source ‖ learner)",
-        "training images, by learner",
+        "training images, by learner · or the logit_loss that was chosen",
         "nats",
         {"train/kl": ""},
         better="smaller",

@@ -75,3 +75,8 @@ def test_frozen_models_are_marked() -> None:
 def test_methods_without_logits_are_told_apart() -> None:
     lines = drawn((Edge(0, 1), Edge(1, 0)), method="feature")
     assert lines[5][:2] == ["narrow (0) -> wide (1)", "adversarial"]
+
+
+def test_another_logit_loss_is_named() -> None:
+    lines = drawn((Edge(0, 1), Edge(1, 0)), method="logit", logit_loss="decoupled")
+    assert lines[5][:2] == ["narrow (0) -> wide (1)", "logits (decoupled)"]

@@ -195,13 +195,14 @@ CHOICES = {
     "mixed_precision": ["auto", "no", "bf16", "fp16"],
     "interpolation": ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"],
     "remode": ["pixel", "rand", "const"],
+    "logit_loss": ["kl", "standardised", "decoupled"],
     "targets": ["live", "ema"],
     "best_metric": ["accuracy", "top5", "macro_f1", "cross_entropy"],
 }
 
 
 def test_every_choice_is_tested() -> None:
-    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric", "Precision")
+    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric", "Precision", "LogitLoss")
     assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
 
 
@@ -264,6 +265,12 @@ COMBINATIONS = [
     ({"remode": "const"}, "remode: has no effect without random erasing: give its probability, reprob"),
     ({"recount": 2}, "recount: has no effect without random erasing: give its probability, reprob"),
     ({"class_weights": True, "balanced_sampling": True}, "class_weights: balanced_sampling already balances"),
+    (
+        {"logit_loss": "decoupled", "labels": False},
+        "logit_loss: decoupled asks for the class of each image: set labels",
+    ),
+    ({"logit_loss": "decoupled", "mixup": 0.2}, "logit_loss: decoupled asks for one class of each image, and mixup"),
+    ({"logit_loss": "decoupled", "cutmix": 1}, "logit_loss: decoupled asks for one class of each image, and cutmix"),
     ({"warmup_epochs": 1, "warmup_fraction": 0.1}, "warmup_epochs: warmup_fraction is given too"),
     ({"warmup_epochs": 10, "epochs": 10}, "warmup_epochs: 10 of 10 epochs is not allowed, expected at most 9"),
 ]

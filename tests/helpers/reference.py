@@ -128,6 +128,40 @@ def divergence(learner: Tensor, source: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (torch.exp(log_p) * (log_p - log_q)).sum() / len(learner)
 
 
+def standardise(logits: Tensor) -> Tensor:
+    """Image by image: mean 0 and (biased) variance 1 over the classes."""
+    rows = []
+    for row in logits:
+        apart = row - row.sum() / len(row)
+        rows.append(apart / ((apart**2).sum() / len(row) + 1e-5) ** 0.5)
+    return torch.stack(rows)
+
+
+def decoupled_divergence(learner: Tensor, source: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Image by image: KL of (label's class, all others), and 8 times the KL of the others among themselves."""
+    q_all, p_all = (torch.exp(log_softmax(logits / temperature)) for logits in (learner, source))
+    total = 0 * learner.sum()
+    for q, p, label in zip(q_all, p_all, labels.tolist(), strict=True):
+        if label < 0:
+            total = total + (p * torch.log(p / q)).sum()
+            continue
+        others = [c for c in range(len(p)) if c != label]
+        rest_p, rest_q = p[others].sum(), q[others].sum()
+        total = total + p[label] * torch.log(p[label] / q[label]) + rest_p * torch.log(rest_p / rest_q)
+        for c in others:
+            total = total + 8 * p[c] / rest_p * torch.log((p[c] / rest_p) / (q[c] / rest_q))
+    return temperature**2 * total / len(learner)
+
+
+def logit_divergence(kind: str, learner: Tensor, source: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The logit term of that kind."""
+    if kind == "decoupled":
+        return decoupled_divergence(learner, source, labels, temperature)
+    if kind == "standardised":
+        learner, source = standardise(learner), standardise(source)
+    return divergence(learner, source, temperature)
+
+
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "paper") -> Tensor:
     """Mean over the batch, and over patches where there are any."""
     if kind == "hinge":
@@ -304,6 +338,7 @@ class Settings:
 
     temperature: float = 3.0
     logit: float = 0.0
+    logit_loss: str = "kl"
     adversarial: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
@@ -369,7 +404,8 @@ class Reference:
         if self.settings.logit:
             sources = [source for source, learner in self.edges if learner == k]
             for source in sources:
-                term = divergence(logits, self.fixed(source, images).logits, self.settings.temperature)
+                taught = self.fixed(source, images).logits
+                term = logit_divergence(self.settings.logit_loss, logits, taught, labels, self.settings.temperature)
                 loss = loss + self.settings.logit * term / len(sources)
         return loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import typing
 from collections.abc import Callable
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from timm.loss import create_classification_loss
 from torch import Tensor
 
-from feature_gan_kd.config.method_settings import AdversarialLoss
+from feature_gan_kd.config.method_settings import AdversarialLoss, LogitLoss
 from feature_gan_kd.method import losses
+from feature_gan_kd.method.logit_terms import LOGIT_LOSSES
 from tests.helpers import reference
 
 BATCH, CLASSES = 7, 5
@@ -76,7 +78,69 @@ def test_distillation_of_extreme_logits_is_finite() -> None:
     assert learner.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", [lambda a, b: losses.distillation(a, b, 3.0), losses.l1, losses.l2])
+MISSING = torch.tensor([0, 4, -1, 2, 1, -1, 0])  # -1: without a label
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("kind", ["kl", "standardised", "decoupled"])
+@pytest.mark.parametrize("labels", [LABELS, MISSING])
+def test_logit_losses(kind: LogitLoss, temperature: float, labels: Tensor) -> None:
+    learner, source = random(BATCH, CLASSES, scale=3), random(BATCH, CLASSES, seed=1, scale=3)
+
+    def found(z: Tensor) -> Tensor:
+        return LOGIT_LOSSES[kind](z, source, labels, temperature)
+
+    def expected(z: Tensor) -> Tensor:
+        return reference.logit_divergence(kind, z, source, labels, temperature)
+
+    torch.testing.assert_close(found(learner), expected(learner))
+    torch.testing.assert_close(gradient(found, learner), gradient(expected, learner))
+
+
+def test_every_logit_loss_is_tested() -> None:
+    assert list(LOGIT_LOSSES) == list(typing.get_args(LogitLoss)) == ["kl", "standardised", "decoupled"]
+
+
+def test_standardised_logits_need_neither_size_nor_offset() -> None:
+    learner = random(BATCH, CLASSES, scale=3)
+    assert float(losses.standardised(learner, 50 * learner + 7, 2.0)) == pytest.approx(0, abs=1e-9)
+    assert float(losses.distillation(learner, 50 * learner + 7, 2.0)) > 1
+
+
+def test_standardised_equal_logits_give_finite_gradients() -> None:
+    """Those of a classifier that begins at 0."""
+    zeros, source = torch.zeros(BATCH, CLASSES), random(BATCH, CLASSES).float()
+    assert float(losses.standardised(zeros, zeros, 3.0)) == 0
+    assert gradient(lambda z: losses.standardised(z, source, 3.0), zeros).isfinite().all()
+
+
+def test_decoupled_by_hand() -> None:
+    # Source (1/2, 1/4, 1/4), learner (1/4, 1/4, 1/2), label 0, T = 1.
+    source, learner = (torch.tensor([p], dtype=torch.float64).log() for p in ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5]))
+    own = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    among = 0.5 * math.log(3 / 2) + 0.5 * math.log(3 / 4)
+    assert float(losses.decoupled(learner, source, torch.tensor([0]), 1.0)) == pytest.approx(own + 8 * among)
+    assert float(losses.distillation(learner, source, 1.0)) == pytest.approx(own + 0.5 * among)
+
+
+def test_decoupled_of_extreme_logits_is_finite() -> None:
+    learner = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    loss = losses.decoupled(learner, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([0]), 1.0)
+    (to_learner,) = torch.autograd.grad(loss, learner)
+    assert loss.isfinite()
+    assert to_learner.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b: losses.distillation(a, b, 3.0),
+        lambda a, b: losses.standardised(a, b, 3.0),
+        lambda a, b: losses.decoupled(a, b, LABELS, 3.0),
+        losses.l1,
+        losses.l2,
+    ],
+)
 def test_no_gradient_reaches_the_source(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     learner, source = (random(BATCH, CLASSES, seed=seed).requires_grad_() for seed in (0, 1))
     loss(learner, source).backward()

@@ -326,6 +326,15 @@ def test_every_adversarial_loss(loss: str) -> None:
     check_steps(case, replace(METHODS["afd"], loss=loss), 3, adversarial_loss=loss)
 
 
+@pytest.mark.parametrize("case", ["pair, unequal channels", "complete of 3, one frozen"])
+@pytest.mark.parametrize("loss", ["standardised", "decoupled"])
+def test_every_logit_loss(loss: str, case: str) -> None:
+    own: dict[str, Any] = {"logit_loss": loss, "kl_weight": 0.4, "temperature": 1.7}
+    settings = Settings(logit=0.4, temperature=1.7, adversarial=1, logit_loss=loss)
+    check_gradients(CASES[case], settings, **own)
+    check_steps(CASES[case], settings, 2, **own)
+
+
 @pytest.mark.parametrize("interval", [1, 2])
 def test_discriminators_may_step_less_often(interval: int) -> None:
     settings = replace(METHODS["afd"], discriminator_interval=2, interval=interval)
@@ -547,11 +556,23 @@ def test_statistics_are_updated_once_per_step_and_not_by_wiring() -> None:
 @pytest.mark.parametrize("method", ["vanilla", "logit", "l1", "l2-only"])
 def test_parts_of_a_batch_equal_the_whole(method: str, size: int) -> None:
     # Exact where nothing looks at the batch as a whole: models without batch statistics, and no discriminator.
+    check_parts(size, method=method)
+
+
+@pytest.mark.parametrize("settings", [{"logit_loss": "standardised"}, {"logit_loss": "decoupled"}], ids=str)
+def test_parts_of_a_batch_equal_the_whole_under_every_logit_loss(settings: dict[str, Any]) -> None:
+    check_parts(5, method="logit", without=[1, 3], **settings)
+
+
+def check_parts(size: int, without: Sequence[int] = (), **settings: Any) -> None:
+    """Two updates in three parts equal two of whole batches; the images at `without` have no label."""
     case = Case([PLAIN, PLAIN])
-    whole = distiller_of(case, method=method)
-    parts = distiller_of(case, method=method, grad_accum_steps=3)
+    whole = distiller_of(case, **settings)
+    parts = distiller_of(case, grad_accum_steps=3, **settings)
     for number in range(2):
-        expected, metrics = (each.training_step(*batch(number, size)) for each in (whole, parts))
+        images, labels = batch(number, size)
+        labels[list(without)] = -1
+        expected, metrics = (each.training_step(images, labels) for each in (whole, parts))
         for key, value in metrics.items():
             assert_equal(value, expected[key], key)
     for key, parameter in parameters_of(parts).items():

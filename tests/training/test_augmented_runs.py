@@ -123,3 +123,5 @@ def test_the_first_lines_say_how_labels_and_images_are_changed() -> None:
         "training images: rand-m9, 25% erased in part, mixup 0.2, every class equally often",
     ]
     assert describe_labels_and_images(DistillConfig()) == []
+    assert describe_labels_and_images(DistillConfig(logit_loss="decoupled")) == ["logit loss: decoupled"]
+    assert describe_labels_and_images(DistillConfig(logit_loss="decoupled", method="vanilla")) == []
