@@ -52,9 +52,10 @@ class LossSettings:
     class_weights: bool = False
     """Weight the label loss of each image by the inverse frequency of its class among the training images; the mean
     weight is 1."""
-    targets: Literal["live", "ema"] = "live"
-    """Weights that the sources teach with. live: those of the last update; ema: their running mean, see model_ema, with
-    one more forward pass of every source that learns."""
+    targets: Literal["live", "ema", "ensemble"] = "live"
+    """What the sources teach. live: their outputs with the weights of the last update; ema: with the running mean of
+    their weights, see model_ema, with one more forward pass of every source that learns; ensemble: as live, but the
+    logits that a learner is compared with are the mean of its own and its sources'."""
     aligned_weight: float = bounded(0.0, at_least=0)
     """Weight of 1 - cosine between the channels of the feature maps at each position."""
     statistics_weight: float = bounded(0.0, at_least=0)
@@ -76,7 +77,8 @@ class LossSettings:
     @property
     def logit_term_words(self) -> tuple[str, ...]:
         """How the logit term differs from the paper's, in words."""
-        return (self.logit_loss,) if self.logit_loss != "kl" else ()
+        words = [self.logit_loss] if self.logit_loss != "kl" else []
+        return (*words, *["ensemble targets"] * (self.targets == "ensemble"))
 
     @property
     def has_feature_loss(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from feature_gan_kd.config.method_settings import LogitLoss, LossSettings
@@ -18,16 +19,17 @@ LOGIT_LOSSES: Mapping[LogitLoss, Callable[[Tensor, Tensor, Tensor, float], Tenso
 
 
 class LogitTerms:
-    """The logit terms of a learner.
+    """The logit terms of a learner: one for each source, or one with the mean of its own and all sources' logits.
 
     Args:
-        weights: which loss, and its temperature.
+        weights: which loss, its temperature, and which targets.
         sources: for each learner the models that teach it logits, by position.
     """
 
     def __init__(self, weights: LossSettings, sources: Mapping[int, Sequence[int]]) -> None:
         self._temperature = weights.temperature
         self._compare = LOGIT_LOSSES[weights.logit_loss]
+        self._is_ensemble = weights.targets == "ensemble"
         self._sources = sources
 
     def __call__(
@@ -41,6 +43,8 @@ class LogitTerms:
             taught: what each model teaches, of the same shape.
             labels: (batch,) class indices, -1 for an image without a label; (batch, classes) where no loss asks.
         """
-        sources = self._sources[k]
-        for s in sources:
-            yield self._compare(logits[k], taught[s], labels, self._temperature), 1 / len(sources)
+        targets = [taught[s] for s in self._sources[k]]
+        if targets and self._is_ensemble:
+            targets = [torch.stack([logits[k].detach(), *targets]).mean(0)]
+        for target in targets:
+            yield self._compare(logits[k], target, labels, self._temperature), 1 / len(targets)

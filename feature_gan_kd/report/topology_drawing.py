@@ -113,7 +113,8 @@ def describe_loss_terms(run: RecordedRun) -> list[str]:
     alone = ", ".join(f"{source}→{learner}" for source, learner in shared)
     where = "" if len(shared) == len(run.edges) else f" ({alone}, which know the same classes)"
     changes = "".join(f", {words}" for words in weights.logit_term_words)
-    logits = f"logits{where}: T² KL(source ‖ learner){changes}, T = {weights.temperature:g}"
+    target = "target" if weights.targets == "ensemble" else "source"
+    logits = f"logits{where}: T² KL({target} ‖ learner){changes}, T = {weights.temperature:g}"
     terms = [
         (weights.kl_weight if shared else 0, logits),
         (weights.adversarial_weight, "feature maps: the discriminator D must not tell the learner's from the source's"),

@@ -196,7 +196,7 @@ CHOICES = {
     "interpolation": ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"],
     "remode": ["pixel", "rand", "const"],
     "logit_loss": ["kl", "standardised", "decoupled"],
-    "targets": ["live", "ema"],
+    "targets": ["live", "ema", "ensemble"],
     "best_metric": ["accuracy", "top5", "macro_f1", "cross_entropy"],
 }
 

@@ -339,6 +339,7 @@ class Settings:
     temperature: float = 3.0
     logit: float = 0.0
     logit_loss: str = "kl"
+    ensemble: bool = False
     adversarial: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
@@ -403,10 +404,14 @@ class Reference:
         loss = cross_entropy(logits, labels) * self.per_label if self.settings.labels else 0 * logits.sum()
         if self.settings.logit:
             sources = [source for source, learner in self.edges if learner == k]
-            for source in sources:
-                taught = self.fixed(source, images).logits
-                term = logit_divergence(self.settings.logit_loss, logits, taught, labels, self.settings.temperature)
-                loss = loss + self.settings.logit * term / len(sources)
+            targets = [self.fixed(source, images).logits for source in sources]
+            if self.settings.ensemble and sources:
+                members = [self.fixed(k, images).logits, *targets]
+                targets = [sum(members[1:], members[0]) / len(members)]
+            for target in targets:
+                kind, temperature = self.settings.logit_loss, self.settings.temperature
+                term = logit_divergence(kind, logits, target, labels, temperature)
+                loss = loss + self.settings.logit * term / len(targets)
         return loss
 
     def feature_loss(self, k: int, weights: Weights, transfers: Mapping[int, Weights], images: Tensor) -> Tensor:

@@ -335,6 +335,35 @@ def test_every_logit_loss(loss: str, case: str) -> None:
     check_steps(CASES[case], settings, 2, **own)
 
 
+@pytest.mark.parametrize("loss", ["kl", "decoupled"])
+@pytest.mark.parametrize("case", ["pair", "pair, one frozen", "cycle of 3, one frozen", "complete of 3, one frozen"])
+def test_the_ensemble_as_the_target_of_the_logits(loss: str, case: str) -> None:
+    """Of a learner and all its sources; their maps teach as ever, one by one."""
+    own: dict[str, Any] = {"logit_loss": loss, "targets": "ensemble", "kl_weight": 2.0}
+    settings = Settings(logit=2, adversarial=1, logit_loss=loss, ensemble=True)
+    check_gradients(CASES[case], settings, **own)
+    check_steps(CASES[case], settings, 2, **own)
+
+
+def test_the_ensemble_has_those_alone_who_know_the_classes() -> None:
+    """Model 0 knows other ones, so model 1 is taught no logits; model 2 is, by model 1."""
+    specs = [replace(FOUR, classes=7), FOUR, FOUR]
+    distiller = OnlineAdversarialDistiller(
+        models_of(specs),
+        topology=[(0, 1), (0, 2), (1, 2)],
+        frozen=[0],
+        method="l2",
+        targets="ensemble",
+        image_size=SIZE,
+        feature_layers="block2",
+    )
+    images, labels = batch()
+    logits = [model.train(k > 0)(images).detach() for k, model in enumerate(distiller.models)]
+    metrics = distiller.training_step(images, labels)
+    assert "kl/1" not in metrics
+    assert_equal(metrics["kl/2"], divergence(logits[2], (logits[1] + logits[2]) / 2, 3.0), "kl/2")
+
+
 @pytest.mark.parametrize("interval", [1, 2])
 def test_discriminators_may_step_less_often(interval: int) -> None:
     settings = replace(METHODS["afd"], discriminator_interval=2, interval=interval)
@@ -559,7 +588,9 @@ def test_parts_of_a_batch_equal_the_whole(method: str, size: int) -> None:
     check_parts(size, method=method)
 
 
-@pytest.mark.parametrize("settings", [{"logit_loss": "standardised"}, {"logit_loss": "decoupled"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"logit_loss": "standardised"}, {"logit_loss": "decoupled"}, {"targets": "ensemble"}], ids=str
+)
 def test_parts_of_a_batch_equal_the_whole_under_every_logit_loss(settings: dict[str, Any]) -> None:
     check_parts(5, method="logit", without=[1, 3], **settings)
 

@@ -89,6 +89,8 @@ def test_weights_of_the_settings_count(tmp_path: Path) -> None:
     assert describe_loss_terms(run) == ["logits: T² KL(source ‖ learner), T = 4, weight 0.5"]
     run = read_run(write_run(tmp_path / "other", logit_loss="standardised", method="logit"))
     assert describe_loss_terms(run) == ["logits: T² KL(source ‖ learner), standardised, T = 3, weight 1"]
+    run = read_run(write_run(tmp_path / "ensemble", targets="ensemble", method="logit"))
+    assert describe_loss_terms(run) == ["logits: T² KL(target ‖ learner), ensemble targets, T = 3, weight 1"]
 
 
 def test_parameters_and_maps_where_they_are_on_record(tmp_path: Path) -> None:

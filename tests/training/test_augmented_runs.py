@@ -124,4 +124,6 @@ def test_the_first_lines_say_how_labels_and_images_are_changed() -> None:
     ]
     assert describe_labels_and_images(DistillConfig()) == []
     assert describe_labels_and_images(DistillConfig(logit_loss="decoupled")) == ["logit loss: decoupled"]
+    both = describe_labels_and_images(DistillConfig(logit_loss="decoupled", targets="ensemble"))
+    assert both == ["logit loss: decoupled, ensemble targets"]
     assert describe_labels_and_images(DistillConfig(logit_loss="decoupled", method="vanilla")) == []
