@@ -32,6 +32,9 @@ class LossSettings:
     each image; decoupled: the class of the label against all others, plus 8 times the KL among the others."""
     temperature: float = bounded(3.0, above=0)
     """T, which softens the outputs in the logit term."""
+    confidence_threshold: float = bounded(0.0, at_least=0, below=1)
+    """Let the logit term act only on images where the largest probability of the target, at temperature 1, is at least
+    this; 0 takes all. The term stays a mean over all images."""
     adversarial_weight: float = bounded(1.0, at_least=0)
     """Weight of the learner's adversarial term on its feature maps."""
     adversarial_loss: AdversarialLoss = "paper"
@@ -77,8 +80,10 @@ class LossSettings:
     @property
     def logit_term_words(self) -> tuple[str, ...]:
         """How the logit term differs from the paper's, in words."""
-        words = [self.logit_loss] if self.logit_loss != "kl" else []
-        return (*words, *["ensemble targets"] * (self.targets == "ensemble"))
+        loss = [self.logit_loss] * (self.logit_loss != "kl")
+        targets = ["ensemble targets"] * (self.targets == "ensemble")
+        sure = [f"targets at least {self.confidence_threshold:g} sure"] * (self.confidence_threshold > 0)
+        return (*loss, *targets, *sure)
 
     @property
     def has_feature_loss(self) -> bool:

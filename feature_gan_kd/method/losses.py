@@ -18,23 +18,48 @@ OTHER_CLASSES_WEIGHT = 8.0
 """Of the other classes in `decoupled`, against 1 of the label's own: the authors' for CIFAR-100."""
 
 
-def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:
+def confident(logits: Tensor, threshold: float) -> Tensor:
+    """Which images have a class of at least that probability (FixMatch: Sohn et al. 2020, who ask it of pseudo-labels).
+
+    Args:
+        logits: (batch, classes) of what teaches.
+        threshold: of the largest probability, at temperature 1.
+
+    Returns:
+        Bool (batch,).
+    """
+    return logits.detach().softmax(1).amax(1) >= threshold
+
+
+def distillation(
+    learner_logits: Tensor, source_logits: Tensor, temperature: float, counted: Tensor | None = None
+) -> Tensor:
     """T^2 KL(softmax(source / T) || softmax(learner / T)) (paper, section 3, after Hinton 2015).
 
     Args:
         learner_logits: (batch, classes).
         source_logits: (batch, classes); no gradient reaches it.
         temperature: T > 0.
+        counted: (batch,) whether an image counts, else its loss is 0; None: all do.
 
     Returns:
-        Scalar, in nats, averaged over the batch.
+        Scalar, in nats, averaged over the whole batch.
     """
     target = F.log_softmax(source_logits.detach() / temperature, dim=1)
     answer = F.log_softmax(learner_logits / temperature, dim=1)
-    return F.kl_div(answer, target, reduction="batchmean", log_target=True) * temperature**2
+    return _mean(F.kl_div(answer, target, reduction="none", log_target=True), counted) * temperature**2
 
 
-def standardised(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:
+def _mean(parts: Tensor, counted: Tensor | None) -> Tensor:
+    """The sum of the parts (batch, any), divided by the batch; 0 where an image does not count."""
+    if counted is not None:
+        parts = torch.where(counted[:, None], parts, 0)
+    return parts.sum() / len(parts)
+
+
+def standardised(
+    learner_logits: Tensor, source_logits: Tensor, temperature: float, counted: Tensor | None = None
+) -> Tensor:
     """`distillation` of logits that are standardised: those of each image have mean 0 and deviation 1 over the classes.
 
     A learner then needs the source's order and ratios of the logits, not their size (Sun et al., CVPR 2024, algorithms
@@ -44,11 +69,12 @@ def standardised(learner_logits: Tensor, source_logits: Tensor, temperature: flo
         learner_logits: (batch, classes).
         source_logits: (batch, classes); no gradient reaches it.
         temperature: T > 0, which acts on the standardised logits.
+        counted: (batch,) whether an image counts, else its loss is 0; None: all do.
 
     Returns:
-        Scalar, in nats, averaged over the batch.
+        Scalar, in nats, averaged over the whole batch.
     """
-    return distillation(_standardise(learner_logits), _standardise(source_logits), temperature)
+    return distillation(_standardise(learner_logits), _standardise(source_logits), temperature, counted)
 
 
 def _standardise(logits: Tensor) -> Tensor:
@@ -56,7 +82,9 @@ def _standardise(logits: Tensor) -> Tensor:
     return (logits - mean) * (variance + 1e-5).rsqrt()
 
 
-def decoupled(learner_logits: Tensor, source_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def decoupled(
+    learner_logits: Tensor, source_logits: Tensor, labels: Tensor, temperature: float, counted: Tensor | None = None
+) -> Tensor:
     """T^2 (KL of the label's class against all others + 8 KL among the others), after Zhao et al., CVPR 2022 (DKD).
 
     The plain KL is the same sum with the source's probability of the other classes in place of 8 (their equation 6),
@@ -67,9 +95,10 @@ def decoupled(learner_logits: Tensor, source_logits: Tensor, labels: Tensor, tem
         source_logits: (batch, classes); no gradient reaches it.
         labels: (batch,) class indices, -1 for an image without a label.
         temperature: T > 0.
+        counted: (batch,) whether an image counts, else its loss is 0; None: all do.
 
     Returns:
-        Scalar, in nats, averaged over the batch.
+        Scalar, in nats, averaged over the whole batch.
     """
     own = labels.clamp_min(0)[:, None]
     others = torch.arange(learner_logits.shape[1] - 1, device=labels.device)[None]
@@ -83,10 +112,10 @@ def decoupled(learner_logits: Tensor, source_logits: Tensor, labels: Tensor, tem
         return torch.cat([log_p.gather(1, own), together], dim=1), among - together
 
     (learner_own, learner_among), (source_own, source_among) = parts(learner_logits), parts(source_logits.detach())
-    own_class = F.kl_div(learner_own, source_own, reduction="none", log_target=True).sum(1)
-    among = F.kl_div(learner_among, source_among, reduction="none", log_target=True).sum(1)
-    weight = torch.where(labels == NO_LABEL, source_own[:, 1].exp(), OTHER_CLASSES_WEIGHT)
-    return (own_class + weight * among).mean() * temperature**2
+    own_class = F.kl_div(learner_own, source_own, reduction="none", log_target=True)
+    among = F.kl_div(learner_among, source_among, reduction="none", log_target=True)
+    weight = torch.where((labels == NO_LABEL)[:, None], source_own[:, 1:].exp(), OTHER_CLASSES_WEIGHT)
+    return _mean(torch.cat([own_class, weight * among], dim=1), counted) * temperature**2
 
 
 def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:

@@ -116,7 +116,8 @@ class AdversarialStep:
         Returns:
             Detached scalars on the device, means over the whole batch, the same on every process: per learner K
             `cross_entropy/K` and `accuracy/K` (percent), which are means over the images with a label, `kl/K`, `l1/K`,
-            `l2/K`, `aligned/K`, `statistics/K`, `relation/K`, `adversarial/K` and `discriminator/K`;
+            `l2/K`, `aligned/K`, `statistics/K`, `relation/K`, `adversarial/K` and `discriminator/K`, and with
+            `confidence_threshold` `confident/K`, the percentage of images that the logit term acts on;
             per edge `real/S->K` and `fake/S->K`, the discriminator's mean answers. An update that is measured also
             has `right/S->K`, the percentage of right answers, and what `GradientStats` gives. `skipped` is 1 where a
             loss or a gradient was not finite: then nothing is changed, on any process.
@@ -218,8 +219,8 @@ class AdversarialStep:
                 if weights.labels:
                     loss.add("logit", f"cross_entropy/{k}", self.label_loss(logits[k], labels) * per_label)
                     loss.log(f"accuracy/{k}", terms.accuracy(logits[k], labels) * per_label)
-                for term, share in self.logit_terms(k, logits, taught_logits, labels) if self.adds_kl else ():
-                    loss.add("logit", f"kl/{k}", term, weights.kl_weight, share)
+                if self.adds_kl:
+                    self.logit_terms(loss, k, logits, taught_logits, labels)
             for c in self.connections if compare_maps else ():
                 k, s = c.edge.learner, c.edge.source
                 fake, real = c.maps(maps[k][c.tap], taught_maps[s][c.tap])

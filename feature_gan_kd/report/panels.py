@@ -100,6 +100,16 @@ PANELS = (
         better="smaller",
     ),
     Panel(
+        "confident targets",
+        "Images whose target is confident enough to teach",
+        "share of the training images at or above the confidence_threshold, by learner",
+        "%",
+        {"train/confident": ""},
+        digits=".2f",
+        limits=(0, 100),
+        in_curves=False,
+    ),
+    Panel(
         "answers",
         "Mean answers of the discriminators",
         "solid: to the source's map (real), dashed: to the learner's (fake) · 0.5: undecided",

@@ -93,6 +93,7 @@ def refused(**values: Any) -> str:
 
 BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "temperature": ([1e-6, 1000], [0, -1], "above 0"),
+    "confidence_threshold": ([0, 0.99], [-0.1, 1], "at least 0 and below 1"),
     "kl_weight": ([0, 5], [-0.1], "at least 0"),
     "adversarial_weight": ([0, 5], [-0.1], "at least 0"),
     "l1_weight": ([0], [-0.1], "at least 0"),

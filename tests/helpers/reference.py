@@ -340,6 +340,7 @@ class Settings:
     logit: float = 0.0
     logit_loss: str = "kl"
     ensemble: bool = False
+    threshold: float = 0.0
     adversarial: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
@@ -410,8 +411,11 @@ class Reference:
                 targets = [sum(members[1:], members[0]) / len(members)]
             for target in targets:
                 kind, temperature = self.settings.logit_loss, self.settings.temperature
-                term = logit_divergence(kind, logits, target, labels, temperature)
-                loss = loss + self.settings.logit * term / len(targets)
+                for i, row in enumerate(torch.exp(log_softmax(target))):
+                    if row.max() >= self.settings.threshold:
+                        one = slice(i, i + 1)
+                        term = logit_divergence(kind, logits[one], target[one], labels[one], temperature)
+                        loss = loss + self.settings.logit * term / len(logits) / len(targets)
         return loss
 
     def feature_loss(self, k: int, weights: Weights, transfers: Mapping[int, Weights], images: Tensor) -> Tensor:

@@ -88,13 +88,36 @@ def test_logit_losses(kind: LogitLoss, temperature: float, labels: Tensor) -> No
     learner, source = random(BATCH, CLASSES, scale=3), random(BATCH, CLASSES, seed=1, scale=3)
 
     def found(z: Tensor) -> Tensor:
-        return LOGIT_LOSSES[kind](z, source, labels, temperature)
+        return LOGIT_LOSSES[kind](z, source, labels, temperature, None)
 
     def expected(z: Tensor) -> Tensor:
         return reference.logit_divergence(kind, z, source, labels, temperature)
 
     torch.testing.assert_close(found(learner), expected(learner))
     torch.testing.assert_close(gradient(found, learner), gradient(expected, learner))
+
+
+@pytest.mark.parametrize("kind", ["kl", "standardised", "decoupled"])
+def test_images_that_do_not_count(kind: LogitLoss) -> None:
+    """Their loss is 0, and the mean stays one over all images; a count of all is the same as none."""
+    learner, source = random(BATCH, CLASSES, scale=3), random(BATCH, CLASSES, seed=1, scale=3)
+    kept = torch.tensor([0, 2, 5])
+    counted = torch.zeros(BATCH, dtype=torch.bool).index_fill_(0, kept, True)
+    some = LOGIT_LOSSES[kind](learner, source, MISSING, 2.0, counted)
+    alone = reference.logit_divergence(kind, learner[kept], source[kept], MISSING[kept], 2.0)
+    torch.testing.assert_close(some, alone * 3 / BATCH)
+    found = gradient(lambda z: LOGIT_LOSSES[kind](z, source, MISSING, 2.0, counted), learner)
+    assert (found[kept] != 0).any(1).all()
+    assert (found[~counted] == 0).all()
+    everything = LOGIT_LOSSES[kind](learner, source, MISSING, 2.0, torch.ones(BATCH, dtype=torch.bool))
+    assert torch.equal(everything, LOGIT_LOSSES[kind](learner, source, MISSING, 2.0, None))
+
+
+def test_confident_is_asked_of_probabilities_at_temperature_1() -> None:
+    logits = torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.2, 0.8]], dtype=torch.float64).log() + 5
+    assert losses.confident(logits, 0.75 - 1e-9).tolist() == [True, False, True]
+    assert losses.confident(logits, 0.76).tolist() == [False, False, True]
+    assert losses.confident(torch.zeros(1, 2), 0.5).tolist() == [True]  # at least
 
 
 def test_every_logit_loss_is_tested() -> None:

@@ -345,6 +345,30 @@ def test_the_ensemble_as_the_target_of_the_logits(loss: str, case: str) -> None:
     check_steps(CASES[case], settings, 2, **own)
 
 
+@pytest.mark.parametrize("loss", ["kl", "standardised", "decoupled"])
+@pytest.mark.parametrize(("targets", "threshold"), [("live", 0.27), ("ensemble", 0.25)])
+def test_only_confident_targets_teach_logits(targets: str, threshold: float, loss: str) -> None:
+    case = CASES["complete of 3, one frozen"]
+    own: dict[str, Any] = {"logit_loss": loss, "targets": targets, "confidence_threshold": threshold}
+    settings = Settings(logit=1, adversarial=1, logit_loss=loss, ensemble=targets == "ensemble", threshold=threshold)
+    check_gradients(case, settings, **own)
+    check_steps(case, settings, 2, **own)
+    distiller = distiller_of(case, **own)
+    reference = reference_of(case, distiller, settings)
+    images, labels = batch()
+    passes = [reference.fixed(k, images).logits for k in range(3)]
+    taught = {1: [0, 2], 2: [0, 1]}
+    metrics = distiller.training_step(images, labels)
+    seen = []
+    for k, sources in taught.items():
+        members = [[s] for s in sources] if targets == "live" else [[k, *sources]]
+        means = [sum(passes[m] for m in one) / len(one) for one in members]
+        shares = [(mean.softmax(1).amax(1) >= threshold).double().mean() for mean in means]
+        assert_equal(metrics[f"confident/{k}"], 100 * sum(shares) / len(shares), k)
+        seen += shares
+    assert 0 < sum(seen) < len(seen)
+
+
 def test_the_ensemble_has_those_alone_who_know_the_classes() -> None:
     """Model 0 knows other ones, so model 1 is taught no logits; model 2 is, by model 1."""
     specs = [replace(FOUR, classes=7), FOUR, FOUR]
@@ -589,7 +613,13 @@ def test_parts_of_a_batch_equal_the_whole(method: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"logit_loss": "standardised"}, {"logit_loss": "decoupled"}, {"targets": "ensemble"}], ids=str
+    "settings",
+    [
+        {"logit_loss": "standardised"},
+        {"logit_loss": "decoupled"},
+        {"targets": "ensemble", "confidence_threshold": 0.2257},
+    ],
+    ids=str,
 )
 def test_parts_of_a_batch_equal_the_whole_under_every_logit_loss(settings: dict[str, Any]) -> None:
     check_parts(5, method="logit", without=[1, 3], **settings)
