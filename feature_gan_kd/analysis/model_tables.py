@@ -10,6 +10,7 @@ from torch import nn
 from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.method.build import MethodModules
 from feature_gan_kd.method.connection import Connection
+from feature_gan_kd.method.discriminator import ClassDiscriminator
 from feature_gan_kd.models.tapped_model import TappedModel
 
 
@@ -59,6 +60,8 @@ def _connection_cells(connection: Connection | None) -> tuple[str, str, str]:
     transfer = _count_parameters(connection.transfer)
     discriminator = connection.discriminator
     parameters = "-" if discriminator is None else f"{_count_parameters(discriminator):,} parameters"
+    if isinstance(discriminator, ClassDiscriminator):
+        parameters += ", sees classes"
     shape = (connection.source_shape[0], *connection.grid)
     channels = f"{connection.learner_shape[0]} -> {connection.source_shape[0]} channels" if transfer else "none"
     return channels, parameters, _join_shape(shape)

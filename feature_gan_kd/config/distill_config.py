@@ -150,6 +150,11 @@ class DistillConfig(
             raise UserError(f"{given}: has no effect without labels: leave it out, or set labels to true")
         if self.logit_loss == "decoupled":
             self._check_decoupled()
+        if self.discriminator_classes and self.discriminator_norm != "batch":
+            raise UserError(
+                "discriminator_norm: discriminators that see classes (discriminator_classes) have no normalisation: "
+                "leave one of them out"
+            )
         check_augmentation(self)
 
     def _check_decoupled(self) -> None:

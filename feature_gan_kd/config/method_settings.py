@@ -9,7 +9,7 @@ from feature_gan_kd.config.fields import bounded
 from feature_gan_kd.config.methods import MethodName
 
 LogitLoss = Literal["kl", "standardised", "decoupled"]
-AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic"]
+AdversarialLoss = Literal["paper", "least-squares", "hinge", "relativistic", "reversal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class LossSettings:
     """Weight of the learner's adversarial term on its feature maps."""
     adversarial_loss: AdversarialLoss = "paper"
     """Objective of discriminators and learners. paper: least squares of outputs in (0, 1); least-squares: of unbounded
-    outputs; hinge; relativistic: compares the outputs for the two feature maps of one image."""
+    outputs; hinge; relativistic: compares the outputs for the two feature maps of one image; reversal: cross-entropy of
+    unbounded outputs, of whose gradient for its own feature map a learner takes the reverse."""
     adversarial_interval: int = bounded(1, at_least=1)
     """Compare feature maps, and step extractors and discriminators, in every N-th update only: faster, but no longer
     the paper's algorithm."""
@@ -109,6 +110,9 @@ class DiscriminatorSettings:
     """Largest number of channels inside a discriminator."""
     discriminator_norm: Literal["batch", "group", "none"] = "batch"
     """Normalisation inside a discriminator; the paper's is batch."""
+    discriminator_classes: bool = False
+    """Show a discriminator the averaged feature map multiplied with the class probabilities of the model that made it,
+    in place of the feature map. Source and learner must classify the same classes."""
     discriminator_interval: int = bounded(1, at_least=1)
     """Step the discriminators in every N-th of the updates that compare feature maps."""
     vectors_as_maps: bool = False

@@ -126,6 +126,8 @@ def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -
     - `hinge`: max(0, 1 - D(source's map)) + max(0, 1 + D(learner's map)) (Lim and Ye 2017).
     - `relativistic`: log(1 + exp(D(learner's map) - D(source's map))), the two maps of one image
       (Jolicoeur-Martineau 2018).
+    - `reversal`: log(1 + exp(-D(source's map))) + log(1 + exp(D(learner's map))), the cross-entropy of which map it is
+      (Ganin et al. 2016, DANN).
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -139,6 +141,8 @@ def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     if kind == "relativistic":
         return F.softplus(fake - real).mean()
+    if kind == "reversal":
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
     return (1 - real).square().mean() + fake.square().mean()
 
 
@@ -148,6 +152,7 @@ def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> 
     - `paper` (section 3) and `least-squares`: [1 - D(learner's map)]^2.
     - `hinge`: -D(learner's map).
     - `relativistic`: log(1 + exp(D(source's map) - D(learner's map))).
+    - `reversal`: -log(1 + exp(D(learner's map))), whose gradient is the discriminator's own, reversed.
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -161,14 +166,16 @@ def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> 
         return -fake.mean()
     if kind == "relativistic":
         return F.softplus(real - fake).mean()
+    if kind == "reversal":
+        return -F.softplus(fake).mean()
     return (1 - fake).square().mean()
 
 
 def discriminator_accuracy(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
     """Percentage of a discriminator's answers that are right (ours).
 
-    An answer to a source's map is right above 0.5 (above 0 for `hinge`), one to a learner's map below it. For
-    `relativistic` the answer to the source's map must be above that to the learner's map of the same image.
+    An answer to a source's map is right above 0.5 (above 0 for `hinge` and `reversal`), one to a learner's map below
+    it. For `relativistic` the answer to the source's map must be above that to the learner's map of the same image.
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -180,7 +187,7 @@ def discriminator_accuracy(real: Tensor, fake: Tensor, kind: AdversarialLoss = "
     """
     if kind == "relativistic":
         return 100 * (real > fake).to(torch.float32).mean()
-    middle = 0.0 if kind == "hinge" else 0.5
+    middle = 0.0 if kind in ("hinge", "reversal") else 0.5
     return 100 * torch.cat([real > middle, fake < middle]).to(torch.float32).mean()
 
 

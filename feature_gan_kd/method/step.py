@@ -229,7 +229,8 @@ class AdversarialStep:
                     loss.add("feature", f"{name}/{k}", term, weight, share)
                 if c.discriminator is not None:
                     # One answer to the learner's map serves both losses: `backward` keeps the other side fixed.
-                    d_real, d_fake, kind = c.discriminator(real), c.discriminator(fake), weights.adversarial_loss
+                    d_real, d_fake = c.answer(real, taught_logits[s]), c.answer(fake, logits[k])
+                    kind = weights.adversarial_loss
                     adversarial = terms.adversarial(d_real, d_fake, kind)
                     loss.add("feature", f"adversarial/{k}", adversarial, weights.adversarial_weight, share)
                     loss.add("discriminator", f"discriminator/{k}", terms.discriminator(d_real, d_fake, kind), 1, share)

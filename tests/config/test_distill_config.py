@@ -196,6 +196,7 @@ CHOICES = {
     "mixed_precision": ["auto", "no", "bf16", "fp16"],
     "interpolation": ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"],
     "remode": ["pixel", "rand", "const"],
+    "adversarial_loss": ["paper", "least-squares", "hinge", "relativistic", "reversal"],
     "logit_loss": ["kl", "standardised", "decoupled"],
     "targets": ["live", "ema", "ensemble"],
     "best_metric": ["accuracy", "top5", "macro_f1", "cross_entropy"],
@@ -203,7 +204,7 @@ CHOICES = {
 
 
 def test_every_choice_is_tested() -> None:
-    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric", "Precision", "LogitLoss")
+    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "BestMetric", "Precision", "Loss")
     assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
 
 
@@ -272,6 +273,7 @@ COMBINATIONS = [
     ),
     ({"logit_loss": "decoupled", "mixup": 0.2}, "logit_loss: decoupled asks for one class of each image, and mixup"),
     ({"logit_loss": "decoupled", "cutmix": 1}, "logit_loss: decoupled asks for one class of each image, and cutmix"),
+    ({"discriminator_classes": True, "discriminator_norm": "none"}, "discriminator_norm: discriminators that see"),
     ({"warmup_epochs": 1, "warmup_fraction": 0.1}, "warmup_epochs: warmup_fraction is given too"),
     ({"warmup_epochs": 10, "epochs": 10}, "warmup_epochs: 10 of 10 epochs is not allowed, expected at most 9"),
 ]

@@ -98,6 +98,24 @@ def discriminator(weights: Weights, feature_map: Tensor, *, bounded: bool = True
     return answer[:, 0, 0, 0]
 
 
+def class_discriminator(weights: Weights, feature_map: Tensor, logits: Tensor, *, bounded: bool = True) -> Tensor:
+    """Linear - LeakyReLU - Linear of every channel's mean times every class's probability: one answer per map.
+
+    With `map_projection` and `class_projection` among the weights, of their projections' products instead.
+    """
+    means = feature_map.sum((2, 3)) / (feature_map.shape[2] * feature_map.shape[3])
+    shares = torch.exp(log_softmax(logits)).detach()
+    if "map_projection" in weights:
+        pairs = means @ weights["map_projection"], shares @ weights["class_projection"]
+        seen = pairs[0] * pairs[1] / math.sqrt(weights["map_projection"].shape[1])
+    else:
+        channels, classes = range(means.shape[1]), range(shares.shape[1])
+        seen = torch.stack([means[:, c] * shares[:, k] for c in channels for k in classes], dim=1)
+    hidden = leaky_relu(seen @ weights["hidden.weight"].T + weights["hidden.bias"])
+    answer = (hidden @ weights["answer.weight"].T + weights["answer.bias"])[:, 0]
+    return sigmoid(answer) if bounded else answer
+
+
 def transfer(weights: Weights, feature_map: Tensor) -> Tensor:
     """1x1 convolution and batch normalisation; nothing where there are no weights."""
     if not weights:
@@ -168,6 +186,8 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "paper") -> Tenso
         each = torch.where(real < 1, 1 - real, 0 * real) + torch.where(fake > -1, 1 + fake, 0 * fake)
     elif kind == "relativistic":
         each = -torch.log(sigmoid(real - fake))
+    elif kind == "reversal":
+        each = -torch.log(sigmoid(real)) - torch.log(1 - sigmoid(fake))
     else:
         each = (1 - real) ** 2 + fake**2
     return each.sum() / each.numel()
@@ -178,6 +198,8 @@ def adversarial_loss(real: Tensor, fake: Tensor, kind: str = "paper") -> Tensor:
         each = -fake
     elif kind == "relativistic":
         each = -torch.log(sigmoid(fake - real))
+    elif kind == "reversal":
+        each = torch.log(1 - sigmoid(fake))
     else:
         each = (1 - fake) ** 2
     return each.sum() / each.numel()
@@ -360,6 +382,7 @@ class Settings:
     interval: int = 1
     single: bool = False
     loss: str = "paper"
+    classes: bool = False
     discriminator_interval: int = 1
     labels: bool = True
     max_grid: int | None = None
@@ -426,7 +449,8 @@ class Reference:
             other = self.fixed(connection.source, images)
             fake, real = connection.maps(own.maps[connection.block], other.maps[connection.block], transfers[i])
             if self.settings.adversarial:
-                answers = [self.answers(connection.discriminator, each) for each in (real, fake)]
+                shown = ((real, other.logits), (fake, own.logits))
+                answers = [self.answers(connection.discriminator, *one) for one in shown]
                 total = total + self.settings.adversarial * adversarial_loss(*answers, self.settings.loss)
             if self.settings.l1:
                 total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
@@ -443,14 +467,18 @@ class Reference:
 
     def discriminator_loss(self, i: int, weights: Weights, images: Tensor) -> Tensor:
         connection = self.connections[i]
-        maps = [self.fixed(k, images).maps[connection.block] for k in (connection.learner, connection.source)]
-        fake, real = connection.maps(maps[0], maps[1], connection.transfer)
-        loss = discriminator_loss(*(self.answers(weights, each) for each in (real, fake)), self.settings.loss)
+        learner, source = (self.fixed(k, images) for k in (connection.learner, connection.source))
+        fake, real = connection.maps(learner.maps[connection.block], source.maps[connection.block], connection.transfer)
+        answers = self.answers(weights, real, source.logits), self.answers(weights, fake, learner.logits)
+        loss = discriminator_loss(*answers, self.settings.loss)
         # Ours: several discriminators of one learner share its weight of 1.
         return loss / len(self.terms_of(connection.learner))
 
-    def answers(self, weights: Weights, feature_map: Tensor) -> Tensor:
-        return discriminator(weights, feature_map, bounded=self.settings.loss == "paper")
+    def answers(self, weights: Weights, feature_map: Tensor, logits: Tensor) -> Tensor:
+        bounded = self.settings.loss == "paper"
+        if self.settings.classes:
+            return class_discriminator(weights, feature_map, logits, bounded=bounded)
+        return discriminator(weights, feature_map, bounded=bounded)
 
     def terms_of(self, k: int) -> dict[int, ReferenceConnection]:
         return {i: connection for i, connection in enumerate(self.connections) if connection.learner == k}

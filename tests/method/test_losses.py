@@ -172,12 +172,13 @@ def test_no_gradient_reaches_the_source(loss: Callable[[Tensor, Tensor], Tensor]
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("paper", 5 / 8), ("least-squares", 5 / 8), ("hinge", 5 / 8), ("relativistic", 3 / 4)]
+    ("kind", "expected"),
+    [("paper", 5 / 8), ("least-squares", 5 / 8), ("hinge", 5 / 8), ("relativistic", 3 / 4), ("reversal", 5 / 8)],
 )
 def test_right_answers(kind: AdversarialLoss, expected: float) -> None:
     """An answer in the very middle is not right."""
     real, fake = torch.tensor([0.9, 0.5, 0.6, 0.7]), torch.tensor([0.1, 0.6, 0.4, 0.5])
-    if kind == "hinge":
+    if kind in ("hinge", "reversal"):
         real, fake = real - 0.5, fake - 0.5
     assert float(losses.discriminator_accuracy(real, fake, kind)) == 100 * expected
     assert float(losses.discriminator_accuracy(real.view(2, 2), fake.view(2, 2), kind)) == 100 * expected
@@ -216,7 +217,18 @@ def test_relativistic_by_hand() -> None:
     assert float(losses.adversarial(real, fake, "relativistic")) == pytest.approx((math.log(4) + math.log(2)) / 2)
 
 
-@pytest.mark.parametrize("kind", ["least-squares", "hinge", "relativistic"])
+def test_reversal_by_hand() -> None:
+    """The learner's gradient for its own answer is the discriminator's, reversed."""
+    real, fake = torch.tensor([math.log(3.0), 0.0]), torch.tensor([0.0, math.log(3.0)])
+    assert float(losses.discriminator(real, fake, "reversal")) == pytest.approx(
+        (math.log(4 / 3) + math.log(2)) / 2 + (math.log(2) + math.log(4)) / 2
+    )
+    assert float(losses.adversarial(real, fake, "reversal")) == pytest.approx(-(math.log(2) + math.log(4)) / 2)
+    learner = gradient(lambda x: losses.adversarial(real, x, "reversal"), fake)
+    assert torch.equal(learner, -gradient(lambda x: losses.discriminator(real, x, "reversal"), fake))
+
+
+@pytest.mark.parametrize("kind", ["least-squares", "hinge", "relativistic", "reversal"])
 def test_learners_and_discriminators_pull_apart(kind: losses.AdversarialLoss) -> None:
     real, fake = random(BATCH), random(BATCH, seed=1)
     up = gradient(lambda x: losses.adversarial(real, x, kind), fake)

@@ -24,6 +24,7 @@ from tests.helpers.reference import (
     buffers_of,
     cross_entropy,
     discriminator,
+    discriminator_loss,
     divergence,
     values_of,
 )
@@ -320,10 +321,49 @@ def test_single_backward(method: str, case: str) -> None:
     check_steps(CASES[case], replace(METHODS[method], single=True), 3, method=method, joint_backward=True)
 
 
-@pytest.mark.parametrize("loss", ["paper", "least-squares", "hinge", "relativistic"])
+@pytest.mark.parametrize("loss", ["paper", "least-squares", "hinge", "relativistic", "reversal"])
 def test_every_adversarial_loss(loss: str) -> None:
     case = CASES["pair, unequal channels and overlapping cells"]
     check_steps(case, replace(METHODS["afd"], loss=loss), 3, adversarial_loss=loss)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("loss", ["paper", "reversal"])
+@pytest.mark.parametrize("case", ["pair, unequal channels", "pair, one frozen", "pair, two taps", "complete of 3"])
+def test_discriminators_that_see_classes(case: str, loss: str, together: bool) -> None:
+    """No gradient passes through the probabilities; with one optimiser it is that of logits and reversed gradient."""
+    own: dict[str, Any] = {"discriminator_classes": True, "adversarial_loss": loss}
+    settings = Settings(logit=1, adversarial=1, loss=loss, classes=True)
+    if not together:
+        check_gradients(CASES[case], settings, **own)
+    check_steps(CASES[case], replace(settings, single=together), 3, **own, joint_backward=together)
+
+
+def test_one_optimiser_gets_the_reversed_gradient_of_the_discriminator_and_no_other() -> None:
+    """In a pair of equal channels: what a weight of 1 adds to that of 0 is the reversed gradient of its loss."""
+    case = CASES["pair"]
+    own: dict[str, Any] = {"discriminator_classes": True, "adversarial_loss": "reversal", "joint_backward": True}
+    with_term, almost_without = (distiller_of(case, adversarial_weight=weight, **own) for weight in (1, 1e-30))
+    plain = gradients_of(distiller_of(case, method="logit"), *batch())["logit"]
+    without = gradients_of(almost_without, *batch())["logit"]
+    found = gradients_of(with_term, *batch())["logit"]
+    reference = reference_of(case, with_term, Settings(adversarial=1, loss="reversal", classes=True))
+    images, _ = batch()
+    for k in (0, 1):
+        weights = {name: value.clone().requires_grad_() for name, value in reference.models[k].weights.items()}
+        connection = reference.connections[1 - k]
+        assert connection.learner == k
+        own_pass, other = reference.models[k].forward(images, weights), reference.fixed(1 - k, images)
+        answers = [
+            reference.answers(connection.discriminator, one.maps["block2"], one.logits) for one in (other, own_pass)
+        ]
+        loss = discriminator_loss(answers[0], answers[1], "reversal")
+        reverse = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, reverse, strict=True):
+            key = ("model", k, name)
+            assert_equal(without[key], plain[key], key)
+            expected = torch.zeros_like(weights[name]) if gradient is None else -gradient
+            assert_equal(found[key] - plain[key], expected, key, atol=1e-10)
 
 
 @pytest.mark.parametrize("case", ["pair, unequal channels", "complete of 3, one frozen"])
@@ -618,6 +658,7 @@ def test_parts_of_a_batch_equal_the_whole(method: str, size: int) -> None:
         {"logit_loss": "standardised"},
         {"logit_loss": "decoupled"},
         {"targets": "ensemble", "confidence_threshold": 0.2257},
+        {"discriminator_classes": True, "adversarial_loss": "reversal", "adversarial_weight": 1.0},
     ],
     ids=str,
 )

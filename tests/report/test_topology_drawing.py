@@ -102,6 +102,12 @@ def test_parameters_and_maps_where_they_are_on_record(tmp_path: Path) -> None:
     assert found == [{"parameters": "278,324", "maps": ["layer3 64x8x8"]}, {"parameters": "1", "maps": []}]
 
 
+def test_discriminators_that_see_classes_are_told(tmp_path: Path) -> None:
+    for seen in (True, False):
+        run = read_run(write_run(tmp_path / str(seen), method="feature", discriminator_classes=seen))
+        assert ("source's, class by class" in describe_loss_terms(run)[0]) == seen
+
+
 @pytest.mark.parametrize("settings", [{"method": "vanilla"}, {"method": "zero-gradient", "kl_weight": 0}])
 def test_where_no_model_teaches_another_there_is_no_arrow(settings: dict[str, Any], tmp_path: Path) -> None:
     """The method decides that, not the topology: `vanilla` has edges too."""
