@@ -21,6 +21,7 @@ LIGHT_WHEN_LOADED = (
     "__main__",
     "cli.__init__",
     "cli.arguments",
+    "config.method_settings",
     "config.settings",
     "method.topology",
     "report.__init__",

@@ -56,6 +56,13 @@ METHODS: dict[str, Options] = {
     "logit-averaged": {"method": "logit", "model-ema": "0.9998"},
     "afd-averaged": {"method": "afd", "model-ema": "0.9998"},
     "logit-averaged-targets": {"method": "logit", "model-ema": "0.9998", "targets": "ema"},
+    # Other logit terms: a heavier or softer KL is the control that another form must beat.
+    "logit-kl-2": {"method": "logit", "kl-weight": "2"},
+    "logit-kl-4": {"method": "logit", "kl-weight": "4"},
+    "logit-temperature-2": {"method": "logit", "temperature": "2"},
+    "logit-standardised": {"method": "logit", "logit-loss": "standardised"},
+    "logit-decoupled": {"method": "logit", "logit-loss": "decoupled"},
+    "logit-ensemble": {"method": "logit", "targets": "ensemble"},
     # AFD's cheaper modes.
     "afd-interval-4": {"method": "afd", "adversarial-interval": "4"},
     "afd-joint-backward": {"method": "afd", "joint-backward": ()},
@@ -67,6 +74,10 @@ METHODS: dict[str, Options] = {
     "afd-least-squares": {"method": "afd", "adversarial-loss": "least-squares"},
     "afd-hinge": {"method": "afd", "adversarial-loss": "hinge"},
     "afd-relativistic": {"method": "afd", "adversarial-loss": "relativistic"},
+    # A discriminator for each class, its gradient reversed, and the optimiser of the logits alone.
+    "afd-conditional": {
+        **{"method": "afd", "adversarial-loss": "reversal", "discriminator-classes": (), "joint-backward": ()},
+    },
     "afd-warmup": {"method": "afd", "adversarial-warmup-fraction": "0.1"},
     "afd-early-layer": {"method": "afd", "feature-layers": "layer2"},
     "afd-fast": {"method": "afd", "adversarial-lr": "1e-3"},
@@ -75,10 +86,12 @@ METHODS: dict[str, Options] = {
     "offline-afd": {"method": "afd", "frozen": "1"},
 }
 
-# The control of each method: the same second optimiser with its weight decay, without the adversarial gradient.
+# The control of each method: the same second optimiser with its weight decay, without the adversarial gradient. Where
+# there is no second optimiser, that is logits alone.
 ZERO_GRADIENT = {
     **{method: "zero-gradient" for method in METHODS if method.startswith("afd")},
     **{f"afd{ending}": f"zero-gradient{ending}" for ending in ("-adamw", "-fast", "-weak-decay")},
+    "afd-conditional": "logit",
 }
 
 PAIRS: dict[str, tuple[str, ...]] = {

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.method.build import MethodModules
 from feature_gan_kd.method.connection import Connection
+from feature_gan_kd.method.discriminator import ClassDiscriminator
 from feature_gan_kd.models.tapped_model import TappedModel
 
 
@@ -35,7 +36,7 @@ def summarize(names: Sequence[str], modules: MethodModules, weights: LossSetting
         for position, connection in enumerate(own_connections or (None,)):
             start = (
                 f"{names[edge.source]} ({edge.source}) -> {names[edge.learner]} ({edge.learner})",
-                ", ".join(modules.terms(edge, weights)) or "-",
+                _join_terms(modules.terms(edge, weights), weights),
             )
             connected.append((*(start if position == 0 else ("", "")), *_connection_cells(connection)))
     notes = [note for model in modules.tapped for note in model.notes()]
@@ -59,9 +60,16 @@ def _connection_cells(connection: Connection | None) -> tuple[str, str, str]:
     transfer = _count_parameters(connection.transfer)
     discriminator = connection.discriminator
     parameters = "-" if discriminator is None else f"{_count_parameters(discriminator):,} parameters"
+    if isinstance(discriminator, ClassDiscriminator):
+        parameters += ", sees classes"
     shape = (connection.source_shape[0], *connection.grid)
     channels = f"{connection.learner_shape[0]} -> {connection.source_shape[0]} channels" if transfer else "none"
     return channels, parameters, _join_shape(shape)
+
+
+def _join_terms(terms: Sequence[str], weights: LossSettings) -> str:
+    changes = f" ({', '.join(weights.logit_term_words)})" if weights.logit_term_words else ""
+    return ", ".join(term + changes * (term == "logits") for term in terms) or "-"
 
 
 def _what_is_fixed(model: TappedModel, is_frozen: bool) -> str:

@@ -10,9 +10,9 @@ from feature_gan_kd.config.distill_config import DistillConfig
 # The settings that decide what is built or what it costs, and where the number of classes is found.
 USED = (
     *("batch_size", "image_size", "channels_last", "method", "labels", "kl_weight", "adversarial_weight"),
-    *("adversarial_loss", "max_grid"),
+    *("logit_loss", "targets", "confidence_threshold", "adversarial_loss", "max_grid"),
     *("l1_weight", "l2_weight", "aligned_weight", "statistics_weight", "relation_weight", "decay_only_update"),
-    *("discriminator_width", "discriminator_norm", "vectors_as_maps"),
+    *("discriminator_width", "discriminator_norm", "discriminator_classes", "vectors_as_maps"),
     *("label_column", "image_column", "train_split", "streaming"),
 )
 

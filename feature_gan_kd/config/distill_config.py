@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feature_gan_kd.config import settings
 from feature_gan_kd.config.augmentation import IMAGE_SETTINGS, check_augmentation
+from feature_gan_kd.config.method_settings import DiscriminatorSettings, LossSettings
 from feature_gan_kd.config.methods import METHOD_WITHOUT_LABELS, METHODS
 from feature_gan_kd.config.recipes import RECIPES
 from feature_gan_kd.config.validation import ValueType, check_value, show
@@ -64,10 +65,10 @@ class DistillConfig(
     settings.RuntimeSettings,
     settings.AugmentationSettings,
     settings.DataSettings,
-    settings.DiscriminatorSettings,
+    DiscriminatorSettings,
     settings.PeerSettings,
     settings.OptimSettings,
-    settings.LossSettings,
+    LossSettings,
     settings.TrainingSettings,
     RemembersGiven,
 ):
@@ -147,7 +148,28 @@ class DistillConfig(
         given = next((name for name in LABEL_SETTINGS if not self.labels and getattr(self, name)), None)
         if given is not None:
             raise UserError(f"{given}: has no effect without labels: leave it out, or set labels to true")
+        if self.logit_loss == "decoupled":
+            self._check_decoupled()
+        if self.discriminator_classes and self.discriminator_norm != "batch":
+            raise UserError(
+                "discriminator_norm: discriminators that see classes (discriminator_classes) have no normalisation: "
+                "leave one of them out"
+            )
         check_augmentation(self)
+
+    def _check_decoupled(self) -> None:
+        """Raises UserError where images do not have the one class that the loss asks for."""
+        if not self.labels:
+            raise UserError(
+                "logit_loss: decoupled asks for the class of each image: set labels to true, or choose kl or "
+                "standardised"
+            )
+        mixing = next((name for name in ("mixup", "cutmix") if getattr(self, name)), None)
+        if mixing is not None:
+            raise UserError(
+                f"logit_loss: decoupled asks for one class of each image, and {mixing} mixes two: leave one of them "
+                "out, or choose kl or standardised"
+            )
 
     def _check_cache(self) -> None:
         """Raises UserError where kept outputs of sources would never be used again."""
@@ -170,7 +192,7 @@ class DistillConfig(
         return name in self.__dict__["_given"]
 
     @property
-    def loss_weights(self) -> settings.LossSettings:
+    def loss_weights(self) -> LossSettings:
         """The settings of the losses."""
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.config.methods import METHODS, MethodName
 from feature_gan_kd.export.card_texts import AFD_CITATION, DESCRIPTIONS, DML_CITATION
 from feature_gan_kd.training.history import Which
@@ -259,14 +261,22 @@ def _description(card_info: ModelCardInfo) -> str:
     if not learned:
         return "This model was frozen, and did not learn."
     usual = ("labels", *(["logits"] if method.kl_weight else []), *method.feature_terms)
+    ending = _changes_of_logits(card_info.recipe) if "logits" in learned else ""
     if set(learned) == set(usual):
-        return DESCRIPTIONS[card_info.method]
+        return DESCRIPTIONS[card_info.method] + ending
     maps = [term for term in learned if term not in ("labels", "logits")]
     parts = ["the labels"] * ("labels" in learned)
     parts += ["the softened predictions of its source model (KL divergence)"] * ("logits" in learned)
     parts += [f"its source model's feature maps ({', '.join(maps)})"] * bool(maps)
     given_up = "" if "labels" in learned else " No labels were used."
-    return f"This model learned from {' and from '.join(parts)}.{given_up}"
+    return f"This model learned from {' and from '.join(parts)}.{given_up}{ending}"
+
+
+def _changes_of_logits(recipe: Mapping[str, Any]) -> str:
+    """A sentence on the logit term, with a space before it, where it is not the paper's."""
+    own = {spec.name: recipe[spec.name] for spec in dataclasses.fields(LossSettings) if spec.name in recipe}
+    words = LossSettings(**own).logit_term_words
+    return f" The logit term is another one than the paper's: {', '.join(words)}." if words else ""
 
 
 def _usage_section(model: nn.Module, card_info: ModelCardInfo, format: ExportFormat, rebuildable: bool) -> str:

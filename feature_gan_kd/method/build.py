@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from feature_gan_kd.config.distill_config import DistillConfig
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.method.connection import Connection, build_connections, check_taps
-from feature_gan_kd.method.discriminator import Discriminator
+from feature_gan_kd.method.discriminator import ClassDiscriminator, Discriminator
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.build import safe_memory_format
 from feature_gan_kd.models.find_taps import DryRun, dry_run, find_taps, layers_of
@@ -141,11 +141,12 @@ def build_modules(
     shapes = [[tap.shape for tap in model.taps] for model in tapped]
     if config.similarity_images:
         check_taps(edges, shapes)
-    connections = _connect(edges, shapes, config, discriminator) if config.loss_weights.has_feature_loss else []
-    for connection in connections:
-        connection.to(device=first.device, dtype=first.dtype)
-    modules = MethodModules(edges, tuple(frozen), tapped, extractors, connections, classes, in_chans)
+    modules = MethodModules(edges, tuple(frozen), tapped, extractors, [], classes, in_chans)
     _check_terms(modules, config)
+    if config.loss_weights.has_feature_loss:
+        modules = replace(modules, connections=_connect(modules, shapes, config, discriminator))
+    for connection in modules.connections:
+        connection.to(device=first.device, dtype=first.dtype)
     return modules
 
 
@@ -173,10 +174,8 @@ def _check_terms(modules: MethodModules, config: DistillConfig) -> None:
         raise UserError(f"labels: method {config.method} learns from labels alone: choose another method")
     for edge in modules.edges if teaches and not weights.has_feature_loss else ():
         if edge not in modules.logit_edges:
-            source, learner = (modules.tapped[k].name for k in (edge.source, edge.learner))
-            counts = " and ".join(f"{modules.classes[k] or 'no'} classes" for k in (edge.source, edge.learner))
             raise UserError(
-                f"method: {config.method} compares logits alone, and {source} and {learner} have {counts}: choose a "
+                f"method: {config.method} compares logits alone, and {_describe_classes(modules, edge)}: choose a "
                 "method that compares feature maps"
             )
     taught = {edge.learner for edge in modules.logit_edges} if weights.kl_weight > 0 else set()
@@ -193,18 +192,25 @@ def _check_terms(modules: MethodModules, config: DistillConfig) -> None:
         )
 
 
+def _describe_classes(modules: MethodModules, edge: Edge) -> str:
+    source, learner = (modules.tapped[k].name for k in (edge.source, edge.learner))
+    counts = " and ".join(f"{modules.classes[k] or 'no'} classes" for k in (edge.source, edge.learner))
+    return f"{source} and {learner} have {counts}"
+
+
 def _connect(
-    edges: tuple[Edge, ...],
+    modules: MethodModules,
     shapes: Sequence[Sequence[MapShape]],
     config: DistillConfig,
     discriminator: Callable[[MapShape], nn.Module] | None,
 ) -> list[Connection]:
     """Builds a connection for each edge and tap, with discriminators of the user's own or the paper's."""
     bounded = config.loss_weights.adversarial_loss == "paper"
-    factory = _discriminator_factory(discriminator, config)
+    factory = _discriminator_factory(discriminator, modules, config)
     projects = config.loss_weights.compares_in_one_space
+    max_grid = config.loss_weights.max_grid
     return build_connections(
-        edges, shapes, config.seed, factory, bounded=bounded, projects=projects, max_grid=config.loss_weights.max_grid
+        modules.edges, shapes, config.seed, factory, bounded=bounded, projects=projects, max_grid=max_grid
     )
 
 
@@ -277,14 +283,25 @@ def _classifies(module: nn.Module, images: Tensor, *, learns: bool) -> bool:
 
 
 def _discriminator_factory(
-    own: Callable[[MapShape], nn.Module] | None, config: DistillConfig
+    own: Callable[[MapShape], nn.Module] | None, modules: MethodModules, config: DistillConfig
 ) -> Callable[[MapShape], nn.Module] | None:
-    """What makes a discriminator for maps of a shape; None where the method has none."""
+    """What makes a discriminator for maps of a shape; None where the method has none.
+
+    Raises:
+        UserError: for discriminators that see classes, where source and learner do not know the same, or beside the
+            user's own.
+    """
     if config.loss_weights.adversarial_weight == 0:
         return None
-    return own or functools.partial(
-        Discriminator,
-        width=config.discriminator_width,
-        norm=config.discriminator_norm,
-        bounded=config.loss_weights.adversarial_loss == "paper",
-    )
+    width, bounded = config.discriminator_width, config.loss_weights.adversarial_loss == "paper"
+    if not config.discriminator_classes:
+        return own or functools.partial(Discriminator, width=width, norm=config.discriminator_norm, bounded=bounded)
+    if own is not None:
+        raise UserError("discriminator_classes: a discriminator of your own sees maps alone: leave one of them out")
+    for edge in modules.edges:
+        if edge not in modules.logit_edges:
+            raise UserError(
+                f"discriminator_classes: {_describe_classes(modules, edge)}, expected the same: leave it out, or leave "
+                "that edge out of the topology"
+            )
+    return functools.partial(ClassDiscriminator, classes=modules.num_classes, width=width, bounded=bounded)

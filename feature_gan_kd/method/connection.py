@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminator
+from feature_gan_kd.method.discriminator import BatchStatisticsNorm, ClassDiscriminator, Discriminator
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.models.tapped_model import MapShape
 from feature_gan_kd.utils.errors import UserError, reason
@@ -123,7 +123,7 @@ def _check_bounds(discriminator: nn.Module, shape: MapShape) -> None:
     if low < 0 or high > 1:
         raise UserError(
             f"discriminator: gives answers from {low:.3g} to {high:.3g}, the adversarial_loss 'paper' takes answers in "
-            "(0, 1): end it with a sigmoid, or choose least-squares, hinge or relativistic"
+            "(0, 1): end it with a sigmoid, or choose another"
         )
 
 
@@ -196,6 +196,21 @@ class Connection(nn.Module):
         _check_shape(learner_map, self.learner_shape, self.edge.learner)
         _check_shape(source_map, self.source_shape, self.edge.source)
         return self.transfer(pool_to(learner_map, self.grid)), pool_to(source_map.detach(), self.grid)
+
+    def answer(self, feature_map: Tensor, logits: Tensor) -> Tensor:
+        """The discriminator's answers to maps, and to the classes of their images if it sees them.
+
+        Args:
+            feature_map: (batch, source's channels, *grid), of `maps`.
+            logits: (batch, classes) of the model that made the maps; no gradient reaches them.
+
+        Returns:
+            (batch,) or (batch, patches).
+        """
+        assert self.discriminator is not None
+        seen = (logits.detach().softmax(1),) if isinstance(self.discriminator, ClassDiscriminator) else ()
+        answers: Tensor = self.discriminator(feature_map, *seen)
+        return answers
 
 
 def pool_to(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:

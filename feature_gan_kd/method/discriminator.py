@@ -65,6 +65,59 @@ class Discriminator(nn.Module):
         return torch.sigmoid(answer) if self.bounded else answer
 
 
+LARGEST_PRODUCT = 4096
+"""Numbers of the outer product that a `ClassDiscriminator` sees as they are (Long et al. 2018)."""
+
+PROJECTION = 1024
+"""Numbers that it sees in place of a larger product (Long et al. 2018)."""
+
+
+class ClassDiscriminator(nn.Module):
+    """Linear - LeakyReLU - Linear on the product of averaged map and class probabilities (Long et al. 2018, CDAN).
+
+    A discriminator of maps alone compares all images with all; here each class is compared with itself. A product of
+    more than 4,096 numbers is replaced by the elementwise product of two fixed random projections, divided by the root
+    of their length: its inner products are those of the whole product in the mean. One hidden layer is ours.
+
+    Args:
+        shape: (channels, height, width) of the feature maps that it judges.
+        classes: of the models.
+        width: of the hidden layer.
+        bounded: the last layer is a sigmoid; without it answers are any numbers.
+    """
+
+    map_projection: Tensor
+    class_projection: Tensor
+
+    def __init__(self, shape: MapShape, classes: int, width: int = 128, *, bounded: bool = True) -> None:
+        super().__init__()
+        self.bounded = bounded
+        self.classes = classes
+        self.is_projected = shape[0] * classes > LARGEST_PRODUCT
+        if self.is_projected:
+            self.register_buffer("map_projection", torch.randn(shape[0], PROJECTION))
+            self.register_buffer("class_projection", torch.randn(classes, PROJECTION))
+        self.hidden = nn.Linear(PROJECTION if self.is_projected else shape[0] * classes, width)
+        self.answer = nn.Linear(width, 1)
+
+    def forward(self, feature_map: Tensor, probabilities: Tensor | None = None) -> Tensor:
+        """Answers (batch,), float32 or wider.
+
+        Args:
+            feature_map: (batch, channels, height, width).
+            probabilities: (batch, classes) of the model that made the map; None: all alike, for a trial run.
+        """
+        averaged = feature_map.mean((2, 3))
+        if probabilities is None:
+            probabilities = averaged.new_full((len(averaged), self.classes), 1 / self.classes)
+        if self.is_projected:
+            product = (averaged @ self.map_projection) * (probabilities @ self.class_projection) / PROJECTION**0.5
+        else:
+            product = (averaged[:, :, None] * probabilities[:, None]).flatten(1)
+        answer = at_least_float32(self.answer(F.leaky_relu(self.hidden(product), 0.2)).squeeze(1))
+        return torch.sigmoid(answer) if self.bounded else answer
+
+
 class BatchStatisticsNorm(nn.Module):
     """Batch normalisation by the statistics of the whole batch, over all processes.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.method import losses
 from feature_gan_kd.utils.errors import UserError
 

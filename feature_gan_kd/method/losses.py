@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feature_gan_kd.config.settings import AdversarialLoss
+from feature_gan_kd.config.method_settings import AdversarialLoss
 
 NO_LABEL = -1
 """In place of the class of an image without a label."""
@@ -14,21 +14,108 @@ NO_LABEL = -1
 RELATION_TEMPERATURE = 0.1
 """Of the softmax over similarities."""
 
+OTHER_CLASSES_WEIGHT = 8.0
+"""Of the other classes in `decoupled`, against 1 of the label's own: the authors' for CIFAR-100."""
 
-def distillation(learner_logits: Tensor, source_logits: Tensor, temperature: float) -> Tensor:
+
+def confident(logits: Tensor, threshold: float) -> Tensor:
+    """Which images have a class of at least that probability (FixMatch: Sohn et al. 2020, who ask it of pseudo-labels).
+
+    Args:
+        logits: (batch, classes) of what teaches.
+        threshold: of the largest probability, at temperature 1.
+
+    Returns:
+        Bool (batch,).
+    """
+    return logits.detach().softmax(1).amax(1) >= threshold
+
+
+def distillation(
+    learner_logits: Tensor, source_logits: Tensor, temperature: float, counted: Tensor | None = None
+) -> Tensor:
     """T^2 KL(softmax(source / T) || softmax(learner / T)) (paper, section 3, after Hinton 2015).
 
     Args:
         learner_logits: (batch, classes).
         source_logits: (batch, classes); no gradient reaches it.
         temperature: T > 0.
+        counted: (batch,) whether an image counts, else its loss is 0; None: all do.
 
     Returns:
-        Scalar, in nats, averaged over the batch.
+        Scalar, in nats, averaged over the whole batch.
     """
     target = F.log_softmax(source_logits.detach() / temperature, dim=1)
     answer = F.log_softmax(learner_logits / temperature, dim=1)
-    return F.kl_div(answer, target, reduction="batchmean", log_target=True) * temperature**2
+    return _mean(F.kl_div(answer, target, reduction="none", log_target=True), counted) * temperature**2
+
+
+def _mean(parts: Tensor, counted: Tensor | None) -> Tensor:
+    """The sum of the parts (batch, any), divided by the batch; 0 where an image does not count."""
+    if counted is not None:
+        parts = torch.where(counted[:, None], parts, 0)
+    return parts.sum() / len(parts)
+
+
+def standardised(
+    learner_logits: Tensor, source_logits: Tensor, temperature: float, counted: Tensor | None = None
+) -> Tensor:
+    """`distillation` of logits that are standardised: those of each image have mean 0 and deviation 1 over the classes.
+
+    A learner then needs the source's order and ratios of the logits, not their size (Sun et al., CVPR 2024, algorithms
+    1 and 2). The deviation is sqrt(variance + 1e-5), as in batch normalisation (ours): equal logits give no infinities.
+
+    Args:
+        learner_logits: (batch, classes).
+        source_logits: (batch, classes); no gradient reaches it.
+        temperature: T > 0, which acts on the standardised logits.
+        counted: (batch,) whether an image counts, else its loss is 0; None: all do.
+
+    Returns:
+        Scalar, in nats, averaged over the whole batch.
+    """
+    return distillation(_standardise(learner_logits), _standardise(source_logits), temperature, counted)
+
+
+def _standardise(logits: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(logits, dim=1, correction=0, keepdim=True)
+    return (logits - mean) * (variance + 1e-5).rsqrt()
+
+
+def decoupled(
+    learner_logits: Tensor, source_logits: Tensor, labels: Tensor, temperature: float, counted: Tensor | None = None
+) -> Tensor:
+    """T^2 (KL of the label's class against all others + 8 KL among the others), after Zhao et al., CVPR 2022 (DKD).
+
+    The plain KL is the same sum with the source's probability of the other classes in place of 8 (their equation 6),
+    so where a source is sure, it says little about them. An image without a label has the plain KL (ours).
+
+    Args:
+        learner_logits: (batch, classes).
+        source_logits: (batch, classes); no gradient reaches it.
+        labels: (batch,) class indices, -1 for an image without a label.
+        temperature: T > 0.
+        counted: (batch,) whether an image counts, else its loss is 0; None: all do.
+
+    Returns:
+        Scalar, in nats, averaged over the whole batch.
+    """
+    own = labels.clamp_min(0)[:, None]
+    others = torch.arange(learner_logits.shape[1] - 1, device=labels.device)[None]
+    others = others + (others >= own)  # gather, since a mask would make the device wait
+
+    def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probabilities of the label's class and of all others together; and those among the others."""
+        log_p = F.log_softmax(logits / temperature, dim=1)
+        among = log_p.gather(1, others)
+        together = among.logsumexp(1, keepdim=True)
+        return torch.cat([log_p.gather(1, own), together], dim=1), among - together
+
+    (learner_own, learner_among), (source_own, source_among) = parts(learner_logits), parts(source_logits.detach())
+    own_class = F.kl_div(learner_own, source_own, reduction="none", log_target=True)
+    among = F.kl_div(learner_among, source_among, reduction="none", log_target=True)
+    weight = torch.where((labels == NO_LABEL)[:, None], source_own[:, 1:].exp(), OTHER_CLASSES_WEIGHT)
+    return _mean(torch.cat([own_class, weight * among], dim=1), counted) * temperature**2
 
 
 def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
@@ -39,6 +126,8 @@ def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -
     - `hinge`: max(0, 1 - D(source's map)) + max(0, 1 + D(learner's map)) (Lim and Ye 2017).
     - `relativistic`: log(1 + exp(D(learner's map) - D(source's map))), the two maps of one image
       (Jolicoeur-Martineau 2018).
+    - `reversal`: log(1 + exp(-D(source's map))) + log(1 + exp(D(learner's map))), the cross-entropy of which map it is
+      (Ganin et al. 2016, DANN).
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -52,6 +141,8 @@ def discriminator(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     if kind == "relativistic":
         return F.softplus(fake - real).mean()
+    if kind == "reversal":
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
     return (1 - real).square().mean() + fake.square().mean()
 
 
@@ -61,6 +152,7 @@ def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> 
     - `paper` (section 3) and `least-squares`: [1 - D(learner's map)]^2.
     - `hinge`: -D(learner's map).
     - `relativistic`: log(1 + exp(D(source's map) - D(learner's map))).
+    - `reversal`: -log(1 + exp(D(learner's map))), whose gradient is the discriminator's own, reversed.
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -74,14 +166,16 @@ def adversarial(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> 
         return -fake.mean()
     if kind == "relativistic":
         return F.softplus(real - fake).mean()
+    if kind == "reversal":
+        return -F.softplus(fake).mean()
     return (1 - fake).square().mean()
 
 
 def discriminator_accuracy(real: Tensor, fake: Tensor, kind: AdversarialLoss = "paper") -> Tensor:
     """Percentage of a discriminator's answers that are right (ours).
 
-    An answer to a source's map is right above 0.5 (above 0 for `hinge`), one to a learner's map below it. For
-    `relativistic` the answer to the source's map must be above that to the learner's map of the same image.
+    An answer to a source's map is right above 0.5 (above 0 for `hinge` and `reversal`), one to a learner's map below
+    it. For `relativistic` the answer to the source's map must be above that to the learner's map of the same image.
 
     Args:
         real: (batch,) or (batch, patches) answers to the source's maps; in (0, 1) for `paper`.
@@ -93,7 +187,7 @@ def discriminator_accuracy(real: Tensor, fake: Tensor, kind: AdversarialLoss = "
     """
     if kind == "relativistic":
         return 100 * (real > fake).to(torch.float32).mean()
-    middle = 0.0 if kind == "hinge" else 0.5
+    middle = 0.0 if kind in ("hinge", "reversal") else 0.5
     return 100 * torch.cat([real > middle, fake < middle]).to(torch.float32).mean()
 
 

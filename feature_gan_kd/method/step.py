@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.distributed.collectives import all_reduce_sum, alone
 from feature_gan_kd.method import losses as terms
 from feature_gan_kd.method.connection import Connection
 from feature_gan_kd.method.feature_terms import DirectTerms
 from feature_gan_kd.method.forward_passes import ForwardPasses
 from feature_gan_kd.method.label_loss import LabelLoss
+from feature_gan_kd.method.logit_terms import LogitTerms
 from feature_gan_kd.method.loss_sums import Losses, Metrics
 from feature_gan_kd.method.microbatch import Microbatch, split_batch
 from feature_gan_kd.method.parameter_watch import ParameterWatch
@@ -87,6 +88,7 @@ class AdversarialStep:
         self.connections = list(connections)
         self.loss_weights = loss_weights
         self.label_loss = LabelLoss(loss_weights)
+        self.logit_terms = LogitTerms(loss_weights, self.logit_sources)
         self.logit_groups = list(logit_groups)
         self.feature_group = feature_group
         self.discriminator_group = discriminator_group
@@ -116,7 +118,8 @@ class AdversarialStep:
         Returns:
             Detached scalars on the device, means over the whole batch, the same on every process: per learner K
             `cross_entropy/K` and `accuracy/K` (percent), which are means over the images with a label, `kl/K`, `l1/K`,
-            `l2/K`, `aligned/K`, `statistics/K`, `relation/K`, `adversarial/K` and `discriminator/K`;
+            `l2/K`, `aligned/K`, `statistics/K`, `relation/K`, `adversarial/K` and `discriminator/K`, and with
+            `confidence_threshold` `confident/K`, the percentage of images that the logit term acts on;
             per edge `real/S->K` and `fake/S->K`, the discriminator's mean answers. An update that is measured also
             has `right/S->K`, the percentage of right answers, and what `GradientStats` gives. `skipped` is 1 where a
             loss or a gradient was not finite: then nothing is changed, on any process.
@@ -218,9 +221,8 @@ class AdversarialStep:
                 if weights.labels:
                     loss.add("logit", f"cross_entropy/{k}", self.label_loss(logits[k], labels) * per_label)
                     loss.log(f"accuracy/{k}", terms.accuracy(logits[k], labels) * per_label)
-                for s in self.logit_sources[k] if self.adds_kl else ():
-                    kl = terms.distillation(logits[k], taught_logits[s], weights.temperature)
-                    loss.add("logit", f"kl/{k}", kl, weights.kl_weight, 1 / len(self.logit_sources[k]))
+                if self.adds_kl:
+                    self.logit_terms(loss, k, logits, taught_logits, labels)
             for c in self.connections if compare_maps else ():
                 k, s = c.edge.learner, c.edge.source
                 fake, real = c.maps(maps[k][c.tap], taught_maps[s][c.tap])
@@ -229,7 +231,8 @@ class AdversarialStep:
                     loss.add("feature", f"{name}/{k}", term, weight, share)
                 if c.discriminator is not None:
                     # One answer to the learner's map serves both losses: `backward` keeps the other side fixed.
-                    d_real, d_fake, kind = c.discriminator(real), c.discriminator(fake), weights.adversarial_loss
+                    d_real, d_fake = c.answer(real, taught_logits[s]), c.answer(fake, logits[k])
+                    kind = weights.adversarial_loss
                     adversarial = terms.adversarial(d_real, d_fake, kind)
                     loss.add("feature", f"adversarial/{k}", adversarial, weights.adversarial_weight, share)
                     loss.add("discriminator", f"discriminator/{k}", terms.discriminator(d_real, d_fake, kind), 1, share)

@@ -94,10 +94,20 @@ PANELS = (
     Panel(
         "kl",
         "KL to the peers: T² KL(source ‖ learner)",
-        "training images, by learner",
+        "training images, by learner · or the logit_loss that was chosen",
         "nats",
         {"train/kl": ""},
         better="smaller",
+    ),
+    Panel(
+        "confident targets",
+        "Images whose target is confident enough to teach",
+        "share of the training images at or above the confidence_threshold, by learner",
+        "%",
+        {"train/confident": ""},
+        digits=".2f",
+        limits=(0, 100),
+        in_curves=False,
     ),
     Panel(
         "answers",

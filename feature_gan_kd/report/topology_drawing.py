@@ -112,9 +112,16 @@ def describe_loss_terms(run: RecordedRun) -> list[str]:
     shared = [(s, k) for s, k in run.edges if not classes or (classes[s] == classes[k] and classes[s] != 0)]
     alone = ", ".join(f"{source}→{learner}" for source, learner in shared)
     where = "" if len(shared) == len(run.edges) else f" ({alone}, which know the same classes)"
+    changes = "".join(f", {words}" for words in weights.logit_term_words)
+    by_class = ", class by class" if run.config.discriminator_classes else ""
+    target = "target" if weights.targets == "ensemble" else "source"
+    logits = f"logits{where}: T² KL({target} ‖ learner){changes}, T = {weights.temperature:g}"
     terms = [
-        (weights.kl_weight if shared else 0, f"logits{where}: T² KL(source ‖ learner), T = {weights.temperature:g}"),
-        (weights.adversarial_weight, "feature maps: the discriminator D must not tell the learner's from the source's"),
+        (weights.kl_weight if shared else 0, logits),
+        (
+            weights.adversarial_weight,
+            f"feature maps: the discriminator D must not tell the learner's from the source's{by_class}",
+        ),
         (weights.l1_weight, "feature maps: mean absolute difference"),
         (weights.l2_weight, "feature maps: mean squared difference"),
         (weights.aligned_weight, "feature maps: 1 - cosine at each position"),

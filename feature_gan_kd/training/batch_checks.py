@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feature_gan_kd.config.settings import LossSettings
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.distributed.collectives import world_size
 from feature_gan_kd.method.losses import NO_LABEL
 from feature_gan_kd.utils.errors import UserError
@@ -23,8 +23,8 @@ def check_batch(
         labels: as given: (batch,) or (batch, classes); None where no model learns from labels.
         form: channels, and side in pixels, of the images that the models take.
         classes: size of the logits.
-        loss: whether labels count, and their smoothing: they must be class indices then, since the user's own
-            probabilities say it all.
+        loss: whether labels count, and what asks for class indices: smoothing, since the user's own probabilities say
+            it all, and the decoupled logit loss.
 
     Returns:
         The images, and the labels as int64 class indices, -1 for an image without one, or as float probabilities.
@@ -44,6 +44,11 @@ def check_batch(
         raise UserError(
             f"smoothing: {loss.smoothing:g} would smooth labels that are probabilities already: set it to 0, or give "
             "class indices"
+        )
+    if loss.logit_loss == "decoupled" and checked.is_floating_point():
+        raise UserError(
+            "logit_loss: decoupled asks for one class of each image, and the labels are probabilities: give class "
+            "indices, or choose kl or standardised"
         )
     # Tensors made in inference mode cannot be kept for a backward pass; copies can.
     images, checked = (one.clone() if one.is_inference() else one for one in (images, checked))

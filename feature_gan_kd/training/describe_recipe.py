@@ -44,7 +44,7 @@ def describe_recipe(group: PeerGroup, idle_settings: Collection[str] = ()) -> li
 
 
 def describe_labels_and_images(config: DistillConfig, idle_settings: Collection[str] = ()) -> list[str]:
-    """A line on the loss of the labels and one on the augmentation, as far as they differ from the defaults.
+    """A line each on the losses of labels and of logits and on augmentation, as far as they differ from the defaults.
 
     Args:
         config: of the run.
@@ -53,6 +53,7 @@ def describe_labels_and_images(config: DistillConfig, idle_settings: Collection[
     loss = ["binary cross-entropy"] * config.bce_loss
     loss += [f"smoothing {config.smoothing:g}"] * bool(config.smoothing)
     loss += ["weighted by the frequency of the classes"] * config.class_weights
+    logits = config.logit_term_words if config.kl_weight else ()
     images = [] if config.aa is None or "aa" in idle_settings else [config.aa]
     crops = {"scale": config.scale, "ratio": config.ratio}
     images += [f"{name} {bounds[0]:g} to {bounds[1]:g}" for name, bounds in crops.items() if bounds]
@@ -62,7 +63,7 @@ def describe_labels_and_images(config: DistillConfig, idle_settings: Collection[
     images += [f"{name} {factor:g}" for name, factor in factors.items() if factor]
     images += ["plain for the sources"] * (config.source_view == "plain")
     images += ["every class equally often"] * config.balanced_sampling
-    parts = {"label loss": loss, "training images": images}
+    parts = {"label loss": loss, "logit loss": logits, "training images": images}
     return [f"{name}: {', '.join(own)}" for name, own in parts.items() if own]
 
 

@@ -75,3 +75,14 @@ def test_frozen_models_are_marked() -> None:
 def test_methods_without_logits_are_told_apart() -> None:
     lines = drawn((Edge(0, 1), Edge(1, 0)), method="feature")
     assert lines[5][:2] == ["narrow (0) -> wide (1)", "adversarial"]
+
+
+def test_discriminators_that_see_classes_are_told() -> None:
+    lines = drawn((Edge(0, 1),), frozen=(0,), discriminator_classes=True)
+    count = (4 * 5 + 1) * 128 + 128 + 1
+    assert lines[5][-2:] == [f"{count:,} parameters, sees classes", "4x4x4"]
+
+
+def test_another_logit_loss_is_named() -> None:
+    lines = drawn((Edge(0, 1), Edge(1, 0)), method="logit", logit_loss="decoupled")
+    assert lines[5][:2] == ["narrow (0) -> wide (1)", "logits (decoupled)"]

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_gan_kd.config.distill_config import DistillConfig
+from feature_gan_kd.config.method_settings import LossSettings
 from feature_gan_kd.config.methods import METHODS
 from feature_gan_kd.config.recipes import RECIPES
-from feature_gan_kd.config.settings import SECTIONS, LossSettings
+from feature_gan_kd.config.settings import SECTIONS
 from feature_gan_kd.utils.errors import UserError
 
 FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
@@ -92,6 +93,7 @@ def refused(**values: Any) -> str:
 
 BOUNDS = {  # name: (allowed at the edges, refused, how the bound reads)
     "temperature": ([1e-6, 1000], [0, -1], "above 0"),
+    "confidence_threshold": ([0, 0.99], [-0.1, 1], "at least 0 and below 1"),
     "kl_weight": ([0, 5], [-0.1], "at least 0"),
     "adversarial_weight": ([0, 5], [-0.1], "at least 0"),
     "l1_weight": ([0], [-0.1], "at least 0"),
@@ -194,14 +196,16 @@ CHOICES = {
     "mixed_precision": ["auto", "no", "bf16", "fp16"],
     "interpolation": ["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"],
     "remode": ["pixel", "rand", "const"],
-    "targets": ["live", "ema"],
+    "adversarial_loss": ["paper", "least-squares", "hinge", "relativistic", "reversal"],
+    "logit_loss": ["kl", "standardised", "decoupled"],
+    "targets": ["live", "ema", "ensemble"],
     "source_view": ["same", "plain"],
     "best_metric": ["accuracy", "top5", "macro_f1", "cross_entropy"],
 }
 
 
 def test_every_choice_is_tested() -> None:
-    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "View", "BestMetric", "Precision")
+    words = ("Literal", "Name", "Augmentation", "Interpolation", "Mode", "View", "BestMetric", "Precision", "Loss")
     assert CHOICES.keys() == {name for name, spec in FIELDS.items() if any(word in spec.type for word in words)}
 
 
@@ -265,6 +269,13 @@ COMBINATIONS = [
     ({"remode": "const"}, "remode: has no effect without random erasing: give its probability, reprob"),
     ({"recount": 2}, "recount: has no effect without random erasing: give its probability, reprob"),
     ({"class_weights": True, "balanced_sampling": True}, "class_weights: balanced_sampling already balances"),
+    (
+        {"logit_loss": "decoupled", "labels": False},
+        "logit_loss: decoupled asks for the class of each image: set labels",
+    ),
+    ({"logit_loss": "decoupled", "mixup": 0.2}, "logit_loss: decoupled asks for one class of each image, and mixup"),
+    ({"logit_loss": "decoupled", "cutmix": 1}, "logit_loss: decoupled asks for one class of each image, and cutmix"),
+    ({"discriminator_classes": True, "discriminator_norm": "none"}, "discriminator_norm: discriminators that see"),
     ({"warmup_epochs": 1, "warmup_fraction": 0.1}, "warmup_epochs: warmup_fraction is given too"),
     ({"warmup_epochs": 10, "epochs": 10}, "warmup_epochs: 10 of 10 epochs is not allowed, expected at most 9"),
 ]

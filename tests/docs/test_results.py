@@ -55,7 +55,7 @@ def test_tables_of_the_comparison(folder: str) -> None:
 
 def test_the_command_of_the_weight_decay_names_its_runs() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
-    command = re.search(r"--only((?: 'r14\S+'){3})\n", page)
+    command = re.search(r"--only((?: 'r14\S+'){4})\n", page)
     assert command is not None
     patterns = re.findall(r"'(\S+)'", command[1])
     named = {f"{run.pair}-{run.method}" for run in list_runs("cpu", ROOT, patterns)}

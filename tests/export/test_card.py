@@ -150,6 +150,19 @@ def test_a_method_is_explained_and_cited(model: nn.Module, describe: Describe, m
     assert ("arXiv:1706.00384" if method == "dml" else "arXiv:2002.01775") in text
 
 
+def test_another_logit_term_is_told(model: nn.Module, describe: Describe) -> None:
+    """Of a model that learned by it."""
+    recipe = {"logit_loss": "decoupled", "lr": 0.1}
+    said = "The logit term is another one than the paper's: decoupled."
+    for learned, told in (
+        (("labels", "logits", "adversarial"), True),
+        (("labels", "logits"), True),
+        (("labels",), False),
+    ):
+        assert (said in model_card(model, describe("test_resnet", recipe=recipe, learned=learned))) == told
+    assert "The logit term" not in model_card(model, describe("test_resnet", learned=("labels", "logits")))
+
+
 def test_classes_are_named_where_they_can_be_read(model: nn.Module, describe: Describe) -> None:
     text = model_card(model, describe("test_resnet", num_classes=2, class_names=["tri`angle", "W|ürfel"]))
     assert "3 channels into 2 classes (`triangle`, `W\\|ürfel`): model 0, counted" in text

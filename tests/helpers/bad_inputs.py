@@ -398,6 +398,8 @@ CASES = {
     "setting: how to erase where nothing is erased": train("--remode const"),
     "setting: all of the label smoothed away": train("--smoothing 1"),
     "setting: classes balanced twice": train("--class-weights --balanced-sampling"),
+    "setting: mixed images under a loss that asks for their class": train("--logit-loss decoupled --cutmix 1"),
+    "setting: a norm of discriminators without one": train("--discriminator-classes --discriminator-norm group"),
     "setting: a warm-up stated twice": train("--warmup-epochs 0.5 --warmup-fraction 0.5"),
     "setting: a warm-up as long as the run": train("--warmup-epochs 1"),
     "setting: no model learns": train("--frozen 0 1"),

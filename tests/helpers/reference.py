@@ -98,6 +98,24 @@ def discriminator(weights: Weights, feature_map: Tensor, *, bounded: bool = True
     return answer[:, 0, 0, 0]
 
 
+def class_discriminator(weights: Weights, feature_map: Tensor, logits: Tensor, *, bounded: bool = True) -> Tensor:
+    """Linear - LeakyReLU - Linear of every channel's mean times every class's probability: one answer per map.
+
+    With `map_projection` and `class_projection` among the weights, of their projections' products instead.
+    """
+    means = feature_map.sum((2, 3)) / (feature_map.shape[2] * feature_map.shape[3])
+    shares = torch.exp(log_softmax(logits)).detach()
+    if "map_projection" in weights:
+        pairs = means @ weights["map_projection"], shares @ weights["class_projection"]
+        seen = pairs[0] * pairs[1] / math.sqrt(weights["map_projection"].shape[1])
+    else:
+        channels, classes = range(means.shape[1]), range(shares.shape[1])
+        seen = torch.stack([means[:, c] * shares[:, k] for c in channels for k in classes], dim=1)
+    hidden = leaky_relu(seen @ weights["hidden.weight"].T + weights["hidden.bias"])
+    answer = (hidden @ weights["answer.weight"].T + weights["answer.bias"])[:, 0]
+    return sigmoid(answer) if bounded else answer
+
+
 def transfer(weights: Weights, feature_map: Tensor) -> Tensor:
     """1x1 convolution and batch normalisation; nothing where there are no weights."""
     if not weights:
@@ -128,12 +146,48 @@ def divergence(learner: Tensor, source: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (torch.exp(log_p) * (log_p - log_q)).sum() / len(learner)
 
 
+def standardise(logits: Tensor) -> Tensor:
+    """Image by image: mean 0 and (biased) variance 1 over the classes."""
+    rows = []
+    for row in logits:
+        apart = row - row.sum() / len(row)
+        rows.append(apart / ((apart**2).sum() / len(row) + 1e-5) ** 0.5)
+    return torch.stack(rows)
+
+
+def decoupled_divergence(learner: Tensor, source: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Image by image: KL of (label's class, all others), and 8 times the KL of the others among themselves."""
+    q_all, p_all = (torch.exp(log_softmax(logits / temperature)) for logits in (learner, source))
+    total = 0 * learner.sum()
+    for q, p, label in zip(q_all, p_all, labels.tolist(), strict=True):
+        if label < 0:
+            total = total + (p * torch.log(p / q)).sum()
+            continue
+        others = [c for c in range(len(p)) if c != label]
+        rest_p, rest_q = p[others].sum(), q[others].sum()
+        total = total + p[label] * torch.log(p[label] / q[label]) + rest_p * torch.log(rest_p / rest_q)
+        for c in others:
+            total = total + 8 * p[c] / rest_p * torch.log((p[c] / rest_p) / (q[c] / rest_q))
+    return temperature**2 * total / len(learner)
+
+
+def logit_divergence(kind: str, learner: Tensor, source: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The logit term of that kind."""
+    if kind == "decoupled":
+        return decoupled_divergence(learner, source, labels, temperature)
+    if kind == "standardised":
+        learner, source = standardise(learner), standardise(source)
+    return divergence(learner, source, temperature)
+
+
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "paper") -> Tensor:
     """Mean over the batch, and over patches where there are any."""
     if kind == "hinge":
         each = torch.where(real < 1, 1 - real, 0 * real) + torch.where(fake > -1, 1 + fake, 0 * fake)
     elif kind == "relativistic":
         each = -torch.log(sigmoid(real - fake))
+    elif kind == "reversal":
+        each = -torch.log(sigmoid(real)) - torch.log(1 - sigmoid(fake))
     else:
         each = (1 - real) ** 2 + fake**2
     return each.sum() / each.numel()
@@ -144,6 +198,8 @@ def adversarial_loss(real: Tensor, fake: Tensor, kind: str = "paper") -> Tensor:
         each = -fake
     elif kind == "relativistic":
         each = -torch.log(sigmoid(fake - real))
+    elif kind == "reversal":
+        each = torch.log(1 - sigmoid(fake))
     else:
         each = (1 - fake) ** 2
     return each.sum() / each.numel()
@@ -304,6 +360,9 @@ class Settings:
 
     temperature: float = 3.0
     logit: float = 0.0
+    logit_loss: str = "kl"
+    ensemble: bool = False
+    threshold: float = 0.0
     adversarial: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
@@ -323,6 +382,7 @@ class Settings:
     interval: int = 1
     single: bool = False
     loss: str = "paper"
+    classes: bool = False
     discriminator_interval: int = 1
     labels: bool = True
     max_grid: int | None = None
@@ -368,9 +428,17 @@ class Reference:
         loss = cross_entropy(logits, labels) * self.per_label if self.settings.labels else 0 * logits.sum()
         if self.settings.logit:
             sources = [source for source, learner in self.edges if learner == k]
-            for source in sources:
-                term = divergence(logits, self.fixed(source, images).logits, self.settings.temperature)
-                loss = loss + self.settings.logit * term / len(sources)
+            targets = [self.fixed(source, images).logits for source in sources]
+            if self.settings.ensemble and sources:
+                members = [self.fixed(k, images).logits, *targets]
+                targets = [sum(members[1:], members[0]) / len(members)]
+            for target in targets:
+                kind, temperature = self.settings.logit_loss, self.settings.temperature
+                for i, row in enumerate(torch.exp(log_softmax(target))):
+                    if row.max() >= self.settings.threshold:
+                        one = slice(i, i + 1)
+                        term = logit_divergence(kind, logits[one], target[one], labels[one], temperature)
+                        loss = loss + self.settings.logit * term / len(logits) / len(targets)
         return loss
 
     def feature_loss(self, k: int, weights: Weights, transfers: Mapping[int, Weights], images: Tensor) -> Tensor:
@@ -381,7 +449,8 @@ class Reference:
             other = self.fixed(connection.source, images)
             fake, real = connection.maps(own.maps[connection.block], other.maps[connection.block], transfers[i])
             if self.settings.adversarial:
-                answers = [self.answers(connection.discriminator, each) for each in (real, fake)]
+                shown = ((real, other.logits), (fake, own.logits))
+                answers = [self.answers(connection.discriminator, *one) for one in shown]
                 total = total + self.settings.adversarial * adversarial_loss(*answers, self.settings.loss)
             if self.settings.l1:
                 total = total + self.settings.l1 * (fake - real).abs().sum() / fake.numel()
@@ -398,14 +467,18 @@ class Reference:
 
     def discriminator_loss(self, i: int, weights: Weights, images: Tensor) -> Tensor:
         connection = self.connections[i]
-        maps = [self.fixed(k, images).maps[connection.block] for k in (connection.learner, connection.source)]
-        fake, real = connection.maps(maps[0], maps[1], connection.transfer)
-        loss = discriminator_loss(*(self.answers(weights, each) for each in (real, fake)), self.settings.loss)
+        learner, source = (self.fixed(k, images) for k in (connection.learner, connection.source))
+        fake, real = connection.maps(learner.maps[connection.block], source.maps[connection.block], connection.transfer)
+        answers = self.answers(weights, real, source.logits), self.answers(weights, fake, learner.logits)
+        loss = discriminator_loss(*answers, self.settings.loss)
         # Ours: several discriminators of one learner share its weight of 1.
         return loss / len(self.terms_of(connection.learner))
 
-    def answers(self, weights: Weights, feature_map: Tensor) -> Tensor:
-        return discriminator(weights, feature_map, bounded=self.settings.loss == "paper")
+    def answers(self, weights: Weights, feature_map: Tensor, logits: Tensor) -> Tensor:
+        bounded = self.settings.loss == "paper"
+        if self.settings.classes:
+            return class_discriminator(weights, feature_map, logits, bounded=bounded)
+        return discriminator(weights, feature_map, bounded=bounded)
 
     def terms_of(self, k: int) -> dict[int, ReferenceConnection]:
         return {i: connection for i, connection in enumerate(self.connections) if connection.learner == k}

@@ -161,6 +161,10 @@ CASES: dict[str, Mapping[str, Any]] = {
         "adversarial_warmup_fraction": 0.5,
     },
     "relativistic": {"adversarial_loss": "relativistic", "adversarial_interval": 2},
+    "classes in discriminators, confident targets": {
+        **{"discriminator_classes": True, "adversarial_loss": "reversal", "joint_backward": True},
+        **{"logit_loss": "decoupled", "targets": "ensemble", "confidence_threshold": 0.13, "grad_accum_steps": 2},
+    },
     "batch norm": {"models": normalised, "sync_batchnorm": True},
     "batch norm in parts": {"models": normalised, "sync_batchnorm": True, "grad_accum_steps": 2},
     "averaged weights that teach": {"model_ema": 0.9, "targets": "ema", "grad_accum_steps": 2},

@@ -70,6 +70,24 @@ def test_shapes_links_and_extractors() -> None:
         assert names_of(extractor, modules) == extracting
 
 
+def test_discriminators_that_see_classes_need_the_same_of_both() -> None:
+    built = wired([Tiny(4), Tiny(6)], discriminator_classes=True)
+    kinds = [type(connection.discriminator).__name__ for connection in built.connections]
+    assert kinds == ["ClassDiscriminator"] * 2
+    with pytest.raises(UserError, match=r"^discriminator_classes: model 0 .* have no classes and 5 classes, expected"):
+        wired([Tiny(4, classes=7), Tiny(6)], edges=(Edge(0, 1),), frozen=(0,), discriminator_classes=True)
+    # Where there are no discriminators, or a frozen model knows the same, nothing is asked.
+    wired([Tiny(4, classes=7), Tiny(6)], edges=(Edge(0, 1),), frozen=(0,), discriminator_classes=True, method="l2")
+    wired([Tiny(4), Tiny(6)], edges=(Edge(0, 1),), frozen=(0,), discriminator_classes=True)
+
+
+def test_discriminators_of_ones_own_do_not_see_classes() -> None:
+    models = [PeerModel(Tiny(4), "Tiny", "Tiny", image_size=8) for _ in range(2)]
+    settings = DistillConfig(discriminator_classes=True, adversarial_loss="hinge")
+    with pytest.raises(UserError, match=r"^discriminator_classes: a discriminator of your own sees maps alone"):
+        build_modules(models, BOTH_WAYS, (), "second", settings, in_chans=3, discriminator=lambda shape: nn.Flatten())
+
+
 def test_an_early_tap_has_a_small_extractor() -> None:
     modules: list[nn.Module] = [Tiny(4), Tiny(6)]
     built = wired(modules, {0: "first", 1: "second"})

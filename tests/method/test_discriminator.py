@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from feature_gan_kd import OnlineAdversarialDistiller
 from feature_gan_kd.method import losses
 from feature_gan_kd.method.connection import Connection, build_connections, build_transfer, pool_to
-from feature_gan_kd.method.discriminator import BatchStatisticsNorm, Discriminator, MapShape
+from feature_gan_kd.method.discriminator import BatchStatisticsNorm, ClassDiscriminator, Discriminator, MapShape
 from feature_gan_kd.method.topology import Edge
 from feature_gan_kd.utils.errors import UserError
 from tests.helpers import reference
@@ -39,7 +39,7 @@ def gradients(loss: Tensor, weights: reference.Weights) -> reference.Weights:
     return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["paper", "least-squares", "hinge", "relativistic"])
+@pytest.mark.parametrize("kind", ["paper", "least-squares", "hinge", "relativistic", "reversal"])
 @pytest.mark.parametrize("width", [2, 128])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_discriminator_and_its_gradients(shape: MapShape, width: int, kind: losses.AdversarialLoss) -> None:
@@ -62,6 +62,49 @@ def test_discriminator_and_its_gradients(shape: MapShape, width: int, kind: loss
         reference.discriminator(weights, real, **form), reference.discriminator(weights, fake, **form), kind
     )
     torch.testing.assert_close(to_map, torch.autograd.grad(other, fake)[0], rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize(("channels", "classes"), [(6, 5), (64, 64), (64, 65)])
+def test_discriminator_that_sees_classes(channels: int, classes: int, bounded: bool) -> None:
+    """As it is up to 4,096 numbers, and beyond that in a random projection."""
+    torch.manual_seed(1)
+    discriminator = ClassDiscriminator((channels, 3, 2), classes, width=4, bounded=bounded)
+    projected = channels * classes > 4096
+    inputs = 1024 if projected else channels * classes
+    weights = reference.values_of(discriminator)
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {
+        **{"hidden.weight": (4, inputs), "hidden.bias": (4,), "answer.weight": (1, 4), "answer.bias": (1,)}
+    }
+    fixed = reference.buffers_of(discriminator)
+    assert set(fixed) == ({"map_projection", "class_projection"} if projected else set())
+    feature_map = maps((channels, 3, 2)).requires_grad_()
+    logits = 3 * torch.randn(4, classes, dtype=torch.float64)
+    found = discriminator.double()(feature_map, logits.softmax(1))
+    expected = reference.class_discriminator({**weights, **fixed}, feature_map, logits, bounded=bounded)
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(one.sum(), feature_map)[0] for one in (found, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_projections_keep_the_inner_products_of_the_whole_product() -> None:
+    torch.manual_seed(0)
+    discriminator = ClassDiscriminator((50, 1, 1), 100).double()
+    averaged, shares = torch.randn(2, 50).double(), torch.randn(2, 100).softmax(1).double()
+    whole = (averaged[:, :, None] * shares[:, None]).flatten(1)
+    seen: list[Tensor] = []
+    discriminator.hidden.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    discriminator(averaged[:, :, None, None], shares)
+    torch.testing.assert_close(seen[0] @ seen[0].T, whole @ whole.T, rtol=0, atol=0.15 * float((whole @ whole.T).max()))
+
+
+def test_an_image_of_another_class_gets_another_answer() -> None:
+    connection = Connection(EDGE, 0, (3, 2, 2), (3, 2, 2), lambda shape: ClassDiscriminator(shape, 2))
+    scrambled(connection)
+    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]], dtype=torch.float64, requires_grad=True)
+    one, other = connection.answer(maps((3, 2, 2), 1).repeat(2, 1, 1, 1), logits)
+    assert one != other
+    assert torch.autograd.grad(one + other, logits, allow_unused=True) == (None,)
 
 
 def test_discriminator_is_conv_norm_leaky_conv_sigmoid() -> None:
@@ -220,7 +263,7 @@ def test_links_need_as_many_taps_on_both_sides() -> None:
         build_connections([EDGE], shapes, seed=0, discriminator=Discriminator)
 
 
-@pytest.mark.parametrize("loss", ["paper", "least-squares", "hinge", "relativistic"])
+@pytest.mark.parametrize("loss", ["paper", "least-squares", "hinge", "relativistic", "reversal"])
 def test_unbounded_answers_are_refused_by_the_loss_that_needs_bounds(loss: str) -> None:
     """An own linear discriminator under the paper's loss would be pushed to 0 and 1 without a gradient that ends."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import typing
 from collections.abc import Callable
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from timm.loss import create_classification_loss
 from torch import Tensor
 
-from feature_gan_kd.config.settings import AdversarialLoss
+from feature_gan_kd.config.method_settings import AdversarialLoss, LogitLoss
 from feature_gan_kd.method import losses
+from feature_gan_kd.method.logit_terms import LOGIT_LOSSES
 from tests.helpers import reference
 
 BATCH, CLASSES = 7, 5
@@ -76,7 +78,92 @@ def test_distillation_of_extreme_logits_is_finite() -> None:
     assert learner.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", [lambda a, b: losses.distillation(a, b, 3.0), losses.l1, losses.l2])
+MISSING = torch.tensor([0, 4, -1, 2, 1, -1, 0])  # -1: without a label
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("kind", ["kl", "standardised", "decoupled"])
+@pytest.mark.parametrize("labels", [LABELS, MISSING])
+def test_logit_losses(kind: LogitLoss, temperature: float, labels: Tensor) -> None:
+    learner, source = random(BATCH, CLASSES, scale=3), random(BATCH, CLASSES, seed=1, scale=3)
+
+    def found(z: Tensor) -> Tensor:
+        return LOGIT_LOSSES[kind](z, source, labels, temperature, None)
+
+    def expected(z: Tensor) -> Tensor:
+        return reference.logit_divergence(kind, z, source, labels, temperature)
+
+    torch.testing.assert_close(found(learner), expected(learner))
+    torch.testing.assert_close(gradient(found, learner), gradient(expected, learner))
+
+
+@pytest.mark.parametrize("kind", ["kl", "standardised", "decoupled"])
+def test_images_that_do_not_count(kind: LogitLoss) -> None:
+    """Their loss is 0, and the mean stays one over all images; a count of all is the same as none."""
+    learner, source = random(BATCH, CLASSES, scale=3), random(BATCH, CLASSES, seed=1, scale=3)
+    kept = torch.tensor([0, 2, 5])
+    counted = torch.zeros(BATCH, dtype=torch.bool).index_fill_(0, kept, True)
+    some = LOGIT_LOSSES[kind](learner, source, MISSING, 2.0, counted)
+    alone = reference.logit_divergence(kind, learner[kept], source[kept], MISSING[kept], 2.0)
+    torch.testing.assert_close(some, alone * 3 / BATCH)
+    found = gradient(lambda z: LOGIT_LOSSES[kind](z, source, MISSING, 2.0, counted), learner)
+    assert (found[kept] != 0).any(1).all()
+    assert (found[~counted] == 0).all()
+    everything = LOGIT_LOSSES[kind](learner, source, MISSING, 2.0, torch.ones(BATCH, dtype=torch.bool))
+    assert torch.equal(everything, LOGIT_LOSSES[kind](learner, source, MISSING, 2.0, None))
+
+
+def test_confident_is_asked_of_probabilities_at_temperature_1() -> None:
+    logits = torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.2, 0.8]], dtype=torch.float64).log() + 5
+    assert losses.confident(logits, 0.75 - 1e-9).tolist() == [True, False, True]
+    assert losses.confident(logits, 0.76).tolist() == [False, False, True]
+    assert losses.confident(torch.zeros(1, 2), 0.5).tolist() == [True]  # at least
+
+
+def test_every_logit_loss_is_tested() -> None:
+    assert list(LOGIT_LOSSES) == list(typing.get_args(LogitLoss)) == ["kl", "standardised", "decoupled"]
+
+
+def test_standardised_logits_need_neither_size_nor_offset() -> None:
+    learner = random(BATCH, CLASSES, scale=3)
+    assert float(losses.standardised(learner, 50 * learner + 7, 2.0)) == pytest.approx(0, abs=1e-9)
+    assert float(losses.distillation(learner, 50 * learner + 7, 2.0)) > 1
+
+
+def test_standardised_equal_logits_give_finite_gradients() -> None:
+    """Those of a classifier that begins at 0."""
+    zeros, source = torch.zeros(BATCH, CLASSES), random(BATCH, CLASSES).float()
+    assert float(losses.standardised(zeros, zeros, 3.0)) == 0
+    assert gradient(lambda z: losses.standardised(z, source, 3.0), zeros).isfinite().all()
+
+
+def test_decoupled_by_hand() -> None:
+    # Source (1/2, 1/4, 1/4), learner (1/4, 1/4, 1/2), label 0, T = 1.
+    source, learner = (torch.tensor([p], dtype=torch.float64).log() for p in ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5]))
+    own = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    among = 0.5 * math.log(3 / 2) + 0.5 * math.log(3 / 4)
+    assert float(losses.decoupled(learner, source, torch.tensor([0]), 1.0)) == pytest.approx(own + 8 * among)
+    assert float(losses.distillation(learner, source, 1.0)) == pytest.approx(own + 0.5 * among)
+
+
+def test_decoupled_of_extreme_logits_is_finite() -> None:
+    learner = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    loss = losses.decoupled(learner, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([0]), 1.0)
+    (to_learner,) = torch.autograd.grad(loss, learner)
+    assert loss.isfinite()
+    assert to_learner.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b: losses.distillation(a, b, 3.0),
+        lambda a, b: losses.standardised(a, b, 3.0),
+        lambda a, b: losses.decoupled(a, b, LABELS, 3.0),
+        losses.l1,
+        losses.l2,
+    ],
+)
 def test_no_gradient_reaches_the_source(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     learner, source = (random(BATCH, CLASSES, seed=seed).requires_grad_() for seed in (0, 1))
     loss(learner, source).backward()
@@ -85,12 +172,13 @@ def test_no_gradient_reaches_the_source(loss: Callable[[Tensor, Tensor], Tensor]
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("paper", 5 / 8), ("least-squares", 5 / 8), ("hinge", 5 / 8), ("relativistic", 3 / 4)]
+    ("kind", "expected"),
+    [("paper", 5 / 8), ("least-squares", 5 / 8), ("hinge", 5 / 8), ("relativistic", 3 / 4), ("reversal", 5 / 8)],
 )
 def test_right_answers(kind: AdversarialLoss, expected: float) -> None:
     """An answer in the very middle is not right."""
     real, fake = torch.tensor([0.9, 0.5, 0.6, 0.7]), torch.tensor([0.1, 0.6, 0.4, 0.5])
-    if kind == "hinge":
+    if kind in ("hinge", "reversal"):
         real, fake = real - 0.5, fake - 0.5
     assert float(losses.discriminator_accuracy(real, fake, kind)) == 100 * expected
     assert float(losses.discriminator_accuracy(real.view(2, 2), fake.view(2, 2), kind)) == 100 * expected
@@ -129,7 +217,18 @@ def test_relativistic_by_hand() -> None:
     assert float(losses.adversarial(real, fake, "relativistic")) == pytest.approx((math.log(4) + math.log(2)) / 2)
 
 
-@pytest.mark.parametrize("kind", ["least-squares", "hinge", "relativistic"])
+def test_reversal_by_hand() -> None:
+    """The learner's gradient for its own answer is the discriminator's, reversed."""
+    real, fake = torch.tensor([math.log(3.0), 0.0]), torch.tensor([0.0, math.log(3.0)])
+    assert float(losses.discriminator(real, fake, "reversal")) == pytest.approx(
+        (math.log(4 / 3) + math.log(2)) / 2 + (math.log(2) + math.log(4)) / 2
+    )
+    assert float(losses.adversarial(real, fake, "reversal")) == pytest.approx(-(math.log(2) + math.log(4)) / 2)
+    learner = gradient(lambda x: losses.adversarial(real, x, "reversal"), fake)
+    assert torch.equal(learner, -gradient(lambda x: losses.discriminator(real, x, "reversal"), fake))
+
+
+@pytest.mark.parametrize("kind", ["least-squares", "hinge", "relativistic", "reversal"])
 def test_learners_and_discriminators_pull_apart(kind: losses.AdversarialLoss) -> None:
     real, fake = random(BATCH), random(BATCH, seed=1)
     up = gradient(lambda x: losses.adversarial(real, x, kind), fake)

@@ -24,6 +24,7 @@ from tests.helpers.reference import (
     buffers_of,
     cross_entropy,
     discriminator,
+    discriminator_loss,
     divergence,
     values_of,
 )
@@ -320,10 +321,111 @@ def test_single_backward(method: str, case: str) -> None:
     check_steps(CASES[case], replace(METHODS[method], single=True), 3, method=method, joint_backward=True)
 
 
-@pytest.mark.parametrize("loss", ["paper", "least-squares", "hinge", "relativistic"])
+@pytest.mark.parametrize("loss", ["paper", "least-squares", "hinge", "relativistic", "reversal"])
 def test_every_adversarial_loss(loss: str) -> None:
     case = CASES["pair, unequal channels and overlapping cells"]
     check_steps(case, replace(METHODS["afd"], loss=loss), 3, adversarial_loss=loss)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("loss", ["paper", "reversal"])
+@pytest.mark.parametrize("case", ["pair, unequal channels", "pair, one frozen", "pair, two taps", "complete of 3"])
+def test_discriminators_that_see_classes(case: str, loss: str, together: bool) -> None:
+    """No gradient passes through the probabilities; with one optimiser it is that of logits and reversed gradient."""
+    own: dict[str, Any] = {"discriminator_classes": True, "adversarial_loss": loss}
+    settings = Settings(logit=1, adversarial=1, loss=loss, classes=True)
+    if not together:
+        check_gradients(CASES[case], settings, **own)
+    check_steps(CASES[case], replace(settings, single=together), 3, **own, joint_backward=together)
+
+
+def test_one_optimiser_gets_the_reversed_gradient_of_the_discriminator_and_no_other() -> None:
+    """In a pair of equal channels: what a weight of 1 adds to that of 0 is the reversed gradient of its loss."""
+    case = CASES["pair"]
+    own: dict[str, Any] = {"discriminator_classes": True, "adversarial_loss": "reversal", "joint_backward": True}
+    with_term, almost_without = (distiller_of(case, adversarial_weight=weight, **own) for weight in (1, 1e-30))
+    plain = gradients_of(distiller_of(case, method="logit"), *batch())["logit"]
+    without = gradients_of(almost_without, *batch())["logit"]
+    found = gradients_of(with_term, *batch())["logit"]
+    reference = reference_of(case, with_term, Settings(adversarial=1, loss="reversal", classes=True))
+    images, _ = batch()
+    for k in (0, 1):
+        weights = {name: value.clone().requires_grad_() for name, value in reference.models[k].weights.items()}
+        connection = reference.connections[1 - k]
+        assert connection.learner == k
+        own_pass, other = reference.models[k].forward(images, weights), reference.fixed(1 - k, images)
+        answers = [
+            reference.answers(connection.discriminator, one.maps["block2"], one.logits) for one in (other, own_pass)
+        ]
+        loss = discriminator_loss(answers[0], answers[1], "reversal")
+        reverse = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, reverse, strict=True):
+            key = ("model", k, name)
+            assert_equal(without[key], plain[key], key)
+            expected = torch.zeros_like(weights[name]) if gradient is None else -gradient
+            assert_equal(found[key] - plain[key], expected, key, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["pair, unequal channels", "complete of 3, one frozen"])
+@pytest.mark.parametrize("loss", ["standardised", "decoupled"])
+def test_every_logit_loss(loss: str, case: str) -> None:
+    own: dict[str, Any] = {"logit_loss": loss, "kl_weight": 0.4, "temperature": 1.7}
+    settings = Settings(logit=0.4, temperature=1.7, adversarial=1, logit_loss=loss)
+    check_gradients(CASES[case], settings, **own)
+    check_steps(CASES[case], settings, 2, **own)
+
+
+@pytest.mark.parametrize("loss", ["kl", "decoupled"])
+@pytest.mark.parametrize("case", ["pair", "pair, one frozen", "cycle of 3, one frozen", "complete of 3, one frozen"])
+def test_the_ensemble_as_the_target_of_the_logits(loss: str, case: str) -> None:
+    """Of a learner and all its sources; their maps teach as ever, one by one."""
+    own: dict[str, Any] = {"logit_loss": loss, "targets": "ensemble", "kl_weight": 2.0}
+    settings = Settings(logit=2, adversarial=1, logit_loss=loss, ensemble=True)
+    check_gradients(CASES[case], settings, **own)
+    check_steps(CASES[case], settings, 2, **own)
+
+
+@pytest.mark.parametrize("loss", ["kl", "standardised", "decoupled"])
+@pytest.mark.parametrize(("targets", "threshold"), [("live", 0.27), ("ensemble", 0.25)])
+def test_only_confident_targets_teach_logits(targets: str, threshold: float, loss: str) -> None:
+    case = CASES["complete of 3, one frozen"]
+    own: dict[str, Any] = {"logit_loss": loss, "targets": targets, "confidence_threshold": threshold}
+    settings = Settings(logit=1, adversarial=1, logit_loss=loss, ensemble=targets == "ensemble", threshold=threshold)
+    check_gradients(case, settings, **own)
+    check_steps(case, settings, 2, **own)
+    distiller = distiller_of(case, **own)
+    reference = reference_of(case, distiller, settings)
+    images, labels = batch()
+    passes = [reference.fixed(k, images).logits for k in range(3)]
+    taught = {1: [0, 2], 2: [0, 1]}
+    metrics = distiller.training_step(images, labels)
+    seen = []
+    for k, sources in taught.items():
+        members = [[s] for s in sources] if targets == "live" else [[k, *sources]]
+        means = [sum(passes[m] for m in one) / len(one) for one in members]
+        shares = [(mean.softmax(1).amax(1) >= threshold).double().mean() for mean in means]
+        assert_equal(metrics[f"confident/{k}"], 100 * sum(shares) / len(shares), k)
+        seen += shares
+    assert 0 < sum(seen) < len(seen)
+
+
+def test_the_ensemble_has_those_alone_who_know_the_classes() -> None:
+    """Model 0 knows other ones, so model 1 is taught no logits; model 2 is, by model 1."""
+    specs = [replace(FOUR, classes=7), FOUR, FOUR]
+    distiller = OnlineAdversarialDistiller(
+        models_of(specs),
+        topology=[(0, 1), (0, 2), (1, 2)],
+        frozen=[0],
+        method="l2",
+        targets="ensemble",
+        image_size=SIZE,
+        feature_layers="block2",
+    )
+    images, labels = batch()
+    logits = [model.train(k > 0)(images).detach() for k, model in enumerate(distiller.models)]
+    metrics = distiller.training_step(images, labels)
+    assert "kl/1" not in metrics
+    assert_equal(metrics["kl/2"], divergence(logits[2], (logits[1] + logits[2]) / 2, 3.0), "kl/2")
 
 
 @pytest.mark.parametrize("interval", [1, 2])
@@ -547,11 +649,32 @@ def test_statistics_are_updated_once_per_step_and_not_by_wiring() -> None:
 @pytest.mark.parametrize("method", ["vanilla", "logit", "l1", "l2-only"])
 def test_parts_of_a_batch_equal_the_whole(method: str, size: int) -> None:
     # Exact where nothing looks at the batch as a whole: models without batch statistics, and no discriminator.
+    check_parts(size, method=method)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logit_loss": "standardised"},
+        {"logit_loss": "decoupled"},
+        {"targets": "ensemble", "confidence_threshold": 0.2257},
+        {"discriminator_classes": True, "adversarial_loss": "reversal", "adversarial_weight": 1.0},
+    ],
+    ids=str,
+)
+def test_parts_of_a_batch_equal_the_whole_under_every_logit_loss(settings: dict[str, Any]) -> None:
+    check_parts(5, method="logit", without=[1, 3], **settings)
+
+
+def check_parts(size: int, without: Sequence[int] = (), **settings: Any) -> None:
+    """Two updates in three parts equal two of whole batches; the images at `without` have no label."""
     case = Case([PLAIN, PLAIN])
-    whole = distiller_of(case, method=method)
-    parts = distiller_of(case, method=method, grad_accum_steps=3)
+    whole = distiller_of(case, **settings)
+    parts = distiller_of(case, grad_accum_steps=3, **settings)
     for number in range(2):
-        expected, metrics = (each.training_step(*batch(number, size)) for each in (whole, parts))
+        images, labels = batch(number, size)
+        labels[list(without)] = -1
+        expected, metrics = (each.training_step(images, labels) for each in (whole, parts))
         for key, value in metrics.items():
             assert_equal(value, expected[key], key)
     for key, parameter in parameters_of(parts).items():

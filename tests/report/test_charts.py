@@ -62,6 +62,14 @@ class TestOneRun:
             "discriminators",
         ]
 
+    def test_confident_targets_have_a_chart_where_they_are_recorded(self, tmp_path: Path) -> None:
+        lines = read_lines(write_run(tmp_path, method="logit"))
+        for line in lines:
+            line["metrics"]["train/confident/1"] = 40.0
+        write_lines(tmp_path, lines)
+        (line,) = charts_by_panel(tmp_path)["confident targets"][0].lines
+        assert set(line.values) == {40}
+
     def test_similarity_at_several_layers_has_a_chart_per_layer(self, tmp_path: Path) -> None:
         charts = charts_by_panel(write_run(tmp_path, layers=["@0", "@1"]))["similarity"]
         assert [chart.title for chart in charts] == ["layer 0", "layer 1"]

@@ -87,6 +87,10 @@ def test_what_passes(method: str, words: list[str], tmp_path: Path) -> None:
 def test_weights_of_the_settings_count(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, kl_weight=0.5, temperature=4, adversarial_weight=0))
     assert describe_loss_terms(run) == ["logits: T² KL(source ‖ learner), T = 4, weight 0.5"]
+    run = read_run(write_run(tmp_path / "other", logit_loss="standardised", method="logit"))
+    assert describe_loss_terms(run) == ["logits: T² KL(source ‖ learner), standardised, T = 3, weight 1"]
+    run = read_run(write_run(tmp_path / "ensemble", targets="ensemble", method="logit"))
+    assert describe_loss_terms(run) == ["logits: T² KL(target ‖ learner), ensemble targets, T = 3, weight 1"]
 
 
 def test_parameters_and_maps_where_they_are_on_record(tmp_path: Path) -> None:
@@ -96,6 +100,12 @@ def test_parameters_and_maps_where_they_are_on_record(tmp_path: Path) -> None:
     change_description(folder, taps=[{"parameters": 278324, "maps": maps}, {"parameters": 1, "maps": []}])
     found = model_details(read_run(folder))
     assert found == [{"parameters": "278,324", "maps": ["layer3 64x8x8"]}, {"parameters": "1", "maps": []}]
+
+
+def test_discriminators_that_see_classes_are_told(tmp_path: Path) -> None:
+    for seen in (True, False):
+        run = read_run(write_run(tmp_path / str(seen), method="feature", discriminator_classes=seen))
+        assert ("source's, class by class" in describe_loss_terms(run)[0]) == seen
 
 
 @pytest.mark.parametrize("settings", [{"method": "vanilla"}, {"method": "zero-gradient", "kl_weight": 0}])

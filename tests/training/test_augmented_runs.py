@@ -127,3 +127,9 @@ def test_the_first_lines_say_how_labels_and_images_are_changed() -> None:
         "training images: rand-m9, 25% erased in part, mixup 0.2, every class equally often",
     ]
     assert describe_labels_and_images(DistillConfig()) == []
+    assert describe_labels_and_images(DistillConfig(logit_loss="decoupled")) == ["logit loss: decoupled"]
+    both = describe_labels_and_images(DistillConfig(logit_loss="decoupled", targets="ensemble"))
+    assert both == ["logit loss: decoupled, ensemble targets"]
+    sure = describe_labels_and_images(DistillConfig(confidence_threshold=0.8))
+    assert sure == ["logit loss: targets at least 0.8 sure"]
+    assert describe_labels_and_images(DistillConfig(logit_loss="decoupled", method="vanilla")) == []

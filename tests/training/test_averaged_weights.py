@@ -134,7 +134,7 @@ REFUSED = [
     ({"models": [GroupNormModel(4), Peer(GroupNormModel(4), frozen=True, model_ema=0.9)]}, "model_ema: model 1 "),
     ({"targets": "ema"}, "targets: model 0 (GroupNormModel) has no averaged weights to teach with: give model_ema"),
     ({"model_ema": 1.5}, "model_ema: 1.5 is not allowed, expected a finite number above 0 and at most 1"),
-    ({"targets": "mean"}, "targets: 'mean' is not allowed, expected one of live, ema"),
+    ({"targets": "mean"}, "targets: 'mean' is not allowed, expected one of live, ema, ensemble"),
 ]
 
 

@@ -65,6 +65,13 @@ def test_probabilities_of_ones_own_are_not_smoothed() -> None:
         distiller.training_step(IMAGES, F.one_hot(LABELS, CLASSES).float())
 
 
+def test_decoupled_logits_ask_for_class_indices() -> None:
+    distiller = build(logit_loss="decoupled")
+    assert distiller.training_step(IMAGES, LABELS)["kl/0"] > 0
+    with pytest.raises(UserError, match=r"^logit_loss: decoupled asks for one class of each image, and the labels are"):
+        distiller.training_step(IMAGES, F.one_hot(LABELS, CLASSES).float())
+
+
 def test_class_weights_need_training_images() -> None:
     with pytest.raises(UserError, match=r"^class_weights: only fit counts the training images"):
         build(class_weights=True).training_step(IMAGES, LABELS)

@@ -45,6 +45,8 @@ MODES: dict[str, dict[str, Any]] = {
     "two taps": {"feature_layers": ["block1", "block2"]},
     "three models": {"widths": (4, 6, 4)},
     "bf16": {"mixed_precision": "bf16"},
+    "another logit term": {"logit_loss": "decoupled", "targets": "ensemble", "confidence_threshold": 0.3},
+    "classes": {"discriminator_classes": True, "adversarial_loss": "reversal", "joint_backward": True},
     "no momentum": {"momentum": 0.0},
     "measured": {"log_gradients": True, "log_every_steps": 3},
 }

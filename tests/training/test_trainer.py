@@ -57,6 +57,8 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {"optimizer": "lion", "clip_grad": 0.5},
     {"optimizer": "lamb"},
     {"model_ema": 0.9, "targets": "ema"},
+    {"discriminator_classes": True, "adversarial_loss": "reversal", "joint_backward": True},
+    {"targets": "ensemble", "logit_loss": "standardised", "confidence_threshold": 0.15},
     {"method": "l1"},
     {"log_gradients": True, "similarity_images": 20, "early_stopping_patience": 2},
     {
