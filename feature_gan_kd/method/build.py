@@ -210,14 +210,16 @@ def _tap(
     """Taps model k, and runs it once on images of the device and type of `like`."""
     name = f"model {k} ({model.name})"
     size = model.image_size
-    images = torch.zeros((2, in_chans, size, size), device=like.device, dtype=like.dtype)
-    adapter = InputAdapter(size, safe_memory_format(model.module, like.device, config.channels_last))
+    images = torch.zeros((2, model.channels or in_chans, size, size), device=like.device, dtype=like.dtype)
+    adapter = InputAdapter(size, model.channels, safe_memory_format(model.module, like.device, config.channels_last))
     needs_maps = config.loss_weights.updates_extractors or config.similarity_images
     try:
         taps = find_taps(model.module, images, name, layers, vectors=config.vectors_as_maps) if needs_maps else []
         always_evaluated = modules_in_evaluation(model.module, model.own_config(config))
         classifies = may_classify and _classifies(model.module, images, learns=learns and config.labels)
-        tapped = TappedModel(model.module, taps, name, adapter, always_evaluated, classifies=classifies)
+        tapped = TappedModel(
+            model.module, taps, name, adapter, always_evaluated, classifies=classifies, input_note=model.input_note
+        )
         named = [layer for layer in layers if isinstance(layer, str)] if taps else []
         check_in_place(tapped, images, named, learns=learns)
         if not learns:
