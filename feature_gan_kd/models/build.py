@@ -64,7 +64,7 @@ def build_models(
         raise UserError(
             "models: in inference_mode no model can be built that learns: build the distiller outside of that block"
         )
-    if isinstance(models, (str, nn.Module)) or len(models) < 2:
+    if len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
     if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
         raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")

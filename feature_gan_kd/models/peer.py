@@ -127,8 +127,10 @@ def resolve_peers(
         feature_layers: see there.
 
     Raises:
-        UserError: for layers that are given twice, or a `frozen` that is no list.
+        UserError: for one model in place of several, layers that are given twice, or a `frozen` that is no list.
     """
+    if isinstance(models, (str, nn.Module, Peer, PeerModel)):
+        raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
     if isinstance(frozen, int):
         raise UserError(f"frozen: {frozen!r} is not allowed, expected a list of positions, as [{frozen}]")
     peers = {k: model for k, model in enumerate(models) if isinstance(model, Peer)}
