@@ -13,7 +13,7 @@ from feature_gan_kd.data.draws import draw_balanced, draw_fifth
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TorchDatasetImages
 from feature_gan_kd.data.loader_parts import check_length
-from feature_gan_kd.data.repeated_files import note_repeated
+from feature_gan_kd.data.repeated_images import note_repeated
 from feature_gan_kd.data.sources import Split, has_transform, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table

@@ -21,7 +21,7 @@ from feature_gan_kd.data.labelled import (
     note_labels,
     read_split,
 )
-from feature_gan_kd.data.repeated_files import note_evaluated
+from feature_gan_kd.data.repeated_images import note_evaluated, note_same_items
 from feature_gan_kd.data.sources import Split, check_joinable, choose_splits, choose_unlabeled
 from feature_gan_kd.data.table import Classes, Table, join_unlabeled, read_unlabeled
 from feature_gan_kd.utils.errors import UserError
@@ -65,6 +65,8 @@ def read_both(
     order_declared = not isinstance(train, Table) or train.order_declared
     known = Classes(train.class_names, train.num_classes, f"split {train.split!r}", order_declared)
     evaluation = read_evaluation(eval_split, config, options, notes, classes, known)
+    if evaluation is not None and eval_split is not None:
+        note_same_items(train_split, eval_split, notes)
     if evaluation is None:
         train, evaluation = hold_out_fifth(train, notes, labels=config.labels)
     if isinstance(train, Table) and isinstance(evaluation, Table):

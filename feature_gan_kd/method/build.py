@@ -235,24 +235,39 @@ def _tap(
 
 
 def _check_repeats(model: TappedModel, images: Tensor) -> None:
-    """Checks that a model that only teaches gives the same for the same images (batch, channels, height, width).
+    """Checks that a model that only teaches gives the same for the same image (batch, channels, height, width).
 
     Raises:
-        UserError: for one that draws random numbers, as a masked autoencoder does, whose maps have no places.
+        UserError: for one that draws random numbers, as a masked autoencoder does, whose maps have no places; and for
+            one whose answers for an image depend on the others of its batch.
     """
     if images.is_meta:
         return
     images = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)  # no two patches alike
+    others = torch.cat([images[:1], 1 - images[1:]])
     with evaluating(model), torch.no_grad():
-        (first, _), (second, _) = model.run(images), model.run(images)
-        same = torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
-        maps = zip(model(images)[1], model(images)[1], strict=True)
-        same = same and all(torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in maps)
-    if not same:
+        first, again, beside = (_outputs(model, one) for one in (images, images, others))
+    if not _alike(first, again):
         raise UserError(
             f"{model.name}: gives other features for the same images at every call, so nothing can be learned from it: "
             "turn off its random masking"
         )
+    if not _alike([one[:1] for one in first], [one[:1] for one in beside]):
+        raise UserError(
+            f"{model.name}: what it gives for an image depends on the other images of the batch: let it normalise each "
+            "image by itself, as batch normalisation does in evaluation mode"
+        )
+
+
+def _outputs(model: TappedModel, images: Tensor) -> list[Tensor]:
+    """What a model returns, and its maps."""
+    output, maps = model.run(images)
+    return [output, *maps]
+
+
+def _alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    pairs = zip(some, others, strict=True)
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in pairs)
 
 
 def _classifies(module: nn.Module, images: Tensor, *, learns: bool) -> bool:

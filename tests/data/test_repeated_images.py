@@ -5,7 +5,9 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
 from feature_gan_kd.config.distill_config import DistillConfig
 from feature_gan_kd.data import Data, open_data
@@ -95,3 +97,29 @@ def test_lines_name_two_splits(files: list[str]) -> None:
     said = "split 'train of eval_data' has 3 classes, expected 2 as in split 'train': give both the same"
     with pytest.raises(UserError, match=f"^labels: {said}"):
         opened(numbers, datasets.DatasetDict(train=three))
+
+
+ITEMS = TensorDataset(torch.rand(8, 3, 8, 8), torch.tensor([0, 1] * 4))
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "expected"),
+    [
+        (ITEMS, ITEMS, ["8 of the 8 images to evaluate on are trained on, too"]),
+        (Subset(ITEMS, range(4)), Subset(ITEMS, range(4, 8)), []),
+        (Subset(ITEMS, range(6)), Subset(Subset(ITEMS, range(8)), [5, 7]), ["1 of the 2 images to evaluate on are"]),
+        (Subset(ITEMS, range(4)), Subset(ITEMS, [4, 5, 5]), ["its 3 images are 2: some come repeatedly"]),
+        (DataLoader(ITEMS, 4), DataLoader(Subset(ITEMS, [0, 1]), 2), ["2 of the 2 images to evaluate on are"]),
+        (
+            DataLoader(ITEMS, 2, sampler=SubsetRandomSampler(range(4))),
+            DataLoader(ITEMS, 2, sampler=SubsetRandomSampler(range(4, 8))),
+            [],
+        ),
+        (DataLoader(ITEMS, batch_sampler=[[0, 1], [2, 3]]), DataLoader(ITEMS, batch_sampler=[[4, 5], [6, 7]]), []),
+    ],
+)
+def test_items_of_one_data_set_are_told_apart(train: Any, evaluation: Any, expected: list[str]) -> None:
+    notes = open_data(train, evaluation, DistillConfig(), image_size=8, in_chans=3, num_classes=2).notes
+    said = [note.removeprefix("eval_data: ") for note in notes if "too" in note or "repeatedly" in note]
+    assert len(said) == len(expected)
+    assert all(note.startswith(start) for note, start in zip(said, expected, strict=True))
