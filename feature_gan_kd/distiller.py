@@ -33,7 +33,7 @@ class OnlineAdversarialDistiller:
     Args:
         models: at least two: timm, `hf-hub:` and `local-dir:` names, modules, or a `Peer` of one with own settings.
         num_classes: of models built by name; None keeps each one's own number.
-        in_chans: input channels of models built by name.
+        in_chans: channels of the images, for which models are built by name; trained ones see `docs/data.md`.
         pretrained: load trained weights into models built by name; modules have trained weights, too.
         feature_layers: where feature maps are taken: a layer's name or the index of a timm stage, a list of several,
             or a mapping from a model's position to either. None finds the last map before pooling.

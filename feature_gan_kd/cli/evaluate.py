@@ -43,6 +43,7 @@ def evaluate(
     if is_run:
         models, chosen, names = _of_run(folder, which, data, eval_split, skip_bad_images)
     else:
+        _check_exists(run)
         if which != "last":
             raise UserError(f"which: {run} is a single model, which has one set of weights: leave --which out")
         models, chosen, names = _of_classifier(run, data, eval_split, skip_bad_images)
@@ -50,6 +51,18 @@ def evaluate(
 
     if rank() == 0:
         print(dumps({"which": which, "class_names": names, **chosen}) if json else _table(models, chosen, names))
+
+
+def _check_exists(name: str) -> None:
+    """Raises UserError for a name that is neither a folder nor that of a model."""
+    import timm
+
+    folder = Path(name.removeprefix("local-dir:"))
+    if not name.startswith("hf-hub:") and not folder.is_dir() and not timm.is_model(name.split(".")[0]):
+        raise UserError(
+            f"run: there is no folder {folder}, and timm has no model of this name: name the folder of a run or of a "
+            "published model, hf-hub:owner/name or a timm name"
+        )
 
 
 Found = tuple[list[str], dict[str, Any], "list[str] | None"]
@@ -82,13 +95,6 @@ def _of_run(
 
 def _of_classifier(name: str, data: str | None, eval_split: str | None, skip: bool) -> Found:
     """Name, figures and class names of a single model."""
-    import timm
-
-    if ":" not in name and not Path(name).is_dir() and not timm.is_model(name.split(".")[0]):
-        raise UserError(
-            f"run: there is no folder {name}, and timm has no model of this name: name the folder of a run or of a "
-            "published model, hf-hub:owner/name or a timm name"
-        )
     from feature_gan_kd.distributed.collectives import rank
     from feature_gan_kd.export.evaluate_classifier import evaluate_classifier
     from feature_gan_kd.export.open_model import open_classifier

@@ -122,6 +122,8 @@ def restored(run: Path) -> OnlineAdversarialDistiller:
     from feature_gan_kd.distiller import OnlineAdversarialDistiller
     from feature_gan_kd.training.checkpoint_files import load_newest
 
+    if not run.is_dir():
+        raise UserError(f"run: there is no folder {run}: name the folder of a run")
     found = load_newest(run / "checkpoints", None)
     if found is None:
         raise UserError(f"run: there is no checkpoint in {run / 'checkpoints'}: name the folder of a run")

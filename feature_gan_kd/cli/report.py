@@ -15,7 +15,7 @@ def report(
     others: tuple[Path, ...] = (),
     /,
     output: Path | None = None,
-    grad_cam: tuple[int, ...] = (),
+    grad_cam: tuple[int, ...] | None = None,
     data: str | None = None,
     json: bool = False,
 ) -> None:
@@ -32,11 +32,13 @@ def report(
     """
     from feature_gan_kd.report import comparison_table, distinct_labels, read_run, write_page
 
-    if data is not None and not grad_cam:
+    if grad_cam == ():
+        raise UserError("grad_cam: no image is named: add the numbers of evaluation images, from 0")
+    if data is not None and grad_cam is None:
         raise UserError("data: only --grad-cam takes images: add --grad-cam, or leave --data out")
     runs = [read_run(folder) for folder in (run, *others)]
-    for folder in (run, *others) if grad_cam else ():
-        _draw_pictures(folder, grad_cam, data)
+    for folder in (run, *others) if grad_cam is not None else ():
+        _draw_pictures(folder, grad_cam or (), data)
     path = run / "report.html" if output is None else output
     write_page(runs, path)
     if json:

@@ -85,6 +85,22 @@ def _decode_into_memory(
     return pixels, table.labels[good]
 
 
+def note_resized(source: Source, split: LabelledSplit, size: int, notes: list[str]) -> None:
+    """Notes where tensors of the user's own are not of the models' size, in which they are seen.
+
+    Args:
+        source: of the images.
+        split: that it was made from.
+        size: side in pixels of the largest model's images.
+        notes: gets a line for the user.
+    """
+    if isinstance(source, MemoryImages) or not isinstance(split, TorchDatasetImages | UserLoader):
+        return
+    side = source.sample().shape[2]  # squares, with the channels in front or behind
+    if side != size:
+        notes.append(f"split {split.split!r}: its tensors of {side} x {side} pixels are resized to {size} x {size}")
+
+
 def _note_once(note: str, notes: list[str]) -> None:
     """Adds a note unless it is there: a held-out part would repeat the notes of its split."""
     if note not in notes:

@@ -162,12 +162,18 @@ class TorchDatasetImages:
         return isinstance(image, Image)
 
     def has_labels(self) -> bool:
-        """Whether an image has a label: reads images in random order until the first that has one."""
+        """Whether an image has a label: reads images in random order until the first that has one.
+
+        Raises:
+            UserError: for an item that is none, and where no image can be decoded.
+        """
+        bad = 0
         for index in permutation(len(self), 0, 0).tolist():
             item = self[index, None]
             if isinstance(item, tuple) and item[1] != NO_LABEL:
                 return True
-            if isinstance(item, UserError) and not isinstance(item, ImageError):
+            bad += isinstance(item, ImageError)
+            if isinstance(item, UserError) and (bad == len(self) or not isinstance(item, ImageError)):
                 raise item
         return False
 

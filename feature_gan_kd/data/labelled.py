@@ -13,6 +13,7 @@ from feature_gan_kd.data.draws import draw_balanced, draw_fifth
 from feature_gan_kd.data.image_transforms import ImageTransform
 from feature_gan_kd.data.items import TorchDatasetImages
 from feature_gan_kd.data.loader_parts import check_length
+from feature_gan_kd.data.repeated_images import note_repeated
 from feature_gan_kd.data.sources import Split, has_transform, is_hf_dataset, is_stream
 from feature_gan_kd.data.streaming import Stream, read_stream
 from feature_gan_kd.data.table import Classes, Table, read_table
@@ -62,8 +63,11 @@ def read_split(
     if is_hf_dataset(split.data):
         if transform.channels not in (1, 3):
             raise _channels_error(split, transform)
-        read = read_stream if is_stream(split.data) else read_table
-        return read(split, config, notes, classes.count, known)
+        if is_stream(split.data):
+            return read_stream(split, config, notes, classes.count, known)
+        table = read_table(split, config, notes, classes.count, known)
+        note_repeated(table, notes)
+        return table
     names = declared_names(split, notes)
     by_name = known is not None and known.names is not None and set(names or ()) <= set(known.names)
     if names is not None and classes.given and len(names) != classes.count and not by_name:

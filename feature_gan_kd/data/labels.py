@@ -22,8 +22,14 @@ UNKNOWN_CLASS = -2
 """In place of the class of a number that names none."""
 
 
+# How libraries write a missing value as a text. `NA` is left out: it is the name of a class as often.
+TEXTS_OF_MISSING = ("N/A", "n/a", "NaN", "nan", "NULL", "null", "None")
+
+
 def is_missing(label: Any) -> bool:
-    """Whether a value of a user's data says that an image has no label: None, -1 or NaN."""
+    """Whether a value of a user's data says that an image has no label: None, -1 (also as a text) or NaN."""
+    if isinstance(label, str):
+        return label == str(NO_LABEL)
     return label is None or (isinstance(label, (int, float)) and (label == NO_LABEL or math.isnan(label)))
 
 
@@ -40,13 +46,19 @@ def class_names_of(feature: Any, values: Sequence[Any], where: str, num_classes:
         num_classes: of the models; None where they are to be built for the data.
 
     Raises:
-        UserError: for texts that cannot be told apart, see `check_class_names`.
+        UserError: for texts that cannot be told apart, see `check_class_names`, and one that may mean "no label".
     """
     if type(feature).__name__ == "ClassLabel":
         return list(feature.names)
     present = [value for value in values if not is_missing(value)]
     if present and all(isinstance(value, str) for value in present):
         names = sorted(set(present))
+        unclear = next((name for name in names if name in TEXTS_OF_MISSING), None)
+        if unclear is not None:
+            raise UserError(
+                f"labels: {where} has the text {unclear!r}, and it is not known whether it is a class or means that "
+                "an image has no label: leave the value empty (None), or rename the class"
+            )
         check_class_names(names, where)
         return names
     if not present or not all(isinstance(value, int) for value in present):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -45,7 +45,8 @@ def check_length(loader: DataLoader[Any], split: str, setting: str, *, evaluatio
     training its batches are counted as they come.
 
     Raises:
-        UserError: for a loader that gives fewer; in evaluation also for one that gives more, or drops a last batch.
+        UserError: for a loader that gives fewer; in evaluation also for one that gives more, drops a last batch, or has
+            a sampler that draws an image twice.
     """
     whose = f"{setting}: the DataLoader of split {split!r}"
     if evaluation:
@@ -61,8 +62,25 @@ def check_length(loader: DataLoader[Any], split: str, setting: str, *, evaluatio
             return  # their lengths are right: an order of many images need not be drawn for nothing
     with seeded(0), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Length of IterableDataset")
-        given = sum(1 for _ in islice(iter(source), batches + 1))
+        drawn = islice(iter(source), batches + 1)
+        given = sum(1 for _ in (_once(drawn, whose) if evaluation and source is not loader else drawn))
     check_given(loader, given, whose, more_is_wrong=evaluation)
+
+
+def _once(drawn: Iterator[Any], whose: str) -> Iterator[Any]:
+    """Yields what a sampler draws: an image's index, or those of a batch. Raises UserError where one comes again."""
+    seen: set[Any] = set()
+    for one in drawn:
+        for index in one if isinstance(one, (list, tuple)) else [one]:
+            if not isinstance(index, Hashable):
+                continue
+            if index in seen:
+                raise UserError(
+                    f"{whose} gives image {index} more than once, and each image is to be evaluated once: give one "
+                    "whose sampler draws without replacement"
+                )
+            seen.add(index)
+        yield one
 
 
 def check_given(loader: DataLoader[Any], given: int, whose: str, *, more_is_wrong: bool) -> None:

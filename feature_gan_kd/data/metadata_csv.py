@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from feature_gan_kd.data.labels import TEXTS_OF_MISSING
 from feature_gan_kd.utils.errors import UserError
 
 Columns = dict[str, list[str | None]]
@@ -24,7 +25,7 @@ _WHOLE, _FRACTION = (
     re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
 )
 # What stands for no value among numbers; among texts it is a text.
-_MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None")
+_MISSING = ("NA", *TEXTS_OF_MISSING)
 
 
 def read_metadata(path: Path, files: Mapping[str, Sequence[str]], setting: str) -> dict[str, Any]:

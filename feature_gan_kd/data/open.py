@@ -18,7 +18,7 @@ from feature_gan_kd.data.augmentation import (
 )
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
 from feature_gan_kd.data.batches import ImageSource
-from feature_gan_kd.data.image_sources import Source, build_source, known_labels, refuse_mixing, set_order
+from feature_gan_kd.data.image_sources import Source, build_source, known_labels, note_resized, refuse_mixing, set_order
 from feature_gan_kd.data.image_transforms import OwnTransform, describe_transform
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.items import TorchDatasetImages
@@ -149,6 +149,9 @@ def open_data(
     set_order(train_source, labels, config, notes)
     normalisation = _choose_normalisation(train_source, eval_source, stated, common, notes)
     sources = [train_source] if eval_source is None else [train_source, eval_source]
+    parts = [train] if evaluation is None else [train, evaluation]
+    for source, part in zip(sources, parts, strict=True):
+        note_resized(source, part, image_size, notes)
     if normalisation is not None:
         normalise = PixelNormaliser(normalisation.mean, normalisation.std, config.channels_last)
         for source in sources:
@@ -156,7 +159,6 @@ def open_data(
     evaluated = "" if eval_source is None else eval_source.fingerprint()
     known = train if train.num_classes is not None or evaluation is None else evaluation
     given = _given_as(train if evaluation is None else evaluation)
-    parts = [train] if evaluation is None else [train, evaluation]
     return Data(
         train=train_source,
         evaluation=eval_source,

@@ -9,7 +9,7 @@ from feature_gan_kd.data.augmentation import (
     image_options,
 )
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
-from feature_gan_kd.data.image_sources import Source, build_source
+from feature_gan_kd.data.image_sources import Source, build_source, note_resized
 from feature_gan_kd.data.in_memory import MemoryImages
 from feature_gan_kd.data.labelled import (
     LabelledSplit,
@@ -75,6 +75,7 @@ def open_evaluation(
         raise UserError("evaluate: no image of the training data is labelled and held out: give images with labels")
     evaluation = limit_evaluation(evaluation, config)
     source = build_source(evaluation, options, notes)
+    note_resized(source, evaluation, image_size, notes)
     if not isinstance(source, MemoryImages):
         source.unlabeled.left_out = True
     if _normalises(source, normalisation, takes_floats=takes_floats):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -22,9 +21,11 @@ from feature_gan_kd.data.labelled import (
     note_labels,
     read_split,
 )
+from feature_gan_kd.data.repeated_images import note_evaluated, note_same_items
 from feature_gan_kd.data.sources import Split, check_joinable, choose_splits, choose_unlabeled
 from feature_gan_kd.data.table import Classes, Table, join_unlabeled, read_unlabeled
 from feature_gan_kd.utils.errors import UserError
+from feature_gan_kd.utils.image_files import real_paths
 
 
 def read_both(
@@ -64,9 +65,12 @@ def read_both(
     order_declared = not isinstance(train, Table) or train.order_declared
     known = Classes(train.class_names, train.num_classes, f"split {train.split!r}", order_declared)
     evaluation = read_evaluation(eval_split, config, options, notes, classes, known)
+    if evaluation is not None and eval_split is not None:
+        note_same_items(train_split, eval_split, notes)
     if evaluation is None:
         train, evaluation = hold_out_fifth(train, notes, labels=config.labels)
-    _note_evaluated(train, evaluation, notes)
+    if isinstance(train, Table) and isinstance(evaluation, Table):
+        note_evaluated(train, evaluation, notes)
     if unlabeled_data is not None:
         assert isinstance(train, Table)
         found = [read_unlabeled(split, config, notes) for split in choose_unlabeled(unlabeled_data, config, notes)]
@@ -80,16 +84,6 @@ def read_both(
     return train, evaluation
 
 
-def _note_evaluated(train: LabelledSplit, evaluation: LabelledSplit | None, notes: list[str]) -> None:
-    """Says how many files are both trained and evaluated on, so that the figures say little of new images."""
-    own = train.files() if isinstance(train, Table) else None
-    evaluated = evaluation.files() if isinstance(evaluation, Table) else None
-    known = set(map(os.path.realpath, own or ()))
-    both = sum(os.path.realpath(file) in known for file in evaluated or ())
-    if both and evaluation is not None:
-        notes.append(f"eval_data: {both} of the {len(evaluation)} images to evaluate on are trained on, too")
-
-
 def _without_evaluated(unlabeled: Table, evaluation: LabelledSplit | None, notes: list[str]) -> Table:
     """Leaves out the files that are evaluated on: nothing may be learned from them, with or without their labels.
 
@@ -101,8 +95,8 @@ def _without_evaluated(unlabeled: Table, evaluation: LabelledSplit | None, notes
         if evaluation is not None:
             notes.append("unlabeled_data: whether images of it are evaluated on is not known, since not all are files")
         return unlabeled
-    known = set(map(os.path.realpath, evaluated))
-    kept = [k for k, file in enumerate(own) if os.path.realpath(file) not in known]
+    known = set(real_paths(evaluated))
+    kept = [k for k, file in enumerate(real_paths(own)) if file not in known]
     if len(kept) < len(own):
         notes.append(f"unlabeled_data: {len(own) - len(kept)} images are evaluated on, and left out")
     if not kept:

@@ -71,7 +71,10 @@ def choose_splits(
             if config.eval_split is not None:
                 raise UserError(f"eval_split: the data have one split only, there is no {config.eval_split!r}")
             return train, None
-    return train, choose_evaluation(eval_data, config, notes, setting="eval_data")
+    evaluation = choose_evaluation(eval_data, config, notes, setting="eval_data")
+    if evaluation.name == train.name:  # lines about the two must tell them apart
+        evaluation = replace(evaluation, name=f"{evaluation.name} of eval_data")
+    return train, evaluation
 
 
 def choose_evaluation(eval_data: Any, config: DistillConfig, notes: list[str], setting: str = "data") -> Split:

@@ -203,11 +203,12 @@ class Table:
         return f"{self.describe_image(row)} ({path})" if path else self.describe_image(row)
 
     def files(self) -> list[str] | None:
-        """The file of each image, where the images are files; None where the rows hold them."""
+        """The file of each image, empty for a row without one; None where the rows hold the images."""
         first = self.rows[0][self.image]
         if first is None or first["bytes"] is not None or not first["path"]:
             return None
-        return [image["path"] if image else "" for part in self.undecoded_images() for image in part]
+        images = (image for part in self.undecoded_images() for image in part)
+        return [image["path"] or "" if image and image["bytes"] is None else "" for image in images]
 
     def undecoded_images(self, rows: int = 1000) -> Iterator[list[Any]]:
         """Yields the images as the column holds them, in lists of `rows`."""

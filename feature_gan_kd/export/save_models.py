@@ -150,7 +150,7 @@ def model_card_info(
         num_classes=group.modules.classes[index],
         class_names=published_class_names(group, index),
         image_size=model.image_size,
-        in_chans=group.in_chans,
+        in_chans=model.channels,
         mean=normalisation.mean,
         std=normalisation.std,
         method=group.config.method,
@@ -196,15 +196,15 @@ def published_normalisation(group: PeerGroup, index: int, stated: Normalisation 
     if stated is not None and shared is not None and stated != shared:
         raise UserError(f"mean: the images were normalised with {shared}, not with {stated}: leave it out")
     if shared is not None:
-        return model.normalisation or shared
+        return model.normalisation or shared.of_channels(model.channels)
     trained = group.step.number > 0
-    seen = stated if trained else model.normalisation or model.stated_normalisation(group.in_chans) or stated
+    seen = stated if trained else model.normalisation or model.stated_normalisation(model.channels) or stated
     if seen is None:
         raise UserError(
             f"{model.name}: what its images were normalised with is not known, so it cannot be published: give mean "
             "and std (0 and 1 for pixels / 255)"
         )
-    return seen
+    return seen.of_channels(model.channels)
 
 
 def write_model(model: PeerModel, folder: Path, card_info: ModelCardInfo, form: ExportFormat = "safetensors") -> None:

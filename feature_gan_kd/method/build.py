@@ -228,14 +228,16 @@ def _tap(
     """Taps model k, and runs it once on images of the device and type of `like`."""
     name = f"model {k} ({model.name})"
     size = model.image_size
-    images = torch.zeros((2, in_chans, size, size), device=like.device, dtype=like.dtype)
-    adapter = InputAdapter(size, safe_memory_format(model.module, like.device, config.channels_last))
+    images = torch.zeros((2, model.channels or in_chans, size, size), device=like.device, dtype=like.dtype)
+    adapter = InputAdapter(size, model.channels, safe_memory_format(model.module, like.device, config.channels_last))
     needs_maps = config.loss_weights.updates_extractors or config.similarity_images
     try:
         taps = find_taps(model.module, images, name, layers, vectors=config.vectors_as_maps) if needs_maps else []
         always_evaluated = modules_in_evaluation(model.module, model.own_config(config))
         classifies = may_classify and _classifies(model.module, images, learns=learns and config.labels)
-        tapped = TappedModel(model.module, taps, name, adapter, always_evaluated, classifies=classifies)
+        tapped = TappedModel(
+            model.module, taps, name, adapter, always_evaluated, classifies=classifies, input_note=model.input_note
+        )
         named = [layer for layer in layers if isinstance(layer, str)] if taps else []
         check_in_place(tapped, images, named, learns=learns)
         if not learns:
@@ -251,22 +253,39 @@ def _tap(
 
 
 def _check_repeats(model: TappedModel, images: Tensor) -> None:
-    """Checks that a model that only teaches gives the same for the same images (batch, channels, height, width).
+    """Checks that a model that only teaches gives the same for the same image (batch, channels, height, width).
 
     Raises:
-        UserError: for one that draws random numbers, as a masked autoencoder does, whose maps have no places.
+        UserError: for one that draws random numbers, as a masked autoencoder does, whose maps have no places; and for
+            one whose answers for an image depend on the others of its batch.
     """
     if images.is_meta:
         return
     images = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)  # no two patches alike
+    others = torch.cat([images[:1], 1 - images[1:]])
     with evaluating(model), torch.no_grad():
-        (output, maps), (again, maps_again) = model.run(images), model.run(images)
-    pairs = zip((output, *maps), (again, *maps_again), strict=True)
-    if not all(torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) for one, other in pairs):
+        first, again, beside = (_outputs(model, one) for one in (images, images, others))
+    if not _alike(first, again):
         raise UserError(
             f"{model.name}: gives other features for the same images at every call, so nothing can be learned from it: "
             "turn off its random masking"
         )
+    if not _alike([one[:1] for one in first], [one[:1] for one in beside]):
+        raise UserError(
+            f"{model.name}: what it gives for an image depends on the other images of the batch: let it normalise each "
+            "image by itself, as batch normalisation does in evaluation mode"
+        )
+
+
+def _outputs(model: TappedModel, images: Tensor) -> list[Tensor]:
+    """What a model returns, and its maps."""
+    output, maps = model.run(images)
+    return [output, *maps]
+
+
+def _alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    pairs = zip(some, others, strict=True)
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in pairs)
 
 
 def _classifies(module: nn.Module, images: Tensor, *, learns: bool) -> bool:

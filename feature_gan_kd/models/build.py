@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 import feature_gan_kd.models  # noqa: F401  (registers the CIFAR models with timm)
+from feature_gan_kd.models.grey_input import averaged_note, differing_layers, fold_channels, takes_colours
 from feature_gan_kd.models.image_shape import check_square
 from feature_gan_kd.models.peer import PeerModel
 from feature_gan_kd.models.weights import tensor_with_nan
@@ -44,7 +45,8 @@ def build_models(
             its trained weights, or none.
         labels: whether labels are learned from. Otherwise, and without `num_classes`, models are built by name without
             a classifier.
-        in_chans: input channels of models built by name.
+        in_chans: input channels of models built by name. A frozen model keeps the 3 of its trained weights where the
+            images have 1, which is then repeated.
         pretrained: for each model, whether trained weights are loaded into it, or a module has them.
         image_size: side of the images in pixels, for models that take any size; None keeps the size that pretrained
             models were trained with, and gives the others the size of the first.
@@ -62,7 +64,7 @@ def build_models(
         raise UserError(
             "models: in inference_mode no model can be built that learns: build the distiller outside of that block"
         )
-    if isinstance(models, (str, nn.Module)) or len(models) < 2:
+    if len(models) < 2:
         raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
     if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
         raise UserError(f"num_classes: {num_classes!r} is not allowed, expected a whole number of at least 2")
@@ -75,9 +77,13 @@ def build_models(
                 torch.manual_seed(seed * 1009 + index)
                 has_weights = pretrained[index] or ":" in given  # `hf-hub:` and `local-dir:` models
                 wanted = 0 if headless else None if index in frozen and has_weights else num_classes
-                built.append(_build_by_name(given, wanted, in_chans, has_weights, image_size, args))
+                model = _build_by_name(
+                    given, wanted, in_chans, has_weights, image_size, args, learns=index not in frozen
+                )
         else:
-            built.append(_take_module(given, index, in_chans, args, trained=pretrained[index] or index in frozen))
+            model = _take_module(given, index, in_chans, args, trained=pretrained[index], frozen=index in frozen)
+        model.channels = model.channels or in_chans
+        built.append(model)
     _check_trainable(built)
     _check_nothing_shared(built)
     first_size = built[0].timm_cfg.get("input_size", (_DEFAULT_IMAGE_SIZE,))[-1]
@@ -94,7 +100,9 @@ def build_models(
     return built
 
 
-def _take_module(given: Any, index: int, channels: int, args: Mapping[str, Any], *, trained: bool) -> PeerModel:
+def _take_module(
+    given: Any, index: int, channels: int, args: Mapping[str, Any], *, trained: bool, frozen: bool
+) -> PeerModel:
     """Takes what was not given by name.
 
     Raises:
@@ -107,10 +115,10 @@ def _take_module(given: Any, index: int, channels: int, args: Mapping[str, Any],
     if args:
         name = next(iter(args))
         raise UserError(f"{name}: model {index} is a module, which has its own: build it with {name}")
-    return _from_module(given, channels, trained=trained)
+    return _from_module(given, channels, trained=trained or frozen, frozen=frozen)
 
 
-def _from_module(module: nn.Module, channels: int, *, trained: bool) -> PeerModel:
+def _from_module(module: nn.Module, channels: int, *, trained: bool, frozen: bool) -> PeerModel:
     """Describes a module that the user built; out of a wrapper for several processes, since ours reduces by itself.
 
     A trained module of timm keeps the normalisation that its config states.
@@ -120,7 +128,9 @@ def _from_module(module: nn.Module, channels: int, *, trained: bool) -> PeerMode
     cfg: Any = getattr(module, "pretrained_cfg", None)
     architecture = (cfg.get("architecture") if isinstance(cfg, dict) else None) or type(module).__name__
     model = PeerModel(module, _folder_name(architecture), architecture, trained, _model_args(module))
-    model.normalisation = model.stated_normalisation(channels) if trained else None
+    model.channels = 3 if frozen and channels == 1 and takes_colours(module, model.timm_cfg) else channels
+    model.normalisation = model.stated_normalisation(model.channels) if trained else None
+    model.input_note = averaged_note(model.timm_cfg, model.channels) if trained else None
     return model
 
 
@@ -187,6 +197,8 @@ def _build_by_name(
     has_weights: bool,
     image_size: int | None,
     args: Mapping[str, Any],
+    *,
+    learns: bool,
 ) -> PeerModel:
     """Builds a timm model; one with a fixed size is built for `image_size`."""
     bare = name.split(".")[0]
@@ -197,7 +209,8 @@ def _build_by_name(
     module = build_architecture(name, pretrained=has_weights, in_chans=in_chans, **args)
     cfg: Any = module.pretrained_cfg
     if image_size is not None and cfg.get("fixed_input_size") and cfg["input_size"][-1] != image_size:
-        module = build_architecture(name, pretrained=has_weights, in_chans=in_chans, **args, img_size=image_size)
+        args |= {"img_size": image_size}
+        module = build_architecture(name, pretrained=has_weights, in_chans=in_chans, **args)
     architecture = cfg.get("architecture") or bare
     model = PeerModel(module, _folder_name(architecture), architecture, has_weights, _model_args(module))
     model.given_name = name
@@ -205,7 +218,36 @@ def _build_by_name(
     # timm's config states the classes of the trained weights; for another number it made a new classifier.
     own_classes = getattr(module, "num_classes", None)
     model.has_new_classifier = own_classes != 0 and (not has_weights or cfg.get("num_classes") != own_classes)
+    trained_channels = cfg.get("input_size", (3,))[0]
+    if has_weights and in_chans == 1 and trained_channels == 3:
+        _adapt_colours(model, args, learns=learns)
+    elif has_weights and in_chans != trained_channels:
+        model.input_note = f"its weights were trained on {trained_channels} channels, the images here have {in_chans}"
+    elif has_weights:
+        model.input_note = averaged_note(cfg, in_chans)
     return model
+
+
+def _adapt_colours(model: PeerModel, args: Mapping[str, Any], *, learns: bool) -> None:
+    """Lets a model that was trained on colours see in grey images what it saw in these.
+
+    One that only teaches keeps its 3 channels. One that learns is published for 1, see `fold_channels`.
+
+    Args:
+        model: built by name for 1 channel, with its weights.
+        args: for timm, that it was built with.
+        learns: whether it does.
+    """
+    try:
+        colour = build_architecture(str(model.given_name), pretrained=True, **args)
+    except UserError:  # its weights are for 1 channel, whatever its config states
+        colour = model.module
+    if not differing_layers(model.module, colour):
+        model.input_note = averaged_note(model.timm_cfg, 1)
+    elif learns:
+        model.input_note = fold_channels(model.module, colour, model.stated_normalisation(3), model.normalisation)
+    else:
+        model.module, model.channels, model.normalisation = colour, 3, model.stated_normalisation(3)
 
 
 def _model_args(module: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Adapts the images that all models share to one model: its size and its normalisation (ours)."""
+"""Adapts the images that all models share to one model: its size, its channels and its normalisation (ours)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class InputAdapter(nn.Module):
 
     Args:
         size: side in pixels of the model's images; 0 keeps the size.
+        channels: of the model's images, in which a grey one is repeated; 0 keeps them.
         memory_format: of the model's images.
 
     Attributes:
@@ -27,9 +28,12 @@ class InputAdapter(nn.Module):
     scale: Tensor | None
     offset: Tensor | None
 
-    def __init__(self, size: int, memory_format: torch.memory_format = torch.preserve_format) -> None:
+    def __init__(
+        self, size: int, channels: int = 0, memory_format: torch.memory_format = torch.preserve_format
+    ) -> None:
         super().__init__()
         self.size = size
+        self.channels = channels
         self.memory_format = memory_format
         self.copies = False
         self.register_buffer("scale", None, persistent=False)
@@ -42,6 +46,7 @@ class InputAdapter(nn.Module):
             shared: of the images that all models are given; None where it is not known: then they stay as they are.
             own: of the images that the model was trained on; None where it takes the shared one.
         """
+        shared = shared and own and shared.of_channels(len(own.mean))
         if shared is None or own is None or shared == own:
             self.scale = self.offset = None
             return
@@ -53,6 +58,8 @@ class InputAdapter(nn.Module):
         shared = images
         if self.size and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        if images.shape[1] == 1 < self.channels:
+            images = images.repeat(1, self.channels, 1, 1)
         if self.scale is not None and self.offset is not None:
             images = images * self.scale.to(images) + self.offset.to(images)
         if self.memory_format is not torch.preserve_format:

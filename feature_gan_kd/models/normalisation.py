@@ -18,6 +18,11 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def of_channels(self, channels: int) -> Normalisation:
+        """The same for another number of channels, of which each is one grey channel, or the mean of several."""
+        values = (self.mean, self.std)
+        return Normalisation(*(v if len(v) == channels else (sum(v) / len(v),) * channels for v in values))
+
     def __str__(self) -> str:
         mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         return f"mean {mean}, std {std}"

@@ -127,8 +127,10 @@ def resolve_peers(
         feature_layers: see there.
 
     Raises:
-        UserError: for layers that are given twice, or a `frozen` that is no list.
+        UserError: for one model in place of several, layers that are given twice, or a `frozen` that is no list.
     """
+    if isinstance(models, (str, nn.Module, Peer, PeerModel)):
+        raise UserError("models: one model is given, at least 2 are needed: name a peer for it to learn with")
     if isinstance(frozen, int):
         raise UserError(f"frozen: {frozen!r} is not allowed, expected a list of positions, as [{frozen}]")
     peers = {k: model for k, model in enumerate(models) if isinstance(model, Peer)}
@@ -168,11 +170,13 @@ class PeerModel:
         pretrained: whether it starts from trained weights.
         model_args: arguments that timm needs to build it again, besides classes and channels.
         image_size: side in pixels of its images.
+        channels: of its images; a grey one is repeated in them.
         normalisation: of the images that its weights were trained on, if it is pretrained; None takes that of the data.
         settings: those of the run's settings that it has a value of its own for.
         given_name: by which the user asked for it, which is not part of its `description`; None for a module.
         has_new_classifier: whether its classifier was just initialised, by us; of modules that is not known.
         classes: size of its logits, 0 where it does not classify; None before that was found.
+        input_note: in what its first layer differs from the trained one, for the user; None if in nothing.
     """
 
     module: nn.Module
@@ -181,11 +185,13 @@ class PeerModel:
     pretrained: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
     image_size: int = 0
+    channels: int = 0
     normalisation: Normalisation | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     given_name: str | None = None
     has_new_classifier: bool = False
     classes: int | None = None
+    input_note: str | None = None
 
     @property
     def kind(self) -> ModelKind:
@@ -206,13 +212,11 @@ class PeerModel:
     def stated_normalisation(self, channels: int) -> Normalisation | None:
         """Returns the normalisation in `timm_cfg`; None where it states none.
 
-        For another number of channels, timm averages or repeats the weights of the first layer; so each channel gets
-        the average of the stated values.
+        Each channel gets the average of the stated values where these are of another number.
         """
         if not {"mean", "std"} <= self.timm_cfg.keys():
             return None
-        own = (tuple(self.timm_cfg[key]) for key in ("mean", "std"))
-        return Normalisation(*(one if len(one) == channels else (sum(one) / len(one),) * channels for one in own))
+        return Normalisation(*(tuple(self.timm_cfg[key]) for key in ("mean", "std"))).of_channels(channels)
 
     @property
     def fixed_size(self) -> int | None:
@@ -237,6 +241,7 @@ class PeerModel:
             "origin": self.weights_origin,
             "model_args": self.model_args,
             "image_size": self.image_size,
+            "channels": self.channels,
             "normalisation": self.normalisation and dataclasses.asdict(self.normalisation),
             "settings": dict(self.settings),
             "classes": self.classes,

@@ -105,6 +105,7 @@ class TappedModel(nn.Module):
         adapter: brings the images that all models share to the size and normalisation of this one.
         always_evaluated: modules that stay in evaluation mode while the model is trained.
         classifies: whether what it returns are logits.
+        input_note: on its first layer, for the user.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class TappedModel(nn.Module):
         always_evaluated: Sequence[nn.Module] = (),
         *,
         classifies: bool = True,
+        input_note: str | None = None,
     ) -> None:
         super().__init__()
+        self._input_note = input_note
         self._always_evaluated = tuple(always_evaluated)  # a tuple, since a list of modules would be registered
         self.module = module
         self.adapter = adapter or InputAdapter(0)
@@ -190,8 +193,9 @@ class TappedModel(nn.Module):
         return output, tuple(maps)
 
     def notes(self) -> list[str]:
-        """Lines on taps whose layout is a guess."""
-        return [
+        """Lines on a first layer that differs from the trained one, and on taps whose layout is a guess."""
+        first = [] if self._input_note is None else [f"{self.name}: {self._input_note}"]
+        return first + [
             f"{self.name}: the output of {tap.title!r} is taken as ({tap.layout.value}), but its shape allows "
             f"another layout: set the model's attribute output_fmt to {tap.layout.name}, or to what is right"
             for tap in self.taps

@@ -140,7 +140,7 @@ def rebuild_models(signature: Mapping[str, Any], modules: Sequence[nn.Module] | 
         if modules is not None:
             module = modules[k]
         else:
-            sizes = {"num_classes": known["classes"], "in_chans": signature["in_chans"]}
+            sizes = {"num_classes": known["classes"], "in_chans": known["channels"]}
             module = build_architecture(known["architecture"], **sizes, **known["model_args"])
         models.append(PeerModel.from_description(module, known))
     return models

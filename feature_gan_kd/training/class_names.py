@@ -229,7 +229,7 @@ def _plan(group: PeerGroup, index: int, known: Sequence[str], names: Sequence[st
         )
     module, peer = group.models[index], group.peers[index]
     tensors = classifier_tensors(module, len(names))
-    shape = (2, group.in_chans, peer.image_size, peer.image_size)
+    shape = (2, peer.channels, peer.image_size, peer.image_size)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(group.accelerator.device, group.dtype)
     if not reorders_logits(module, tensors, order, images):
         at = first_difference(known, names)

@@ -51,6 +51,19 @@ def left_out_note(path: Path, others: Sequence[str]) -> str:
     return f"{path}: {count} left out, since the ending of the name is none of an image{first}"
 
 
+def real_paths(files: Iterable[str]) -> list[str]:
+    """The files that paths lead to, links followed: two paths of one file give the same; empty for an empty path."""
+    folders: dict[str, str] = {}  # `os.path.realpath` asks for every folder of a path
+    found = []
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        path = os.path.join(folders[folder], name) if file else ""
+        found.append(os.path.realpath(path) if os.path.islink(path) else path)
+    return found
+
+
 def list_images(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """Finds the images that files and folders name.
 

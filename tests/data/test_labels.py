@@ -73,7 +73,8 @@ def test_none_minus_one_and_nan_are_no_label_and_no_class() -> None:
     assert names_of([0, -1, 1], Value("int64")) is None
     assert names_of(["b", None, "a"]) == ["a", "b"]
     assert numbers_as_names([7, -1, None, "x"]) == ["7", -1, None, "x"]
-    assert not any(is_missing(label) for label in (0, "", "-1", [-1], torch.tensor([-1, -1]), False))
+    assert is_missing("-1")
+    assert not any(is_missing(label) for label in (0, "", "-2", [-1], torch.tensor([-1, -1]), False))
 
 
 @pytest.mark.parametrize(

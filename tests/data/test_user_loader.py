@@ -20,6 +20,7 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 from feature_gan_kd.data.batch_transforms import PixelNormaliser
@@ -277,6 +278,8 @@ EXCEEDS = "gives more than the 2 batches that its length says, and each image is
         ({"batch_sampler": BatchSampler(SequentialSampler(BYTES), 5, True)}, DROPS),
         ({"batch_size": 5, "sampler": Short()}, EXCEEDS),
         ({"batch_sampler": BatchSampler(Short(), 5, False)}, EXCEEDS),
+        ({"sampler": WeightedRandomSampler([0.0] * 4 + [1.0] + [0.0] * 8, 13)}, "gives image 4 more than once"),
+        ({"batch_sampler": [[0, 1], [2, 0]]}, "gives image 0 more than once, and each image is to be evaluated once"),
     ],
 )
 def test_no_image_is_left_out_of_an_evaluation(options: dict[str, Any], message: str) -> None:

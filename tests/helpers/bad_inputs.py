@@ -345,6 +345,10 @@ CASES = {
     "label: several to an image": train("--label-column label", one_split(table(labels=[[0, 1], [1]] * 4))),
     "label: one class only": train(change=splits(train=table(labels=[1] * 8), test=table(labels=[1] * 8))),
     "label: one class beside -1": train(change=labels(*[-1, 1] * 4)),
+    "label: a text that may mean none": train(change=labels("cat", "dog", "nan", *["dog"] * 5)),
+    "label: two of one file": train(
+        change=folder_of("0.png", "1.png", metadata="file_name,label\n0.png,cat\n1.png,dog\n0.png,dog\n")
+    ),
     "label: an empty text": train(change=labels("cat", "dog", "", *["dog"] * 5)),
     "label: texts that differ in letter case": train(change=labels("cat", "dog", "Dog ", *["dog"] * 5)),
     "label: a text that training does not have": train(
@@ -444,6 +448,8 @@ CASES = {
         "--output-dir odd", lambda here: (here / "odd" / "metrics.jsonl").mkdir(parents=True)
     ),
     "path: no such run": Case("evaluate nowhere"),
+    "path: no such run, its best weights": Case("evaluate nowhere --which best"),
+    "path: no such run to publish": Case("export nowhere out"),
     "path: a file in place of a run": Case("evaluate file", content("file", b"")),
     "path: a published model in place of a run": Case("report net"),
     "path: a file of the run where a page is to be": Case("report run --output run/config.json"),
@@ -494,6 +500,7 @@ CASES = {
         "report run --grad-cam 0", lambda here: shutil.rmtree(here / "run" / "networks")
     ),
     "pictures: of an image that is not there": Case("report run --grad-cam 3 8"),
+    "pictures: of no image": Case("report run --grad-cam"),
     "pictures: data for none": Case("report run --data data"),
     "pictures: damaged": Case("report run", lambda here: (here / "run" / "grad-cam").mkdir()),
     # Checkpoints.

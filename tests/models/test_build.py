@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from feature_gan_kd import UserError
+from feature_gan_kd import OnlineAdversarialDistiller, Peer, UserError
 from feature_gan_kd.models.build import build_architecture, build_models, safe_memory_format
 from feature_gan_kd.models.peer import PeerModel
 
@@ -151,9 +151,15 @@ def test_where_weights_come_from_is_remembered(tmp_path: Path) -> None:
     assert PeerModel.from_description(timm.create_model("test_resnet"), said).weights_origin == other.weights_origin
 
 
-@pytest.mark.parametrize("models", [["test_resnet"], "test_resnet", [], nn.Linear(2, 2), [nn.Linear(2, 2)]])
+@pytest.mark.parametrize("models", [["test_resnet"], [], [nn.Linear(2, 2)]])
 def test_one_model_is_too_few(models: Any) -> None:
     assert "at least 2 are needed" in refused(models)
+
+
+@pytest.mark.parametrize("models", ["test_resnet", nn.Linear(2, 2), Peer("test_resnet")])
+def test_one_model_is_not_several(models: Any) -> None:
+    with pytest.raises(UserError, match=r"^models: one model is given, at least 2 are needed"):
+        OnlineAdversarialDistiller(models)
 
 
 def test_one_module_cannot_stand_twice() -> None:

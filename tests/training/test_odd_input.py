@@ -328,3 +328,20 @@ def test_a_state_that_is_no_tensor(tmp_path: Path) -> None:
         other.extra = torch.tensor(0)
     again = OnlineAdversarialDistiller.from_checkpoint(tmp_path / "checkpoint", others)
     assert [int(model.extra) for model in again.models] == [3, 4]  # type: ignore[arg-type]
+
+
+class Whitening(nn.Module):
+    """A model that normalises images by the others of their batch, as batch normalisation left in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = timm.create_model("test_resnet", num_classes=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images - images.mean()) / images.std())
+        return logits
+
+
+def test_a_source_that_mixes_the_images_of_a_batch() -> None:
+    with pytest.raises(UserError, match=r"^model 0 \(Whitening\): what it gives for an image depends on the other"):
+        OnlineAdversarialDistiller([Whitening(), "test_resnet"], num_classes=2, image_size=32, frozen=[0])
