@@ -41,7 +41,7 @@ def test_cifar100_table() -> None:
     assert " % and ".join(f"{row[2]:.2f}" for row in rows[:2]) + " % after three" in page
 
 
-@pytest.mark.parametrize("folder", ["compare", "decay", "finetune", "scratch"])
+@pytest.mark.parametrize("folder", ["compare", "decay", "demo", "finetune", "recipe", "scratch"])
 def test_tables_of_the_comparison(folder: str) -> None:
     """They are those that the command makes of the committed result files."""
     page = (ROOT / "docs" / "results.md").read_text()
@@ -127,8 +127,6 @@ def test_fine_tuning() -> None:
         ("`vanilla`: each model alone", "vanilla"),
         ("`logit`", "logit"),
         ("`afd`", "afd"),
-        ("`vanilla`, with a random new classifier and decay on everything", "vanilla-random-head"),
-        ("`logit`, with the same, the logits joining at once", "logit-random-head"),
     ]
     for title, method in rows:
         own = accuracies("lite0+lite2", method, results=results)
@@ -228,22 +226,50 @@ def test_what_moves_the_weights(method: str) -> None:
     assert row in (ROOT / "docs" / "results.md").read_text()
 
 
-def test_averaged_weights() -> None:
-    """Those of a run against its last weights, paired by seed."""
+RECIPE = {
+    "`vanilla`: each model alone": "vanilla",
+    "`logit`": "logit-averaged",
+    "`afd`": "afd-averaged",
+    "`vanilla`, old start": "vanilla-random-head",
+    "`logit`, old start": "logit-random-head",
+}
+
+
+@pytest.mark.parametrize("title", RECIPE)
+def test_the_recipe_against_the_old_start(title: str) -> None:
+    """Also averaged weights against the last ones of the same runs."""
+    method, results = RECIPE[title], "recipe/finetune"
+    own = accuracies("lite0+lite2", method, results=results)
+    gain = "" if method == "vanilla" else difference("lite0+lite2", method, "vanilla", results=results)
     averaged: dict[int, float] = {}
-    live: dict[int, float] = {}
-    for path in (ROOT / "benchmarks" / "results" / "averaged" / "finetune").glob("*.json"):
+    for path in (ROOT / "benchmarks" / "results" / results).glob(f"lite0+lite2-{method}-[0-9].json"):
         run = json.loads(path.read_text())
-        metrics, seed = run["epochs"][-1]["metrics"], run["seed"]
-        averaged[seed] = statistics.fmean(metrics[f"eval/ema_accuracy/{k}"] for k in (0, 1))
-        live[seed] = statistics.fmean(metrics[f"eval/accuracy/{k}"] for k in (0, 1))
-    one = paired_difference(averaged, live)
+        metrics = run["epochs"][-1]["metrics"]
+        averaged[run["seed"]] = statistics.fmean(metrics[f"eval/ema_accuracy/{k}"] for k in (0, 1))
+    assert len(own) == len(averaged) == 5
+    one = paired_difference(averaged, own)
     assert one is not None
     assert one.half_width is not None
-    mean, low, high = (f"{value:+.1f}" for value in (one.mean, one.mean - one.half_width, one.mean + one.half_width))
-    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
-    assert f"(`logit-averaged`, four seeds) are {mean} [{low}, {high}] against its last weights" in text
-    assert len(live) == 4
+    low, high = one.mean - one.half_width, one.mean + one.half_width
+    means = f"{one.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    row = f"| {title} | {statistics.fmean(own.values()):.1f} | {gain} | {means} |"
+    assert row in (ROOT / "docs" / "results.md").read_text()
+
+
+@pytest.mark.parametrize(("model", "name"), [(0, "test_convnext2"), (1, "test_resnet"), ("ensemble", "ensemble")])
+def test_the_demo(model: Whose, name: str) -> None:
+    """Over eight seeds, in the results; of seed 0, in the README."""
+    own = {method: accuracies("demo", method, model, "demo/demo") for method in ("vanilla", "logit", "afd")}
+    assert {len(one) for one in own.values()} == {8}
+    gains = [difference("demo", method, "vanilla", model, "demo/demo") for method in ("logit", "afd")]
+    page, readme = (ROOT / "docs" / "results.md").read_text(), (ROOT / "README.md").read_text()
+    means = " | ".join(f"{statistics.fmean(one.values()):.1f}" for one in own.values())
+    assert f"| {name} | {means} | {' | '.join(gains)} |" in page
+    assert f"(+{difference('demo', 'afd', 'logit', None, 'demo/demo')[1:]} for the mean of both)" in page
+    title = name if model == "ensemble" else f"{model} {name}"
+    assert f"    {title:<16}  {own['vanilla'][0]:.2f}     {own['afd'][0]:.2f}\n" in readme
+    if model != "ensemble":
+        assert f" {gains[1]}" in " ".join(readme.split())
 
 
 @pytest.mark.parametrize("recipe", ["", "-own-optimizers"])
