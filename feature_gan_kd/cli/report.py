@@ -58,8 +58,8 @@ def _draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
         data: images in place of those that the run was evaluated on.
 
     Raises:
-        UserError: where no model is published yet, the images do not exist, or the pictures cannot be drawn or
-            written.
+        UserError: where no model is published yet, a model does not classify, the images do not exist, or the pictures
+            cannot be drawn or written.
     """
     published = run / "networks"
     if not list(published.glob("*-best")):
@@ -70,8 +70,14 @@ def _draw_pictures(run: Path, numbers: Sequence[int], data: str | None) -> None:
     from feature_gan_kd.training.run import open_evaluation_images
 
     distiller = restored(run)
-    distiller.load_best(run)
     group = distiller.group
+    encoder = next((k for k in range(len(group.peers)) if k not in group.classifiers), None)
+    if encoder is not None:
+        raise UserError(
+            f"grad_cam: model {encoder} ({group.names[encoder]}) of {run} has no classifier of the learners' classes, "
+            "so there is no answer of which to draw the place: leave --grad-cam out"
+        )
+    distiller.load_best(run)
     source = open_evaluation_images(group, data)
     device, size = group.accelerator.device, group.image_size
     models = with_taps(

@@ -16,7 +16,7 @@ from feature_gan_kd.data.labels import check_class_names
 from feature_gan_kd.data.metadata_csv import read_metadata
 from feature_gan_kd.data.rng import permutation
 from feature_gan_kd.utils.errors import UserError
-from feature_gan_kd.utils.image_files import extension, left_out_note, walk
+from feature_gan_kd.utils.image_files import extension, left_out_note, real_paths, walk
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -63,7 +63,8 @@ def load_image_folder(
     Args:
         path: of the folder.
         setting: that named it, for errors.
-        notes: gets a line about files that are no images by their names, and one about images that are in no split.
+        notes: gets a line about files that are no images by their names, one about images that are in no split, and
+            one about those that no metadata file names.
         streaming: read from front to back.
         labels: whether each image must be in the folder of its class. Otherwise the images of a split have no labels if
             one of them lies directly in its folder, or all of them in one folder.
@@ -83,7 +84,9 @@ def load_image_folder(
     at_top = any("/" not in image for image in listing.images)
     splits = {} if at_top and not labels and not listing.metadata else _split_folders(path, listing, setting)
     if listing.metadata:
-        return _load_with_metadata(path, splits, listing, setting, streaming=streaming)
+        tables = _load_with_metadata(path, splits, listing, setting, streaming=streaming)
+        _note_unnamed(path, listing, tables, notes)
+        return tables
     if not splits:
         files = {"train": _class_files(path, "", listing.images, setting, labels)}
     else:
@@ -258,6 +261,25 @@ def _load_with_metadata(
     patterns = {name: f"{folder}/**" for folder, name in splits.items()} or {"train": "**"}
     found = datasets.load_dataset("imagefolder", data_dir=str(path), data_files=patterns, streaming=streaming)
     return dict(found)
+
+
+def _note_unnamed(path: Path, listing: _Listing, tables: dict[str, Any], notes: list[str]) -> None:
+    """Notes the image files that no metadata file names; not of streams, which are not read beforehand."""
+    import datasets
+
+    if any(isinstance(table, datasets.IterableDataset) for table in tables.values()):
+        return
+    named: set[str] = set()
+    for table in tables.values():
+        for column in [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]:
+            images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))[:][column]
+            named.update(real_paths(image["path"] for image in images if image and image["path"]))
+    files = real_paths(os.path.join(path, image) for image in listing.images)
+    left_out = [image for image, file in zip(listing.images, files, strict=True) if file not in named]
+    if left_out:
+        notes.append(
+            f"{len(left_out)} image files of {path} are in no metadata file and left out; one is {left_out[0]}"
+        )
 
 
 def _as_streams(tables: dict[str, Any], *, streaming: bool) -> dict[str, Any]:

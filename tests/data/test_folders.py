@@ -131,6 +131,18 @@ def test_metadata_of_a_folder_without_splits(tmp_path: Path) -> None:
     assert len(choose_splits(tmp_path, None, CONFIG, [])[0].data) == 4
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_images_that_no_metadata_file_names_are_said(ending: str, tmp_path: Path) -> None:
+    names = ["0.png", "1.png", "deep/2.png", "3.png"]
+    folder(tmp_path, *names)
+    rows = [{"file_name": name, "label": "ab"[k % 2]} for k, name in enumerate(names[:3])]
+    lines = ["file_name,label", *(",".join(row.values()) for row in rows)] if ending == "csv" else map(json.dumps, rows)
+    (tmp_path / f"metadata.{ending}").write_text("\n".join(lines))
+    notes: list[str] = []
+    assert len(choose_splits(tmp_path, None, CONFIG, notes)[0].data) == 3
+    assert notes == [f"1 image files of {tmp_path} are in no metadata file and left out; one is 3.png"]
+
+
 def test_a_card_that_names_the_files_of_the_splits_is_followed(tmp_path: Path) -> None:
     folder(tmp_path, "a/cat/1.png", "a/dog/1.png", "b/dog/1.png")
     files = ["  - split: train", "    path: a/**", "  - split: test", "    path: b/**"]

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from feature_gan_kd import DistillConfig, OnlineAdversarialDistiller, UserError
+from feature_gan_kd.cli.report import report
 from feature_gan_kd.models.tapped_model import TappedModel
 from feature_gan_kd.training import checkpoint_files
 from feature_gan_kd.training.describe_recipe import describe_recipe
@@ -69,6 +70,13 @@ def test_a_run_is_evaluated_by_nearest_neighbours(run: tuple[OnlineAdversarialDi
     assert record["eval/images"] == 24
     assert not [name for name in record if "train/cross_entropy" in name or "train/kl" in name]
     assert record["train/aligned/1"] > 0
+
+
+def test_no_picture_shows_where_an_encoder_sees_a_class(run: tuple[OnlineAdversarialDistiller, Path]) -> None:
+    """Its features are no answers, although their numbers may be those of classes."""
+    said = r"^grad_cam: model 0 \(.*\) of .* has no classifier of the learners' classes"
+    with pytest.raises(UserError, match=said):
+        report(run[1], grad_cam=(0,))
 
 
 def test_a_checkpoint_holds_which_models_classify(run: tuple[OnlineAdversarialDistiller, Path]) -> None:
