@@ -72,7 +72,7 @@ class PeerKeys:
 
 RECORDED = ("image_size", "taps", "data", "device", "processes", "command", "versions")
 """What the `config.json` of a run states besides: facts, which are not read."""
-RECORDED_OF_MODEL = ("architecture", "name", "origin", "image_size", "normalisation", "classes", "tensors")
+RECORDED_OF_MODEL = ("architecture", "name", "origin", "image_size", "channels", "normalisation", "classes", "tensors")
 """The same of a model."""
 _NOT_A_NAME = "expected a layer's name, the number of a stage, or a list of them"
 

@@ -96,7 +96,7 @@ def note_resized(source: Source, split: LabelledSplit, size: int, notes: list[st
     """
     if isinstance(source, MemoryImages) or not isinstance(split, TorchDatasetImages | UserLoader):
         return
-    side = source.sample().shape[2]  # squares, with the channels in front or behind
+    side = source.side()
     if side != size:
         notes.append(f"split {split.split!r}: its tensors of {side} x {side} pixels are resized to {size} x {size}")
 

@@ -133,6 +133,14 @@ class OnDemandImages:
         """
         return self._sample(50)[0]
 
+    def side(self) -> int:
+        """Side in pixels of the first image, which is a square.
+
+        Raises:
+            UserError: where it cannot be read.
+        """
+        return self._sample(1)[0].shape[2]
+
     def steps(self, batch_size: int, *, train: bool = True) -> int:
         """See `ImageSource`."""
         return count_steps(len(self), batch_size, train=train)

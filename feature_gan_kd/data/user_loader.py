@@ -188,6 +188,10 @@ class UserLoader:
         """Returns the images of the first batch, bytes or floats (batch, channels, height, width)."""
         return self._first_batch[0]
 
+    def side(self) -> int:
+        """Side in pixels of the images of the first batch, which are squares."""
+        return self._first_batch[0].shape[2]
+
     def has_labels(self) -> bool:
         """Whether an image has a label: reads the batches until the first with a label."""
         if bool((self._first_batch[1] != NO_LABEL).any()):

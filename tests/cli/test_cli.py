@@ -181,7 +181,7 @@ COMMAND_NAMES = "train, evaluate, export, predict, embed, probe, inspect, report
         ),
         ("evaluate run --which worst", "--which: 'worst' is not allowed, expected one of last, best, ema"),
         ("export run to --which newest", "--which: 'newest' is not allowed, expected one of last, best, ema"),
-        ("export run to", "run: there is no checkpoint in run/checkpoints: name the folder of a run"),
+        ("export run to", "run: there is no folder run: name the folder of a run"),
         (
             "evaluate run",
             "run: there is no folder run, and timm has no model of this name: name the folder of a run or of a "
