@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import feature_gan_kd
+from benchmarks.compare.runs import list_runs
 from feature_gan_kd.cli import main
 from feature_gan_kd.cli.main import parse
 from tests.helpers.launching import launch
@@ -119,6 +121,10 @@ def read_benchmark(words: list[str]) -> None:
     if "arms_parser(" in code:  # its options come from there
         code += (ROOT / "benchmarks" / "arms.py").read_text()
     assert [word for word in words if word.startswith("--") and f'"{word}"' not in code] == []
+    if "--only" in words and "--preset" in words:
+        named = itertools.takewhile(lambda word: not word.startswith("--"), words[words.index("--only") + 1 :])
+        for pattern in named:
+            assert list_runs(words[words.index("--preset") + 1], ROOT, [pattern])
 
 
 def test_the_rule_of_the_blocks_is_kept() -> None:
@@ -136,6 +142,7 @@ def test_the_rule_of_the_blocks_is_kept() -> None:
         "accelerate launch --num_processes 4 -m feature_gan_kd train --output-dir runs/x --lr fast",
         "pytest tests/test_nothing.py",
         "python -m benchmarks.compare --present cpu",
+        "python -m benchmarks.compare --preset cpu --only r14+r14/afd-unheard-of/0",
         "python -m benchmarks.unlabeled --output-folder runs/x",
         "make tea",
         "rm -rf runs",

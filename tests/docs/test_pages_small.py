@@ -58,8 +58,8 @@ STAND_INS = {
     r"\S+python (-m benchmarks\.mutation) --areas \S+ --count 20": (
         r"python \1 --areas feature_gan_kd/method/topology.py --tests tests/method/test_topology.py --count 1"
     ),
-    r" --only( 'r14\S+')+": "",  # tests/docs/test_results.py looks for these runs
-    r"--preset (cpu|finetune)": "--preset smoke --only tiny/logit/0",
+    r" --only( '\S+')+": "",  # which runs these are, tests/docs/test_pages.py and test_results.py look at
+    r"--preset (cpu|demo|finetune|scratch)": "--preset smoke --only tiny/logit/0",
     r"--jobs 2": "--jobs 1",
 }
 LARGE = [
