@@ -284,7 +284,7 @@ class OnlineAdversarialDistiller:
         folder = Path(directory)
         state, about = checkpoint_files.load(folder, None), checkpoint_files.read_signature(folder)
         distiller = cls(**checkpointed_arguments(about, models), discriminator=discriminator, accelerator=accelerator)
-        checkpoint_files.check_signature(folder, distiller.group.signature(about["data"]))
+        checkpoint_files.check_signature(folder, distiller.group.signature(about["data"], about["class_names"]))
         distiller.group.load_state(state)
         return distiller
 

@@ -74,7 +74,8 @@ def read_both(
     if unlabeled_data is not None:
         assert isinstance(train, Table)
         found = [read_unlabeled(split, config, notes) for split in choose_unlabeled(unlabeled_data, config, notes)]
-        train = join_unlabeled(train, [_without_evaluated(one, evaluation, notes) for one in found])
+        found = [_without_evaluated(one, evaluation, notes) for one in found]
+        train = join_unlabeled(train, [_without_files(one, train, "in the training data, too", notes) for one in found])
     train = limit_images(train, config.max_train_samples, "max_train_samples", config.seed)
     evaluation = None if evaluation is None else limit_evaluation(evaluation, config)
     labels = train.labels if config.labels and isinstance(train, Table) else None
@@ -95,12 +96,24 @@ def _without_evaluated(unlabeled: Table, evaluation: LabelledSplit | None, notes
         if evaluation is not None:
             notes.append("unlabeled_data: whether images of it are evaluated on is not known, since not all are files")
         return unlabeled
-    known = set(real_paths(evaluated))
+    return _without_files(unlabeled, evaluation, "evaluated on", notes)
+
+
+def _without_files(unlabeled: Table, other: LabelledSplit | None, where: str, notes: list[str]) -> Table:
+    """Leaves out the files that are in another split, in `where` for the user; those that are no files are kept.
+
+    Raises:
+        UserError: where none is left.
+    """
+    own, others = unlabeled.files(), other.files() if isinstance(other, Table) else None
+    if own is None or others is None:
+        return unlabeled
+    known = set(real_paths(others))
     kept = [k for k, file in enumerate(real_paths(own)) if file not in known]
     if len(kept) < len(own):
-        notes.append(f"unlabeled_data: {len(own) - len(kept)} images are evaluated on, and left out")
+        notes.append(f"unlabeled_data: {len(own) - len(kept)} images are {where}, and left out")
     if not kept:
-        raise UserError("unlabeled_data: all its images are evaluated on: give others")
+        raise UserError(f"unlabeled_data: all its images are {where}: give others")
     return unlabeled.select(torch.tensor(kept))
 
 

@@ -229,7 +229,8 @@ def _tap(
     name = f"model {k} ({model.name})"
     size = model.image_size
     images = torch.zeros((2, model.channels or in_chans, size, size), device=like.device, dtype=like.dtype)
-    adapter = InputAdapter(size, model.channels, safe_memory_format(model.module, like.device, config.channels_last))
+    order = safe_memory_format(model.module, like.device, config.channels_last)
+    adapter = InputAdapter(size, model.channels, order, config.interpolation)
     needs_maps = config.loss_weights.updates_extractors or config.similarity_images
     try:
         taps = find_taps(model.module, images, name, layers, vectors=config.vectors_as_maps) if needs_maps else []

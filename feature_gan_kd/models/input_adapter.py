@@ -20,6 +20,7 @@ class InputAdapter(nn.Module):
         size: side in pixels of the model's images; 0 keeps the size.
         channels: of the model's images, in which a grey one is repeated; 0 keeps them.
         memory_format: of the model's images.
+        interpolation: of the resizing; where torch has no such one, bilinear.
 
     Attributes:
         copies: whether the model gets images of its own, since it changes them in place.
@@ -29,12 +30,17 @@ class InputAdapter(nn.Module):
     offset: Tensor | None
 
     def __init__(
-        self, size: int, channels: int = 0, memory_format: torch.memory_format = torch.preserve_format
+        self,
+        size: int,
+        channels: int = 0,
+        memory_format: torch.memory_format = torch.preserve_format,
+        interpolation: str = "bilinear",
     ) -> None:
         super().__init__()
         self.size = size
         self.channels = channels
         self.memory_format = memory_format
+        self.interpolation = interpolation if interpolation == "bicubic" else "bilinear"
         self.copies = False
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("offset", None, persistent=False)
@@ -57,7 +63,7 @@ class InputAdapter(nn.Module):
         """Adapts images (batch, channels, height, width); returns the same tensor if nothing is to be done."""
         shared = images
         if self.size and images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+            images = F.interpolate(images, (self.size, self.size), mode=self.interpolation, antialias=True)
         if images.shape[1] == 1 < self.channels:
             images = images.repeat(1, self.channels, 1, 1)
         if self.scale is not None and self.offset is not None:

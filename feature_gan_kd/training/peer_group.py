@@ -306,7 +306,7 @@ class PeerGroup(Uncopyable):
         check_plain_state(self.modules.trained_modules())
         state = self.state()
         if self.accelerator.is_main_process:
-            checkpoint_files.save(state, folder, self.signature(None))
+            checkpoint_files.save(state, folder, self.signature(None, None))
         self.accelerator.wait_for_everyone()
 
     def load_state(self, state: Checkpoint) -> None:
@@ -337,9 +337,15 @@ class PeerGroup(Uncopyable):
             "models": [describe_model(model) for model in self.peers],
         }
 
-    def signature(self, fingerprint: str | None) -> dict[str, Any]:
-        """What a checkpoint and the run that resumes it must agree in; `fingerprint` is that of the training data."""
-        return {**self.description(), "config": self.config.defining(), "data": fingerprint}
+    def signature(self, fingerprint: str | None, class_names: list[str] | None) -> dict[str, Any]:
+        """What a checkpoint and the run that resumes it must agree in.
+
+        Args:
+            fingerprint: of the training data.
+            class_names: of the training data: which class a number means.
+        """
+        about = {"data": fingerprint, "class_names": class_names}
+        return {**self.description(), "config": self.config.defining(), **about}
 
     def begin_training(
         self, train_data: Any, eval_data: Any, data: Data, license: str | None, unlabeled_data: Any = None

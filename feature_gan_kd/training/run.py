@@ -259,6 +259,12 @@ def _notes_on_models(group: PeerGroup, data: Data) -> list[str]:
     """Lines on models that teach noise or learn in part, maps that are a guess, a slow precision, and the recipe."""
     notes, bf16 = notes_on_frozen(group), group.config.mixed_precision == "bf16"
     notes += [note for model in group.tapped for note in model.notes()]
+    notes += [
+        f"{model.name}: it sees the images of {group.image_size} pixels resized once more, to {model.adapter.size}: "
+        "published, it reads images at that size at once, which gives slightly other pixels"
+        for model in group.tapped
+        if model.adapter.size != group.image_size
+    ]
     encoders = [str(k) for k in range(len(group.peers)) if k not in group.classifiers]
     if encoders and data.evaluation is not None:
         neighbours = min(NEIGHBOURS, len(data.evaluation) - 1)

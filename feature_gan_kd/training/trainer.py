@@ -67,7 +67,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.config, self.accelerator = self.group.config, self.group.accelerator
-        self.signature = self.group.signature(self.data.fingerprint)
+        self.signature = self.group.signature(self.data.fingerprint, self.data.class_names)
         self.signals = StopSignals()
         self.steps_per_epoch = self.data.train.steps(self.config.batch_size)
         self.total_steps = self.steps_per_epoch * self.config.epochs

@@ -254,16 +254,20 @@ def test_unlabelled_data_are_joined_to_the_training_images(tmp_path: Path) -> No
     assert opened(train, unlabeled=photos).fingerprint == data.fingerprint
 
 
-def test_images_that_are_evaluated_on_are_not_learned_from(tmp_path: Path) -> None:
-    """Also where the unlabelled images are the whole folder of which a fifth is held out."""
-    names = [f"{kind}/{k}.png" for kind in ("cat", "dog") for k in range(10)]
-    folder = str(pictures(tmp_path / "photos", *names))
-    data = opened(folder, unlabeled=folder)
-    assert (len(data.train), data.unlabeled_images, len(data.evaluation or ())) == (32, 16, 4)
+def test_an_image_is_labelled_unlabelled_or_evaluated_on(tmp_path: Path) -> None:
+    """Also where the unlabelled images are a whole folder that holds the labelled ones, of which a fifth is held out."""
+    names = [f"labelled/{kind}/{k}.png" for kind in ("cat", "dog") for k in range(10)]
+    everything = pictures(tmp_path / "photos", *names, "1.png", "2.png", "3.png")
+    folder = str(everything / "labelled")
+    data = opened(folder, unlabeled=str(everything))
+    assert (len(data.train), data.unlabeled_images, len(data.evaluation or ())) == (19, 3, 4)
     assert "unlabeled_data: 4 images are evaluated on, and left out" in data.notes
+    assert "unlabeled_data: 16 images are in the training data, too, and left out" in data.notes
     learned = {image.tobytes() for image in data.train.pixels.numpy()}  # type: ignore[attr-defined]
     evaluated = {image.tobytes() for image in data.evaluation.pixels.numpy()}  # type: ignore[union-attr]
     assert not learned & evaluated
+    with pytest.raises(UserError, match=r"^unlabeled_data: all its images are in the training data, too: give others"):
+        opened(folder, unlabeled=folder)
     with pytest.raises(UserError, match=r"^unlabeled_data: all its images are evaluated on"):
         opened(make(10), folder, unlabeled=folder)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from feature_gan_kd import OnlineAdversarialDistiller
@@ -73,7 +74,7 @@ def test_pretrained_peers_of_other_sizes_and_normalisations(tmp_path: Path) -> N
     pixels = torch.rand(3, 3, 64, 64)
     shared = normalised(pixels, distiller.group.normalisation())
     own = normalised(pixels, Normalisation(tuple(configs[1]["mean"]), tuple(configs[1]["std"])))
-    small = torch.nn.functional.interpolate(own, (32, 32), mode="bilinear", antialias=True)
+    small = F.interpolate(own, (32, 32), mode="bicubic", antialias=True)
     for model in distiller.step.models:
         model.eval()
     with torch.no_grad():
@@ -98,3 +99,10 @@ def test_a_model_of_a_fixed_size_keeps_it(size: int | None) -> None:
     assert [model.image_size for model in distiller.group.peers] == [size or 160, 32]
     side = distiller.image_size
     assert distiller.training_step(torch.randn(4, 3, side, side), torch.arange(4) % 3)["cross_entropy/1"] > 0
+
+
+def test_it_resizes_as_the_data_are() -> None:
+    images = torch.rand(2, 3, 12, 12)
+    for asked, used in (("bicubic", "bicubic"), ("bilinear", "bilinear"), ("lanczos", "bilinear")):
+        expected = F.interpolate(images, (8, 8), mode=used, antialias=True)
+        assert torch.equal(InputAdapter(8, interpolation=asked)(images), expected)

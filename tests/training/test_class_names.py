@@ -91,6 +91,18 @@ def test_plain_and_natural_sort(published: list[str]) -> None:
     assert order_of(["crane", "crane"], ["crane", "crane"]) == [0, 1]
 
 
+def test_a_run_is_not_resumed_where_the_numbers_mean_other_classes(published: list[str], tmp_path: Path) -> None:
+    """The images and label numbers are the same."""
+    fit(published, "red", "blue", "green", output_dir=tmp_path / "run", lr=0.01, epochs=1)
+    again = OnlineAdversarialDistiller(published, num_classes=3, **{**SMALL, "lr": 0.01, "epochs": 1})
+    renamed = data("red", "blue", "green")
+    for name, split in renamed.items():
+        numbers = split.cast_column("label", datasets.Value("int64"))
+        renamed[name] = numbers.cast_column("label", datasets.ClassLabel(names=["green", "blue", "red"]))
+    with pytest.raises(UserError, match=r"was written with class_names 0 \"red\", this run has \"green\": resume with"):
+        again.fit(renamed, output_dir=tmp_path / "run", resume=True, progress=False)
+
+
 def test_a_resumed_run_is_exact(published: list[str], tmp_path: Path) -> None:
     names = ("red", "blue", "green")
     whole = fit(published, *names, output_dir=tmp_path / "whole", lr=0.01, epochs=2)
