@@ -167,15 +167,10 @@ class CachedOutputs:
         tensors = [*module.parameters(), *module.buffers(), *adapter.buffers()]
         norms = torch.stack([one.detach().double().norm() for one in tensors]).tolist() if tensors else []
         described = _describe(module)
-        version = (
-            described,
-            adapter.size,
-            adapter.interpolation,
-            norms,
-            [(id(one), version_of(one)) for one in tensors],
-        )
+        resized = adapter.size, adapter.interpolation
+        version = (described, resized, norms, [(id(one), version_of(one)) for one in tensors])
         if version != self._version:
-            about = (self._owner, self.precision, self.model.taps, adapter.size, adapter.interpolation, described)
+            about = (self._owner, self.precision, self.model.taps, resized, described)
             digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
             for one in tensors:
                 digest.update(_bytes(one.detach().to("cpu")))

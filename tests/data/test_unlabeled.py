@@ -255,7 +255,7 @@ def test_unlabelled_data_are_joined_to_the_training_images(tmp_path: Path) -> No
 
 
 def test_an_image_is_labelled_unlabelled_or_evaluated_on(tmp_path: Path) -> None:
-    """Also where the unlabelled images are a whole folder that holds the labelled ones, of which a fifth is held out."""
+    """Also where the unlabelled images are a whole folder, labelled ones of which a fifth is held out among them."""
     names = [f"labelled/{kind}/{k}.png" for kind in ("cat", "dog") for k in range(10)]
     everything = pictures(tmp_path / "photos", *names, "1.png", "2.png", "3.png")
     folder = str(everything / "labelled")
