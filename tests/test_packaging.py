@@ -80,5 +80,5 @@ def test_a_fresh_environment(what: str, wheel: Path, source: Path, tmp_path: Pat
     options = ("--epochs", "1", "--max-train-samples", "64", "--max-eval-samples", "50")
     run(command, "train", "--output-dir", "run", *options, at=tmp_path)
     run(command, "export", "run", "published", "--license", "mit", at=tmp_path)
-    assert (tmp_path / "published" / "1-test_vit" / "model.safetensors").exists()
+    assert (tmp_path / "published" / "1-test_resnet" / "model.safetensors").exists()
     assert run(command, "report", "run", at=tmp_path).strip() == "run/report.html"

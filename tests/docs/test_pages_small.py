@@ -40,6 +40,7 @@ STAND_INS = {
     r'fit\("photos", ': 'fit("photos", epochs=1, batch_size=4, ',
     r"runs/small/networks/1-cifar_resnet8": f"{RUN}/networks/1-test_vit",
     r"predict (hf-hub:\S+|resnet18) ": "predict published/0-test_resnet ",
+    r"published/1-test_resnet": "published/0-test_resnet",
     r"--num-classes 1000": "--num-classes 100",
     r"/shared/runs": "runs",
     r"\bRUN\b": RUN,
