@@ -103,7 +103,7 @@ def test_a_transform_that_changes_some_labels_is_refused_when_it_does() -> None:
         pairs = zip(batch["image"], batch["label"], strict=True)
         return {**batch, "label": [1 if np.asarray(image).max() == 160 else label for image, label in pairs]}
 
-    with pytest.raises(UserError, match=r"^labels: the transform of split 'train' changes the label 0 of image 4"):
+    with pytest.raises(UserError, match=r"^labels: the transform of split 'evaluation' changes the label 0 of image 4"):
         opened(NAMED.with_transform(by_image))
 
 
